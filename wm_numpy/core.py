@@ -55,6 +55,9 @@ class Params(Mapping):
         """The number of parameters."""
         return self.flat.size
 
+    def __reduce__(self):
+        return Params, (self.shapes, self.flat)  # a copy in another process has views of its own vector again
+
     def zeros_like(self) -> Params:
         """Fresh zeros of the same names, shapes and dtype: where gradients go."""
         return Params(self.shapes, np.zeros_like(self.flat))

@@ -1,17 +1,27 @@
 """All cores, and the same result on any number of them.
 
-Work is cut into pieces by the configuration, never by the number of workers; pieces come back in order. So a sum
-over pieces has one fixed order, and a run on one core equals a run on sixteen.
+Work is cut into pieces by the configuration, never by the number of workers; pieces come back in order, or with
+their index. So a sum over pieces has one fixed order, and a run on one core equals a run on sixteen.
 
-`threads` is for NumPy (it releases the GIL): pieces of a batch, groups of dreams. `Processes` is for environments.
+`threads` is for NumPy (it releases the GIL): pieces of a batch, groups of dreams. `processes` is for environments.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
+from itertools import islice
+
+ATTEMPTS = 3  # how often one job, or a pool that brings no result at all, may die
+
+
+class WorkerError(RuntimeError):
+    """Processes died again and again."""
 
 
 def cpu_count() -> int:
@@ -22,15 +32,20 @@ def cpu_count() -> int:
 _workers = cpu_count()
 
 
-def set_threads(n: int) -> None:
-    """Use n threads from now on."""
+def set_workers(n: int) -> None:
+    """Use n threads, and n processes, from now on."""
     global _workers
     _workers = max(1, int(n))
 
 
+def workers() -> int:
+    """How many are in use."""
+    return _workers
+
+
 @lru_cache(maxsize=1)
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="wm_numpy")
+def _pool(n: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n, thread_name_prefix="wm_numpy")
 
 
 def threads(function: Callable, pieces: Iterable) -> list:
@@ -39,3 +54,73 @@ def threads(function: Callable, pieces: Iterable) -> list:
     if _workers == 1 or len(pieces) == 1:
         return [function(p) for p in pieces]
     return list(_pool(_workers).map(function, pieces))
+
+
+def processes(
+    function: Callable,
+    jobs: Sequence[tuple],
+    setup: Callable | None = None,
+    arguments: tuple = (),
+    retry: tuple[type[Exception], ...] = (),
+    log: Callable[[str], None] = print,
+    executor: Callable[..., Executor] | None = None,
+) -> Iterator[tuple[int, object]]:
+    """(index, function(*job)) for all jobs, as they finish, each in one of the worker processes.
+
+    A worker that dies, or a job that raises one of `retry`, costs a line in the log: the job is done again.
+    Workers are replaced after some jobs each, because Box2D loses memory at every reset.
+
+    Args:
+        function: importable by name, as are setup and its arguments.
+        jobs: the arguments of each call.
+        setup: run once in every new process, setup(*arguments).
+        retry: exceptions after which a job is repeated, at most ATTEMPTS times in all.
+        log: takes the lines.
+        executor: makes the pool from (max_workers, initializer, initargs); a ProcessPoolExecutor when None.
+
+    Raises:
+        WorkerError: a job, or every worker, died ATTEMPTS times.
+    """
+    make = executor or _process_pool
+    waiting, failures, deaths = dict(enumerate(jobs)), {}, 0
+    while waiting:
+        wave = list(islice(waiting.items(), 16 * _workers))
+        pool = make(max_workers=min(_workers, len(wave)), initializer=_start, initargs=(setup, arguments))
+        try:
+            futures = {pool.submit(function, *job): i for i, job in wave}
+            for future in as_completed(futures):
+                i = futures[future]
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    deaths += 1
+                    if deaths >= ATTEMPTS:
+                        raise WorkerError(f"worker processes died {deaths} times without a result") from None
+                    log(f"a worker process died: its jobs are repeated (attempt {deaths + 1} of {ATTEMPTS})")
+                    break
+                except retry as error:
+                    failures[i] = failures.get(i, 0) + 1
+                    if failures[i] >= ATTEMPTS:
+                        raise WorkerError(f"a job failed {ATTEMPTS} times: {error}") from error
+                    log(f"{error} Its job is repeated (attempt {failures[i] + 1} of {ATTEMPTS}).")
+                else:
+                    deaths = 0
+                    del waiting[i]
+                    yield i, result
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _process_pool(**kwargs) -> ProcessPoolExecutor:
+    # spawned, not forked: a fork copies locks that threads hold
+    return ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"), **kwargs)
+
+
+def _start(setup: Callable | None, arguments: tuple) -> None:
+    """In a new worker: one thread, and an end when the parent ends, were it by kill -9."""
+    set_workers(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    if setup is not None:
+        setup(*arguments)

@@ -1,0 +1,132 @@
+"""The agent: V, M and C together, as a run folder or the package's own weights hold them.
+
+    config.json   vae.npz: params   mdnrnn.npz: params, starts   controller.npz: vector
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import config as configuration
+from .config import Config
+from .controller import Controller, controller_size
+from .data import DataError, read_arrays
+from .mdnrnn import MDNRNN, MDNRNNConfig
+from .vae import VAE, VAEConfig
+
+ACTION_SIZE = {"carracing": 3, "doom": 1}
+SHIPPED = Path(__file__).parent / "weights"
+
+
+@dataclass
+class Agent:
+    """What acts.
+
+    Attributes:
+        config: of the run.
+        v, m: the models.
+        vector: C's parameters, (n,).
+        starts: mu and logvar of recorded first frames, (2, N, Z): where dreams begin.
+    """
+
+    config: Config
+    v: VAE
+    m: MDNRNN
+    vector: np.ndarray
+    starts: np.ndarray
+
+    def controller(self, vectors: np.ndarray | None = None) -> Controller:
+        """C with its own parameters, or with those of a population (P, n)."""
+        bias = self.config.evolve.bias
+        return Controller(self.vector if vectors is None else vectors, self.m.config.action_size, bias)
+
+
+def new_vae(config: Config, rng: np.random.Generator | None = None) -> VAE:
+    """V of a configuration; its weights are drawn from rng, or zero."""
+    return VAE(VAEConfig(config.vae.z_size, config.vae.kl_floor), rng)
+
+
+def new_mdnrnn(config: Config, rng: np.random.Generator | None = None) -> MDNRNN:
+    """M of a configuration; its weights are drawn from rng, or zero."""
+    m = config.mdnrnn
+    sizes = MDNRNNConfig(
+        z_size=config.vae.z_size,
+        action_size=ACTION_SIZE[config.task],
+        hidden=m.hidden,
+        mixtures=m.mixtures,
+        restart_input=m.restart_input,
+        done_head=m.done_head,
+        reward_head=m.reward_head,
+        done_weight=m.done_weight,
+        reward_weight=m.reward_weight,
+    )
+    return MDNRNN(sizes, rng)
+
+
+def feature_size(config: Config) -> int:
+    """F, what C sees: z, [z h] or [z c h]."""
+    return config.vae.z_size + (len(config.evolve.features) - 1) * config.mdnrnn.hidden
+
+
+def vector_size(config: Config) -> int:
+    """Parameters of C."""
+    return controller_size(feature_size(config), ACTION_SIZE[config.task], config.evolve.bias)
+
+
+def run_folder(run: str | Path) -> Path:
+    """The folder of a run, or of the weights that come with the package under that name.
+
+    Raises:
+        DataError: it is neither.
+    """
+    for folder in (Path(run), SHIPPED / str(run)):
+        if (folder / "config.json").is_file():
+            return folder
+    shipped = sorted(f.name for f in SHIPPED.glob("*") if f.is_dir())
+    known = f"; weights come with the package for: {', '.join(shipped)}" if shipped else ""
+    raise DataError(f"{run} is not a run folder (it has no config.json){known}")
+
+
+def load_config(folder: Path) -> Config:
+    """The configuration that made a run."""
+    path = folder / "config.json"
+    try:
+        return configuration.from_json(path.read_text())
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path} is damaged or of another version ({error})") from None
+
+
+def load_params(path: Path, params, name: str = "params") -> dict[str, np.ndarray]:
+    """Fill a model's flat vector from an .npz; return the file's arrays."""
+    arrays = read_arrays(path)
+    stored = arrays.get(name)
+    if stored is None or stored.shape != params.flat.shape:
+        found = "no parameters" if stored is None else f"parameters of shape {stored.shape}"
+        raise DataError(f"{path} has {found}, this configuration needs {params.flat.shape}: is it of another run?")
+    if not np.isfinite(stored).all():
+        raise DataError(f"{path} holds parameters that are not numbers: delete it and repeat the command that made it")
+    params.flat[:] = stored
+    return arrays
+
+
+def load(run: str | Path) -> Agent:
+    """The agent of a finished run, or one that comes with the package.
+
+    Raises:
+        DataError: no such run, not finished, or a damaged file.
+    """
+    folder = run_folder(run)
+    config = load_config(folder)
+    v, m = new_vae(config), new_mdnrnn(config)
+    try:
+        load_params(folder / "vae.npz", v.params)
+        starts = load_params(folder / "mdnrnn.npz", m.params)["starts"].astype(np.float32)
+        vector = read_arrays(folder / "controller.npz")["vector"].astype(np.float64)
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename} is missing: the run is not finished, `train` goes on with it") from None
+    if vector.shape != (vector_size(config),):
+        raise DataError(f"{folder / 'controller.npz'} holds {vector.size} weights, not {vector_size(config)}")
+    return Agent(config, v, m, vector, starts)

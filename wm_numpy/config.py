@@ -1,0 +1,230 @@
+"""Every number of a run, in one place: frozen dataclasses whose comments are their help, and presets by name.
+
+`paper` carries the paper's sizes and, where the paper is silent, the authors' code. `laptop`, `quick` and `smoke`
+are the same system with less data and fewer updates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+TASKS = ("doom", "carracing")
+
+
+class SettingError(ValueError):
+    """A setting that does not exist or whose value cannot be."""
+
+
+def setting(default, help: str, low: float | None = None, high: float | None = None, choices: tuple = ()):
+    """A dataclass field with its help text and its range, both inclusive."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Episodes for V and M to learn from: random ones in round 1, the agent's own with noise after that."""
+
+    episodes: int = setting(10_000, "episodes per round", 1)
+    min_length: int = setting(1, "shorter episodes are not kept but replaced by another", 1)
+    noise: float = setting(0.3, "std of the noise on the agent's actions, rounds after the first", 0)
+
+
+@dataclass(frozen=True)
+class V:
+    """The VAE and its training."""
+
+    z_size: int = setting(32, "latent dimensions", 1)
+    kl_floor: float = setting(0.5, "free bits: nats per latent dimension under which the KL is not pressed", 0)
+    batch: int = setting(100, "frames per update", 1)
+    epochs: int = setting(1, "passes over all frames, when updates is 0", 1)
+    updates: int = setting(0, "updates per round; 0: by epochs", 0)
+    learning_rate: float = setting(1e-4, "Adam's", 0)
+
+
+@dataclass(frozen=True)
+class M:
+    """The MDN-RNN and its training."""
+
+    hidden: int = setting(256, "LSTM units", 1)
+    mixtures: int = setting(5, "Gaussians per latent dimension", 1)
+    restart_input: bool = setting(False, "the restart flag is an input too (Doom)")
+    done_head: bool = setting(False, "predict the end of the episode")
+    reward_head: bool = setting(False, "predict the expected reward")
+    done_weight: float = setting(10.0, "weight of the steps that end an episode in the done loss", 0)
+    reward_weight: float = setting(1.0, "weight of the reward loss", 0)
+    batch: int = setting(100, "windows per update", 1)
+    window: int = setting(1000, "steps per window", 2)
+    epochs: int = setting(20, "passes over all steps, when updates is 0", 1)
+    updates: int = setting(0, "updates per round; 0: by epochs", 0)
+    learning_rate: float = setting(1e-3, "Adam's, at the start", 0)
+    final_rate: float = setting(1e-5, "where the learning rate decays to", 0)
+    decay: float = setting(1.0, "its excess over the final rate is multiplied by this at every update", 0, 1)
+    clip: float = setting(1.0, "every entry of the gradient is clipped to +-clip", 0)
+
+
+@dataclass(frozen=True)
+class Evolve:
+    """C and CMA-ES."""
+
+    world: str = setting("real", "where C is evolved", choices=("real", "dream"))
+    features: str = setting("zh", "what C sees: z, [z h] or [z c h]", choices=("z", "zh", "zch"))
+    bias: bool = setting(True, "C has a bias")
+    population: int = setting(64, "candidates per generation", 4)
+    episodes: int = setting(16, "episodes per candidate", 1)
+    generations: int = setting(200, "generations per round", 1)
+    sigma: float = setting(0.1, "CMA-ES' first step size", 1e-9)
+    tau: float = setting(1.0, "temperature of the dream", 1e-3)
+    horizon: int = setting(0, "steps after which a dream is cut; 0: the task's limit", 0)
+    penalty: float = setting(0.01, "fitness = mean return - penalty * mean(w^2) (authors' code)", 0)
+    chunk: int = setting(256, "dreams that one thread steps together", 1)
+    check_every: int = setting(25, "generations between checks of the mean in the real environment; 0: never", 0)
+    check_episodes: int = setting(100, "episodes of a check; the best check is the agent that is kept", 1)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """The scores that are reported, on seeds used for nothing else."""
+
+    episodes: int = setting(100, "real episodes of the random policy and of the agent", 2)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run: everything that decides its result, together with the seed."""
+
+    task: str = setting("doom", "the environment", choices=TASKS)
+    preset: str = setting("quick", "where the numbers come from")
+    seed: int = setting(0, "of everything random", 0, 2**31 - 1)
+    rounds: int = setting(1, "collect, V, M, C, again and again, older data kept", 1)
+    collect: Collect = Collect()
+    vae: V = V()
+    mdnrnn: M = M()
+    evolve: Evolve = Evolve()
+    evaluate: Evaluate = Evaluate()
+
+
+# The paper's two experiments, then what each smaller preset changes.
+_DOOM = {
+    "vae.z_size": 64, "vae.epochs": 10,
+    "mdnrnn.hidden": 512, "mdnrnn.restart_input": True, "mdnrnn.done_head": True, "mdnrnn.window": 500,
+    "mdnrnn.epochs": 400, "mdnrnn.decay": 0.99999,
+    "evolve.world": "dream", "evolve.features": "zch", "evolve.bias": False, "evolve.tau": 1.15,
+    "collect.min_length": 100,
+}  # fmt: skip
+_SMOKE = {
+    "vae.updates": 20, "vae.batch": 32, "mdnrnn.hidden": 32, "mdnrnn.window": 32, "mdnrnn.batch": 8,
+    "mdnrnn.updates": 30, "evolve.population": 8, "evolve.episodes": 2, "evolve.generations": 3,
+    "evolve.horizon": 60, "evolve.check_every": 2, "evolve.check_episodes": 2, "evaluate.episodes": 4,
+}  # fmt: skip
+_DREAMT_CAR = {"mdnrnn.reward_head": True, "evolve.world": "dream"}
+PRESETS: dict[str, dict[str, dict]] = {
+    "doom": {
+        "paper": _DOOM,
+        "laptop": _DOOM | {
+            "collect.episodes": 2000, "vae.updates": 8000, "mdnrnn.epochs": 40, "evolve.generations": 100,
+        },
+        "quick": _DOOM | {
+            "collect.episodes": 200, "vae.updates": 500, "mdnrnn.hidden": 256, "mdnrnn.batch": 16,
+            "mdnrnn.window": 100, "mdnrnn.updates": 3000, "mdnrnn.decay": 0.999, "evolve.generations": 60,
+            "evolve.episodes": 4, "evolve.check_every": 0, "evaluate.episodes": 50,
+        },
+        "smoke": _DOOM | _SMOKE | {"collect.episodes": 4, "collect.min_length": 1},
+    },
+    "carracing": {
+        "paper": {"vae.epochs": 1},
+        "laptop": _DREAMT_CAR | {"collect.episodes": 1000, "rounds": 3},
+        "quick": _DREAMT_CAR | {
+            "collect.episodes": 100, "vae.updates": 500, "mdnrnn.batch": 16, "mdnrnn.window": 100,
+            "mdnrnn.updates": 3000, "mdnrnn.decay": 0.999, "evolve.generations": 60, "evolve.episodes": 4,
+            "evolve.horizon": 300, "evolve.check_every": 0, "evaluate.episodes": 50,
+        },
+        "smoke": _DREAMT_CAR | _SMOKE | {"collect.episodes": 2},
+    },
+}  # fmt: skip
+
+
+def resolve(task: str, preset: str = "quick", settings: Iterable[str] = (), seed: int = 0) -> Config:
+    """The configuration of a preset, changed by settings such as "evolve.tau=1.15" or "rounds=2".
+
+    Raises:
+        SettingError: an unknown task, preset or key, or a value of the wrong kind or out of range.
+    """
+    if task not in PRESETS:
+        raise SettingError(f"unknown task {task!r}: choose from {', '.join(TASKS)}")
+    if preset not in PRESETS[task]:
+        raise SettingError(f"unknown preset {preset!r}: choose from {', '.join(PRESETS[task])}")
+    values = {"task": task, "preset": preset, "seed": seed} | PRESETS[task][preset]
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise SettingError(f"--set takes KEY=VALUE, such as evolve.tau=1.15, not {text!r}")
+        if key in ("task", "preset", "seed"):
+            raise SettingError(f"{key} is not for --set: it has a place of its own on the command line")
+        values[key] = value
+    return from_flat(values)
+
+
+def from_flat(values: dict) -> Config:
+    """A Config from {"evolve.tau": 1.15, ...}; what is not named has the paper's value."""
+    config = Config()
+    for key, value in values.items():
+        *parents, name = key.split(".")
+        section = config
+        for parent in parents:
+            section = getattr(section, parent, None)
+        known = {f.name: f for f in dataclasses.fields(section)} if dataclasses.is_dataclass(section) else {}
+        if len(parents) > 1 or name not in known or dataclasses.is_dataclass(getattr(section, name)):
+            raise SettingError(f"unknown setting {key!r}: choose from {', '.join(flat(config))}")
+        section = dataclasses.replace(section, **{name: _parsed(key, value, section, known[name])})
+        config = dataclasses.replace(config, **{parents[0]: section}) if parents else section
+    return config
+
+
+def flat(config: Config) -> dict:
+    """{"evolve.tau": 1.15, ...}: what from_flat takes."""
+    pairs = {}
+    for key, value in dataclasses.asdict(config).items():
+        pairs |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return pairs
+
+
+def from_json(text: str) -> Config:
+    """The Config that json.dumps(flat(config)) wrote."""
+    return from_flat(json.loads(text))
+
+
+def help_text() -> str:
+    """One line per setting: name, the paper's CarRacing value, comment."""
+    config = Config()
+    lines = []
+    for key, value in flat(config).items():
+        section, _, name = key.rpartition(".")
+        owner = getattr(config, section) if section else config
+        comment = next(f for f in dataclasses.fields(owner) if f.name == name).metadata["help"]
+        lines.append(f"  {key + '=' + str(value):32} {comment}")
+    return "\n".join(lines)
+
+
+def _parsed(key: str, value, section, field: dataclasses.Field):
+    """`value`, which may be text, as the field's own kind and within its range."""
+    kind = typing.get_type_hints(type(section))[field.name]
+    try:
+        if kind is bool:
+            value = {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
+        elif kind is int and isinstance(value, float):
+            raise ValueError
+        else:
+            value = kind(value)
+    except (ValueError, KeyError, TypeError):
+        raise SettingError(f"{key} takes {kind.__name__}, not {value!r}") from None
+    low, high, choices = (field.metadata[k] for k in ("low", "high", "choices"))
+    if choices and value not in choices:
+        raise SettingError(f"{key} is one of {', '.join(choices)}, not {value!r}")
+    # written so that nan, which compares false with everything, is refused too
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        raise SettingError(f"{key} = {value} is out of range: {f'at least {low}' if high is None else f'{low} to {high}'}")
+    return value

@@ -1,0 +1,131 @@
+"""LSTM over sequences (Hochreiter & Schmidhuber 1997), with carried state and restarts, forward and backward.
+
+    [i f o g] = [x_t h_{t-1}] w + b                         gates in this order, each H wide
+    c_t = sigmoid(f + 1) c_{t-1} + sigmoid(i) tanh(g)       forget bias +1, a constant (authors' rnn.py)
+    h_t = sigmoid(o) tanh(c_t)
+
+One function for everything: training runs it over T steps, acting and dreaming over T = 1.
+
+Letters: T time, B batch, I inputs, H hidden; G = 4H gates.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+FORGET_BIAS = 1.0
+BLOCK = 800  # rows (steps x batch) of gate gradients that backward holds at a time
+
+
+def lstm_forward(
+    x: np.ndarray,
+    h0: np.ndarray,
+    c0: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+    restart: np.ndarray | None = None,
+    memory: dict | None = None,
+):
+    """T steps. x (T, B, I), h0, c0 (B, H), w (I+H, G), b (G,) -> (h (T, B, H), c_last (B, H)), cache.
+
+    (h[-1], c_last) is the state to go on from.
+
+    Args:
+        x, h0, c0, w, b: as above; the first I rows of w are for x, the others for h.
+        restart: (T, B) of 0 and 1; where it is 1 the state is zeroed BEFORE that step.
+        memory: where this thread's arrays lie from call to call. The results lie there too: they, and the cache,
+            are good until the next call that is given it. None: fresh arrays (page faults: 7 % of an M update).
+    """
+    (T, B, I), H = x.shape, h0.shape[1]
+    keep = None if restart is None else np.subtract(1, restart, dtype=x.dtype)[:, :, None]  # (T, B, 1)
+    bias = b.copy()
+    bias[H : 2 * H] += FORGET_BIAS
+
+    # [x h] in one row: one product per step for both, of full depth (two products and their sum: 5 % slower)
+    xh = _array(memory, "xh", (T, B, I + H), x.dtype)
+    xh[:, :, :I] = x
+    gates = _array(memory, "gates", (T, B, 4 * H), x.dtype)
+    h = _array(memory, "h", (T, B, H), x.dtype)
+    c = _array(memory, "c", (T + 1, B, H), x.dtype)  # c[t] is what step t starts from
+    c[0] = c0
+    for t in range(T):
+        h_prev, c_prev = h[t - 1] if t else h0, c[t]  # (B, H)
+        if keep is not None:
+            h_prev, c_prev = h_prev * keep[t], c_prev * keep[t]
+        xh[t, :, I:] = h_prev
+        a = np.matmul(xh[t], w, out=gates[t])  # (B, G)
+        a += bias
+        # sigmoid(a) = 0.5 + 0.5 tanh(0.5 a): one tanh serves the four gates
+        ifo = a[:, : 3 * H]
+        ifo *= 0.5
+        np.tanh(a, out=a)
+        ifo *= 0.5
+        ifo += 0.5
+        i, f, o, g = _split(a)  # (B, H) each
+        np.multiply(f, c_prev, out=c[t + 1])
+        c[t + 1] += i * g
+        np.tanh(c[t + 1], out=h[t])
+        h[t] *= o
+    return (h, c[T]), (xh, gates, c, keep, w, memory)
+
+
+def lstm_backward(dy, cache):
+    """dy = (dh (T, B, H), dc_last (B, H)) -> dx (T, B, I), dh0, dc0 (B, H), dw (I+H, G), db (G,)."""
+    dh_all, dc = dy
+    xh, gates, c, keep, w, memory = cache
+    (T, B, H), I = dh_all.shape, len(w) - dh_all.shape[2]
+    dx = np.empty((T, B, I), w.dtype)
+    dw, db = np.zeros_like(w), np.zeros(4 * H, w.dtype)
+    dh_prev = np.zeros_like(dc)
+    # The gate gradients of some steps at a time: of all at once they would be as much memory as all the rest
+    span = max(1, BLOCK // B)
+    for last in range(T, 0, -span):
+        first = max(0, last - span)
+        da_block = _array(memory, "da", (last - first, B, 4 * H), w.dtype)
+        for t in reversed(range(first, last)):
+            i, f, o, g = _split(gates[t])
+            da = da_block[t - first]  # (B, G)
+            di, df, do, dg = _split(da)
+            dh = dh_prev + dh_all[t]  # (B, H): from the next step, and from above
+            tanh_c = np.tanh(c[t + 1])
+            c_prev = c[t] if keep is None else c[t] * keep[t]
+            np.multiply(dh, tanh_c, out=do)  # h = o tanh(c)
+            dh *= o
+            dc = dc + dh
+            tanh_c *= tanh_c
+            dh *= tanh_c
+            dc -= dh  # d tanh(c) = (1 - tanh(c)^2) dc
+            np.multiply(dc, g, out=di)  # c = f c_prev + i g
+            np.multiply(dc, i, out=dg)
+            np.multiply(dc, c_prev, out=df)
+            dc *= f
+            ifo = gates[t, :, : 3 * H]  # y = sigmoid(a): da = dy y (1 - y)
+            slope = 1 - ifo
+            slope *= ifo
+            da[:, : 3 * H] *= slope
+            dg *= 1 - g * g  # g = tanh(a)
+            dh_prev = da @ w[I:].T  # a = [x h_prev] w + b, the part of h_prev
+            if keep is not None:
+                dh_prev *= keep[t]
+                dc *= keep[t]
+        da = da_block.reshape(-1, 4 * H)
+        dw += xh[first:last].reshape(-1, I + H).T @ da  # a = [x h_prev] w + b, all the rest of it
+        db += np.ones(len(da), da.dtype) @ da
+        np.matmul(da, w[:I].T, out=dx[first:last].reshape(-1, I))
+    return dx, dh_prev, dc, dw, db
+
+
+def _split(a: np.ndarray) -> list[np.ndarray]:
+    """(B, G) -> views i, f, o, g, (B, H) each."""
+    H = a.shape[1] // 4
+    return [a[:, k * H : (k + 1) * H] for k in range(4)]
+
+
+def _array(memory: dict | None, name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
+    """np.empty, or what lies under that name in the memory, when that is large enough."""
+    if memory is None:
+        return np.empty(shape, dtype)
+    size = int(np.prod(shape))
+    if name not in memory or memory[name].size < size or memory[name].dtype != dtype:
+        memory[name] = np.empty(size, dtype)
+    return memory[name][:size].reshape(shape)

@@ -1,0 +1,91 @@
+"""Mixture density (Bishop 1994): one mixture of K Gaussians PER latent dim. Its likelihood, and its sampler beside it.
+
+    p(z) = sum_k softmax(logmix)_k N(z; mean_k, std_k^2),   std = exp(logstd)
+
+The mixture axis is the FIRST: logmix, mean, logstd (K, ...) against a target (...). So a target broadcasts by itself,
+and a reduction over K adds K long runs of memory instead of many short ones (..., K, Z: 2 x slower).
+
+Letters: K mixtures; `...` is any shape, M's is (Z, n).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
+
+
+def _logsumexp(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """a (K, ...) -> log sum_k exp(a_k) (...), softmax (K, ...). Shifted by the maximum, nothing overflows."""
+    top = a.max(axis=0)  # (...)
+    e = a - top  # (K, ...)
+    np.exp(e, out=e)
+    total = e.sum(axis=0)  # (...)
+    e /= total
+    return top + np.log(total), e
+
+
+def mixture_nll_forward(
+    logmix: np.ndarray,
+    mean: np.ndarray,
+    logstd: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | float = 1.0,
+):
+    """sum of weight * -log p(target) in nats -> scalar.
+
+    logmix (not normalised), mean, logstd (K, ...), target (...); weight broadcasts against the target: it makes the
+    sum a mean over dims and steps, and is 0 where there is no target.
+    """
+    inv = np.exp(-logstd)  # (K, ...)
+    u = target - mean
+    u *= inv
+    joint = u * u  # log softmax(logmix)_k N(target), short of what all k share
+    joint *= -0.5
+    joint += logmix
+    joint -= logstd
+    logprior, prior = _logsumexp(logmix)
+    logjoint, posterior = _logsumexp(joint)
+    nll = logprior - logjoint
+    nll += HALF_LOG_2PI
+    return np.sum(nll * weight), (prior, posterior, u, inv, weight)
+
+
+def mixture_nll_backward(dloss: float, cache):
+    """-> dlogmix, dmean, dlogstd (K, ...)."""
+    prior, posterior, u, inv, weight = cache
+    dnll = np.asarray(dloss * weight, u.dtype)
+    dlogmix = prior - posterior  # nll = logsumexp(logmix) - logsumexp(joint)
+    dlogmix *= dnll
+    djoint = posterior * -dnll
+    dlogstd = u * u  # joint = logmix - u^2 / 2 - logstd, u = (target - mean) exp(-logstd)
+    dlogstd -= 1
+    dlogstd *= djoint
+    dmean = djoint
+    dmean *= u
+    dmean *= inv
+    return dlogmix, dmean, dlogstd
+
+
+def sample_mixture(
+    logmix: np.ndarray, mean: np.ndarray, logstd: np.ndarray, tau: float, rng: np.random.Generator
+) -> np.ndarray:
+    """z (...) ~ p at temperature tau: logmix / tau and std * sqrt(tau) (authors' doomrnn.py), logmix, mean, logstd (K, ...).
+
+    The component is drawn PER entry, by inverse CDF: the number of cumulative probabilities that a uniform passes.
+    """
+    cdf = logmix - logmix.max(axis=0)  # (K, ...)
+    cdf *= 1 / tau
+    np.exp(cdf, out=cdf)
+    for k in range(1, len(cdf)):
+        cdf[k] += cdf[k - 1]  # cumulative, not normalised: the uniform is stretched instead
+    u = rng.random(cdf.shape[1:], cdf.dtype)
+    u *= cdf[-1]
+    k = (u >= cdf[:-1]).view(np.uint8).sum(axis=0, dtype=np.uint8)  # (...), the component drawn
+    index = np.arange(k.size).reshape(k.shape) + k.size * k.astype(np.intp)  # flat: masked copies cost 3 x more
+    std = np.exp(logstd.reshape(-1)[index])
+    z = rng.standard_normal(k.shape, cdf.dtype)  # (...)
+    z *= np.sqrt(tau)
+    z *= std
+    z += mean.reshape(-1)[index]
+    return z

@@ -1,0 +1,235 @@
+"""M, the memory: an LSTM with a mixture density head, P(z', reward, done | z, action, h) (paper section 2.2).
+
+Time, stated once: T+1 frames, T actions. action[t] is chosen at frame[t] from (z[t], h[t]), h[0] = 0;
+h[t+1] = M(z[t], action[t], h[t]), whose head predicts z[t+1], reward[t] and done[t] of that very step.
+
+Letters: B batch, T time, Z latent, A action, H hidden, K mixtures, n rows.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from . import parallel
+from .core import (
+    Params,
+    linear_backward,
+    linear_forward,
+    logistic_loss_backward,
+    logistic_loss_forward,
+    squared_error_backward,
+    squared_error_forward,
+)
+from .lstm import lstm_backward, lstm_forward
+from .mdn import mixture_nll_backward, mixture_nll_forward, sample_mixture
+
+PIECE = 50  # sequences that one thread works on at a time (at least two pieces); no result depends on the threads
+ROWS = 256  # states whose mixtures are made at a time: they stay in cache, and are never held for all steps at once
+_local = threading.local()
+
+
+@dataclass(frozen=True)
+class MDNRNNConfig:
+    """Sizes and heads of M; the defaults are CarRacing's in the paper."""
+
+    z_size: int = 32  # latent dims: 32 CarRacing, 64 Doom
+    action_size: int = 3  # 3 CarRacing, 1 Doom
+    hidden: int = 256  # LSTM units: 256 CarRacing, 512 Doom
+    mixtures: int = 5  # Gaussians per latent dim
+    restart_input: bool = False  # the restart flag is an input, too (Doom)
+    done_head: bool = False  # predict the end of the episode (Doom)
+    reward_head: bool = False  # predict the reward
+    done_weight: float = 10.0  # how much more an end counts in the loss than a step without (authors' doomrnn.py)
+    reward_weight: float = 1.0  # of the squared error in the loss
+
+
+class Prediction(NamedTuple):
+    """What the head says of n states; None where M has no such head."""
+
+    logmix: np.ndarray  # (K, Z, n), not normalised
+    mean: np.ndarray  # (K, Z, n)
+    logstd: np.ndarray  # (K, Z, n)
+    done_logit: np.ndarray | None  # (n,)
+    reward: np.ndarray | None  # (n,)
+
+
+class MDNRNN:
+    """M and its gradient.
+
+    Args:
+        config: sizes and heads.
+        rng: draws the initial weights; zeros when None, to be filled from a checkpoint.
+        dtype: float32 to compute, float64 to check gradients.
+    """
+
+    def __init__(self, config: MDNRNNConfig, rng: np.random.Generator | None = None, dtype=np.float32):
+        self.config = config
+        I = config.z_size + config.action_size + config.restart_input
+        H, mixture = config.hidden, 3 * config.mixtures * config.z_size
+        shapes = {"lstm.w": (I + H, 4 * H), "lstm.b": (4 * H,), "mixture.w": (mixture, H), "mixture.b": (mixture,)}
+        self._scalars = [name for name in ("done", "reward") if getattr(config, name + "_head")]
+        for name in self._scalars:
+            shapes |= {name + ".w": (H, 1), name + ".b": (1,)}
+        self.params = Params(shapes, dtype=dtype)
+        if rng is not None:
+            for name, w in self.params.items():
+                if name.endswith(".w"):  # Glorot uniform (the authors' head), every gate a layer by itself; zero biases
+                    limit = np.sqrt(6 / ((I + 2 * H) if name == "lstm.w" else sum(w.shape)))
+                    w[...] = rng.uniform(-limit, limit, w.shape)
+
+    # ---------------------------------------------------------------------------------------------- acting and dreaming
+
+    def initial_state(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """-> h, c (n, H): zeros."""
+        h, c = np.zeros((2, n, self.config.hidden), self.params.flat.dtype)
+        return h, c
+
+    def step(
+        self,
+        z: np.ndarray,
+        action: np.ndarray,
+        state: tuple[np.ndarray, np.ndarray],
+        restart: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """z (n, Z), action (n, A), state (h, c) -> the next state.
+
+        restart (n,) is 1 at the first step of an episode, as in the data M learns from, and zeroes the state; None: 0.
+        """
+        restart = None if restart is None else np.asarray(restart)[None]  # (1, n)
+        (h, c), _ = self._run(z[None], action[None], restart, state)
+        return h[0].copy(), c.copy()  # they lie in this thread's memory
+
+    def predict(self, h: np.ndarray) -> Prediction:
+        """The head at h (n, H)."""
+        cfg, p = self.config, self.params
+        y = p["mixture.w"] @ h.T  # (3KZ, n)
+        y += p["mixture.b"][:, None]
+        scalars = {name: linear_forward(h, p[name + ".w"], p[name + ".b"])[0][:, 0] for name in self._scalars}
+        return Prediction(
+            *y.reshape(3, cfg.mixtures, cfg.z_size, len(h)), scalars.get("done"), scalars.get("reward")
+        )
+
+    def dream(
+        self, state: tuple[np.ndarray, np.ndarray], tau: float, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The state after a step -> what came of that step: z_next (n, Z), reward (n,), done (n,) bool.
+
+        done when its logit is above 0: a cutoff, not a draw. Without a reward head every step is worth 1 (survival).
+        """
+        y = self.predict(state[0])
+        z = np.ascontiguousarray(sample_mixture(y.logmix, y.mean, y.logstd, tau, rng).T)  # (n, Z)
+        reward = np.ones(len(z), z.dtype) if y.reward is None else y.reward
+        done = np.zeros(len(z), bool) if y.done_logit is None else y.done_logit > 0
+        return z, reward, done
+
+    def _run(self, z, action, restart, state):
+        """The LSTM from z (T, n, Z), action (T, n, A), restart (T, n) or None and a state -> (h, c_last), cache."""
+        x = [z, action]
+        if self.config.restart_input:
+            x.append(np.zeros((*z.shape[:2], 1)) if restart is None else restart[:, :, None])
+        x = np.concatenate(x, axis=2, dtype=self.params.flat.dtype)  # (T, n, I)
+        memory = _local.__dict__.setdefault("memory", {})
+        return lstm_forward(x, *state, self.params["lstm.w"], self.params["lstm.b"], restart, memory)
+
+    # --------------------------------------------------------------------------------------------------------- training
+
+    def loss_and_grad(
+        self, batch: dict[str, np.ndarray], gradient: bool = True
+    ) -> tuple[dict[str, float], np.ndarray | None]:
+        """The loss of a batch of sequences, each from a zero state, and its gradient.
+
+        Args:
+            batch: z, z_next (B, T, Z), action (B, T, A), and (B, T) each: done, reward, where M has the head;
+                restart, 1 at an episode's first step; z_mask, 0 where there is no z_next. The last two may be left out,
+                restart only without restart_input.
+            gradient: False: losses only, in a third of the time.
+
+        Returns:
+            dict of loss = z + done + reward, where z is in nats, a mean over dims and steps, and done and reward are
+            means over steps, weighted; and the gradient, flat like params.flat, or None.
+        """
+        B, T = batch["z"].shape[:2]
+        z_steps = np.sum(batch["z_mask"]) if "z_mask" in batch else B * T
+        scale = {
+            "z": 1 / (max(z_steps, 1) * self.config.z_size),
+            "done": 1 / (B * T),
+            "reward": self.config.reward_weight / (B * T),
+        }
+        results = parallel.threads(lambda s: self._piece({k: v[s] for k, v in batch.items()}, scale, gradient), _pieces(B))
+        losses = {name: float(sum(r[0][name] for r in results)) for name in scale}
+        total = results[0][1]
+        for _, more in results[1:] if gradient else ():
+            total += more
+        return dict(loss=sum(losses.values()), **losses), total
+
+    def _piece(self, batch: dict[str, np.ndarray], scale: dict[str, float], gradient: bool):
+        """Some sequences' share of the loss -> losses, gradient."""
+        p, grads = self.params, self.params.zeros_like() if gradient else None
+        batch = {k: v.swapaxes(0, 1) for k, v in batch.items()}  # (T, b, ...)
+        (h, c), cache = self._run(batch["z"], batch["action"], batch.get("restart"), self.initial_state(batch["z"].shape[1]))
+        h2 = h.reshape(-1, h.shape[2])  # (T b, H)
+        dh2 = np.zeros_like(h2) if gradient else None
+        flat = {k: v.reshape(len(h2), -1).astype(h.dtype, copy=False) for k, v in batch.items()}  # (T b, ...)
+        losses = dict.fromkeys(scale, 0.0)
+
+        weight = flat.get("z_mask", np.ones((len(h2), 1), h.dtype))[:, 0] * scale["z"]
+        for i in range(0, len(h2), ROWS):
+            rows = slice(i, i + ROWS)
+            y = self.predict(h2[rows])
+            target = np.ascontiguousarray(flat["z_next"][rows].T)  # (Z, n)
+            loss, mixture_cache = mixture_nll_forward(y.logmix, y.mean, y.logstd, target, weight[rows])
+            losses["z"] += loss
+            if gradient:
+                dy = np.concatenate(mixture_nll_backward(1, mixture_cache)).reshape(-1, len(weight[rows]))  # (3KZ, n)
+                np.matmul(dy.T, p["mixture.w"], out=dh2[rows])  # y = w h.T + b
+                grads["mixture.w"][...] += dy @ h2[rows]
+                grads["mixture.b"][...] += dy.sum(axis=1)
+
+        for name in self._scalars:
+            y, linear_cache = linear_forward(h2, p[name + ".w"], p[name + ".b"])  # (T b, 1)
+            target = flat[name]
+            if name == "done":
+                weight = scale[name] * (1 + (self.config.done_weight - 1) * target)
+                losses[name], loss_cache = logistic_loss_forward(y, target, weight)
+                (dy,) = logistic_loss_backward(1, loss_cache) if gradient else (None,)
+            else:
+                losses[name], loss_cache = squared_error_forward(y, target, scale[name])
+                (dy,) = squared_error_backward(1, loss_cache) if gradient else (None,)
+            if gradient:
+                dh, grads[name + ".w"][...], grads[name + ".b"][...] = linear_backward(dy, linear_cache)
+                dh2 += dh
+
+        if not gradient:
+            return losses, None
+        _, _, _, grads["lstm.w"][...], grads["lstm.b"][...] = lstm_backward((dh2.reshape(h.shape), np.zeros_like(c)), cache)
+        return losses, grads.flat
+
+    def losses(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
+        """The losses alone: of held-out sequences."""
+        return self.loss_and_grad(batch, gradient=False)[0]
+
+    def outputs(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Every step of a batch -> done_logit, reward (B, T), or None: to judge recall and calibration on held-out data."""
+
+        def piece(s: slice):
+            z, action = (batch[k][s].swapaxes(0, 1) for k in ("z", "action"))  # (T, b, ...)
+            restart = batch["restart"][s].T if "restart" in batch else None
+            (h, _), _ = self._run(z, action, restart, self.initial_state(z.shape[1]))
+            p = self.params
+            return {k: linear_forward(h, p[k + ".w"], p[k + ".b"])[0][:, :, 0].T for k in self._scalars}  # (b, T)
+
+        results = parallel.threads(piece, _pieces(len(batch["z"])))
+        done, reward = (
+            np.concatenate([r[k] for r in results]) if k in self._scalars else None for k in ("done", "reward")
+        )
+        return done, reward
+
+
+def _pieces(n: int) -> list[slice]:
+    """Cut n sequences into pieces of PIECE at most, two at least."""
+    size = max(1, min(PIECE, -(-n // 2)))
+    return [slice(i, i + size) for i in range(0, n, size)]

@@ -1,0 +1,205 @@
+"""The two worlds, with one interface: a gymnasium VectorEnv whose observation is what C sees.
+
+RealWorld is environments + V + M; Dream is M alone. All that differs is where the next z comes from, one method.
+
+Letters: n environments, Z latent, F features, A action, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from . import agent as agents
+from .agent import Agent
+
+STEP_LIMIT = {"carracing": 1000, "doom": 2100}
+
+
+class World(VectorEnv):
+    """What the two worlds share: M's state, C's features, and the rows that are still alive.
+
+    All environments start together at `reset`; one that has ended stands still, with reward 0, until the next
+    `reset` of all (autoreset is disabled), and costs nothing: only rows alive are computed.
+
+    Args:
+        agent: gives M and what C sees; its C is not used.
+        num_envs: n.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
+
+    def __init__(self, agent: Agent, num_envs: int):
+        self.agent, self.m, self.num_envs = agent, agent.m, num_envs
+        size = agents.feature_size(agent.config)
+        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self.single_action_space = gym.spaces.Box(-1, 1, (agent.m.config.action_size,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._features = np.zeros((num_envs, size), np.float32)
+        self.rows = np.arange(0)  # nothing is alive before the first reset
+
+    def reset(self, *, seed: int | Sequence[int] | None = None, options: dict | None = None):
+        """Start all n again -> features (n, F), {}. An episode's own seed decides how it starts, in both worlds."""
+        n = self.num_envs
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+        seeds = np.asarray(seed) if np.ndim(seed) else np.arange(seed, seed + n)
+        if seeds.shape != (n,):
+            raise ValueError(f"{len(seeds)} seeds were given for {n} environments")
+        self.rng = np.random.default_rng(seeds)
+        self.rows, self.steps = np.arange(n), 0
+        self.state = self.m.initial_state(n)  # h = c = 0
+        self.restart = np.ones(n, np.float32)
+        self.z = self._first(seeds)  # (n, Z)
+        self._observe()
+        return self._features.copy(), {}
+
+    def step(self, actions: np.ndarray):
+        """Actions (n, A) -> features (n, F), rewards, terminations, truncations (n,), {}."""
+        rewards = np.zeros(self.num_envs, np.float64)
+        terminations, truncations = np.zeros((2, self.num_envs), bool)
+        if len(self.rows):
+            rows, action = self.rows, np.clip(actions[self.rows], -1, 1).astype(np.float32)
+            self.state = self.m.step(self.z, action, self.state, self.restart)
+            self.restart, self.steps = None, self.steps + 1
+            self.z, rewards[rows], terminations[rows], truncations[rows] = self._next(action)
+            self._observe()
+            alive = ~(terminations | truncations)[rows]
+            if not alive.all():
+                self.rows, self.z = rows[alive], self.z[alive]
+                self.state = tuple(part[alive] for part in self.state)
+        return self._features.copy(), rewards, terminations, truncations, {}
+
+    def _observe(self) -> None:
+        """Features of the rows alive: z, [z h] or [z c h]."""
+        h, c = self.state
+        parts = {"z": self.z, "h": h, "c": c}
+        self._features[self.rows] = np.concatenate([parts[p] for p in self.agent.config.evolve.features], axis=1)
+
+    def _first(self, seeds: np.ndarray) -> np.ndarray:
+        """The first z of every environment, (n, Z)."""
+        raise NotImplementedError
+
+    def _next(self, action: np.ndarray):
+        """After M has stepped: z (rows, Z), reward, terminated, truncated (rows,) that the action led to."""
+        raise NotImplementedError
+
+
+class RealWorld(World):
+    """64x64 environments, seen through V and remembered by M.
+
+    Args:
+        agent: V, M.
+        envs: n environments of envs.py.
+    """
+
+    def __init__(self, agent: Agent, envs: Sequence[gym.Env]):
+        super().__init__(agent, len(envs))
+        self.envs = list(envs)
+
+    def _first(self, seeds):
+        return self._see([env.reset(seed=int(seed))[0] for env, seed in zip(self.envs, seeds, strict=True)])
+
+    def _next(self, action):
+        frames, rewards, terminated, truncated, _ = zip(
+            *(self.envs[row].step(a) for row, a in zip(self.rows, action, strict=True)), strict=True
+        )
+        seen = ~np.array(terminated)  # the frame after an end is not looked at (ViZDoom's is black)
+        z = self.z.copy()
+        if seen.any():
+            z[seen] = self._see([frame for frame, s in zip(frames, seen, strict=True) if s])
+        return z, np.array(rewards), ~seen, np.array(truncated)
+
+    def _see(self, frames: list) -> np.ndarray:
+        """z ~ V(frame): sampled when acting too (authors' code)."""
+        mu, logvar = self.agent.v.encode(np.stack(frames))
+        return mu + np.exp(logvar / 2) * self.rng.standard_normal(mu.shape, np.float32)
+
+    def close_extras(self, **kwargs):
+        for env in self.envs:
+            env.close()
+
+
+class Dream(World):
+    """M alone: the next z, the reward and the end are drawn from its head (paper, section 4).
+
+    Args:
+        agent: M and the first frames' (mu, logvar).
+        num_envs: n dreams.
+        tau: temperature; None: the one that C was evolved at.
+        horizon: steps after which a dream is cut; None: as evolved, 0: the task's limit.
+    """
+
+    def __init__(self, agent: Agent, num_envs: int, tau: float | None = None, horizon: int | None = None):
+        super().__init__(agent, num_envs)
+        self.tau = agent.config.evolve.tau if tau is None else tau
+        horizon = agent.config.evolve.horizon if horizon is None else horizon
+        self.limit = horizon or STEP_LIMIT[agent.config.task]
+
+    def _first(self, seeds):
+        mu, logvar = self.agent.starts[:, seeds % self.agent.starts.shape[1]]  # (n, Z) each
+        return mu + np.exp(logvar / 2) * self.rng.standard_normal(mu.shape, np.float32)
+
+    def _next(self, action):
+        z, reward, done = self.m.dream(self.state, self.tau, self.rng)
+        return z, reward, done, np.full(len(z), self.steps >= self.limit) & ~done
+
+
+class DreamEnv(gym.Env):
+    """One dream of a trained M, as a Gymnasium environment: `gymnasium.make("wm_numpy/Dream-v0", run="runs/doom")`.
+
+    ## Description
+    Nothing is simulated but by M: it was trained on episodes of the task and now predicts what comes next.
+
+    ## Action Space
+    Box(-1, 1, (A,)): the task's own, 3 for CarRacing, 1 for Doom.
+
+    ## Observation Space
+    Box(-inf, inf, (F,)): what the run's C sees, z, [z h] or [z c h]. `render()` decodes z to a picture.
+
+    ## Rewards
+    M's expected reward of the step where it has a reward head; 1 per step survived otherwise.
+
+    ## Starting State
+    A recorded first frame, drawn by the seed, and zero memory.
+
+    ## Episode End
+    Terminated when M's done logit is above 0, where it has a done head; truncated at the step limit.
+
+    ## Arguments
+    run: a run folder, or the name of weights that come with the package; tau: temperature; horizon: step limit.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+
+    def __init__(
+        self, run: str, tau: float | None = None, horizon: int | None = None, render_mode: str | None = None
+    ):
+        self.render_mode = render_mode
+        self.world = Dream(agents.load(run), 1, tau, horizon)
+        self.observation_space = self.world.single_observation_space
+        self.action_space = self.world.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        features, _ = self.world.reset(seed=int(self.np_random.integers(2**31 - 1)))
+        return features[0], {}
+
+    def step(self, action: np.ndarray):
+        features, reward, terminated, truncated, _ = self.world.step(np.asarray(action)[None])
+        return features[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
+
+    def render(self) -> np.ndarray | None:
+        """What M sees now, decoded by V: (64, 64, 3) uint8."""
+        if self.render_mode is None:
+            return None
+        z = self.world._features[:, : self.world.agent.config.vae.z_size]
+        return np.round(self.world.agent.v.decode(z)[0] * 255).astype(np.uint8)
+
+
+gym.register("wm_numpy/Dream-v0", entry_point=DreamEnv, disable_env_checker=True)
