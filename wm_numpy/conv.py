@@ -4,15 +4,16 @@ An image of even sides is held with its 2x2 pixel squares folded into channels (
 
     image (N, 2H, 2W, C)  ->  x (N, H, W, 4C),   x[n, h, w, (r, s, c)] = image[n, 2h + r, 2w + s, c]
 
-There a kernel of 2k x 2k and stride 2 is a kernel of k x k and stride 1: the 4x4 ones of the paper become 2x2, the
-6x6 ones 3x3. All runs in memory are 4C long and a fold is k * k long adds instead of 4 * k * k short ones (10 x on
-the decoder's last layers).
+There a kernel of 2k x 2k and stride 2 is a kernel of k x k and stride 1: the paper's 4x4 become 2x2, its
+6x6 become 3x3, and its 5x5 become 3x3 with zeros at the end. All runs in memory are four times as long, and a
+fold is k * k long adds instead of 4 * k * k short ones (10 x faster on the decoder's last layers).
 
-The transposed convolution IS the transpose: its forward is the convolution's input gradient and the other way round.
-So two primitives serve both, in both directions: `_gather` (every patch copied into a row, for one product) and
-`_scatter` (per kernel tap one product, added into a shifted window).
+The transposed convolution IS the transpose: its forward is the convolution's input gradient, and the other
+way round. So two primitives serve both, in both directions: `_gather` (every patch copied into a row, for one
+product) and `_scatter` (per kernel tap one product, added into a shifted window).
 
-Letters: N images, H W pixels of x, C channels of the image (4C of x), O channels of the small side, k kernel taps.
+Letters: N images; H, W pixels of x; C channels of the image, 4C of x; O channels of the other, smaller side;
+K taps of a kernel of stride 2, k = K / 2 of one of stride 1, along each axis; r, s the pixel within a square.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ BLOCK = 1 << 19  # numbers (2 MB): patches are made for so few images at a time 
 _local = threading.local()
 
 
-# -------------------------------------------------------------------------------------- layouts, each other's transpose
+# ---------------------------------------------------------------------------- layouts, each other's transpose
 
 
 def space_to_depth(image: np.ndarray, h: int | None = None, w: int | None = None) -> np.ndarray:
-    """(N, H, W, C) -> (N, h, w, 4C); sides of H//2, W//2 unless given: cut where H > 2h, zeros where H < 2h."""
+    """(N, H, W, C) -> (N, h, w, 4C), H//2 and W//2 unless given; cut where H > 2h, zeros where H < 2h."""
     n, ih, iw, c = image.shape
     h, w = h or ih // 2, w or iw // 2
     image = image[:, : 2 * h, : 2 * w]
@@ -41,7 +42,7 @@ def space_to_depth(image: np.ndarray, h: int | None = None, w: int | None = None
 
 
 def depth_to_space(x: np.ndarray, h: int, w: int) -> np.ndarray:
-    """(N, H, W, 4C) -> (N, h, w, C): the transpose of space_to_depth; cut where h < 2H, zeros where h > 2H."""
+    """(N, H, W, 4C) -> (N, h, w, C): space_to_depth transposed; cut where h < 2H, zeros where h > 2H."""
     n, xh, xw, c4 = x.shape
     image = np.empty((n, max(h, 2 * xh), max(w, 2 * xw), c4 // 4), x.dtype)
     image[:, 2 * xh :] = 0
@@ -52,19 +53,19 @@ def depth_to_space(x: np.ndarray, h: int, w: int) -> np.ndarray:
 
 
 def fold_kernel(kernel: np.ndarray) -> np.ndarray:
-    """(K, K, C, O) -> w (k, k, 4C, O): kernel[2i + r, 2j + s, c] lies at w[i, j, (r, s, c)]; an odd K gets zeros."""
+    """(K, K, C, O) -> w (k, k, 4C, O): w[i, j, (r, s, c)] = kernel[2i+r, 2j+s, c]; an odd K gets zeros."""
     k = (len(kernel) + 1) // 2
     w = space_to_depth(kernel.reshape(1, *kernel.shape[:2], -1), k, k)  # (1, k, k, 4CO)
     return w.reshape(k, k, 4 * kernel.shape[2], kernel.shape[3])
 
 
 def unfold_kernel(w: np.ndarray, size: int) -> np.ndarray:
-    """(k, k, 4C, O) -> (size, size, C, O): the inverse of fold_kernel, and its transpose (zeros are dropped)."""
+    """(k, k, 4C, O) -> (size, size, C, O): fold_kernel's inverse, and its transpose: the zeros are dropped."""
     k, _, c4, o = w.shape
     return depth_to_space(w.reshape(1, k, k, c4 * o), size, size).reshape(size, size, c4 // 4, o)
 
 
-# ---------------------------------------------------------------------------------------------------------- primitives
+# ------------------------------------------------------------------------------------------------- primitives
 
 
 def _blocks(n: int, numbers: int) -> Iterator[slice]:
@@ -92,10 +93,12 @@ def _gather(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def _scatter(y: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
-    """out (N, H, W, C) += the patches y w^T, each where it belongs.  y (N, H-k+1, W-k+1, O), w (k, k, C, O)."""
+    """out (N, H, W, C) += patches y w^T, each in its place.  y (N, H-k+1, W-k+1, O), w (k, k, C, O)."""
     (n, h, wd, o), (k, _, c, _) = y.shape, w.shape
     tap = _scratch("tap", (n * h * wd, c), y.dtype)
-    kept = np.setbufsize(256)  # NumPy copies runs shorter than this before it adds them: 0.5 -> 0.16 ns per number
+    kept = np.setbufsize(
+        256
+    )  # NumPy copies runs shorter than this before it adds them: 0.5 -> 0.16 ns per number
     for i in range(k):
         for j in range(k):
             np.matmul(y.reshape(-1, o), w[i, j].T, out=tap)
@@ -103,7 +106,7 @@ def _scatter(y: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
     np.setbufsize(kept)
 
 
-# --------------------------------------------------------------------------------------------------------- convolution
+# ------------------------------------------------------------------------------------------------ convolution
 
 
 def conv_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray):
@@ -144,7 +147,7 @@ def deconv_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray):
     """
     (n, h, wd, _), (k, _, c4, _) = x.shape, w.shape
     y = np.empty((n, h + k - 1, wd + k - 1, c4), x.dtype)
-    for part in _blocks(n, 2 * y[0].size):
+    for part in _blocks(n, 2 * h * wd * c4):
         y[part] = np.tile(b, 4)  # the four pixels of a square share it
         _scatter(x[part], w, y[part])
     return y, (x, w)

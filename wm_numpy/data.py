@@ -75,7 +75,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def frame_dtype(action_size: int) -> np.dtype:
     """A record of an episode. `seen` is false for a frame that never was: ViZDoom's after death."""
     return np.dtype(
-        [("frame", "u1", (64, 64, 3)), ("action", "f4", (action_size,)), ("reward", "f4"), ("done", "?"), ("seen", "?")]
+        [
+            ("frame", "u1", (64, 64, 3)),
+            ("action", "f4", (action_size,)),
+            ("reward", "f4"),
+            ("done", "?"),
+            ("seen", "?"),
+        ]
     )
 
 

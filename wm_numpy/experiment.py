@@ -82,16 +82,24 @@ class Log:
         start, first, shown, kept = time.monotonic(), done, 0.0, 0.0
         text = ""
 
-        def tell(done: int, **figures) -> None:
+        def tell(done: int, /, **figures) -> None:
             nonlocal shown, kept, text
             now, last = time.monotonic(), done >= total
             rate = (done - first) / max(now - start, 1e-9)
             left = (total - done) / max(rate, 1e-9)
             named = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            speed = f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s per {unit.removesuffix('s')}"
+            speed = (
+                f"{rate:.1f} {unit}/s"
+                if rate >= 1
+                else f"{1 / max(rate, 1e-9):.1f} s per {unit.removesuffix('s')}"
+            )
             text = f"{stage:9} {done:,}/{total:,} {unit}  {speed}  {left:.0f} s left  {named}"
             if now - shown > (0.5 if self.terminal else 15) and not last:
-                print(f"\r\033[K{text}" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
+                print(
+                    f"\r\033[K{text}" if self.terminal else text,
+                    end="" if self.terminal else "\n",
+                    flush=True,
+                )
                 shown = now
             if figures and (now - kept > 1 or last or "check" in figures):
                 self.record(stage=stage, round=round_, step=done, **figures)
@@ -126,12 +134,16 @@ class Experiment:
             other = [k for k in mine if mine[k] != theirs[k] and not (k == "rounds" and mine[k] > theirs[k])]
             if other:
                 what = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in other[:3])
-                raise RunError(f"{self.folder} holds a run of another configuration ({what}): choose another --out")
+                raise RunError(
+                    f"{self.folder} holds a run of another configuration ({what}): choose another --out"
+                )
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise RunError(f"{self.folder} is not empty and not a run folder: choose another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
         needed = self.disk_needed()
-        free = shutil.disk_usage(self.folder).free + sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file())
+        free = shutil.disk_usage(self.folder).free + sum(
+            f.stat().st_size for f in self.folder.rglob("*") if f.is_file()
+        )
         if needed > free:
             raise RunError(
                 f"this run needs about {needed / 1e9:.1f} GB in {self.folder}, where {free / 1e9:.1f} GB are free: "
@@ -192,7 +204,9 @@ class Experiment:
 
         def loss_and_grad(update: int):
             frames = batches(update)
-            noise = np.random.default_rng([*seed, update, 1]).standard_normal((len(frames), c.z_size), np.float32)
+            noise = np.random.default_rng([*seed, update, 1]).standard_normal(
+                (len(frames), c.z_size), np.float32
+            )
             return v.loss_and_grad(frames, noise)
 
         updates = c.updates or c.epochs * batches.per_epoch
@@ -261,13 +275,20 @@ class Experiment:
             return returns.mean(axis=1) - c.penalty * np.mean(vectors**2, axis=1)
 
         def check(vector: np.ndarray, generation: int) -> float:
-            seeds = episode_seeds("check", c.check_episodes, *seed)  # the same at every check: fewer lucky ones
+            seeds = episode_seeds(
+                "check", c.check_episodes, *seed
+            )  # the same at every check: fewer lucky ones
             return float(real_rollouts(agent, vector[None], seeds, self.log.line)[0].mean())
 
         with self.log.progress("evolve", round_, c.generations, "generations") as tell:
             vector, generation = evolve(
-                cma, fitness, c.generations, self._state("controller", round_),
-                lambda n, figures: tell(n, **figures), check, c.check_every,
+                cma,
+                fitness,
+                c.generations,
+                self._state("controller", round_),
+                lambda n, figures: tell(n, **figures),
+                check,
+                c.check_every,
             )
         self._finish(path, round_, vector=vector, generation=np.array(generation))
 
@@ -285,7 +306,9 @@ class Experiment:
 
     # ------------------------------------------------------------------------------------------------- what they share
 
-    def _fit(self, stage: str, round_: int, params, loss_and_grad: Callable, updates: int, rate, clip=None) -> None:
+    def _fit(
+        self, stage: str, round_: int, params, loss_and_grad: Callable, updates: int, rate, clip=None
+    ) -> None:
         with self.log.progress(stage, round_, updates, "updates") as tell:
             report = lambda n, losses: tell(n, **losses)  # noqa: E731
             fit(params, loss_and_grad, updates, rate, self._state(stage, round_), report, clip)

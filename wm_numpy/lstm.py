@@ -26,15 +26,17 @@ def lstm_forward(
     restart: np.ndarray | None = None,
     memory: dict | None = None,
 ):
-    """T steps. x (T, B, I), h0, c0 (B, H), w (I+H, G), b (G,) -> (h (T, B, H), c_last (B, H)), cache.
-
-    (h[-1], c_last) is the state to go on from.
+    """T steps from (h0, c0) -> (h (T, B, H), c_last (B, H)), cache. (h[-1], c_last) is the next state.
 
     Args:
-        x, h0, c0, w, b: as above; the first I rows of w are for x, the others for h.
+        x: (T, B, I).
+        h0: (B, H).
+        c0: (B, H).
+        w: (I+H, G), the rows for x above those for h.
+        b: (G,).
         restart: (T, B) of 0 and 1; where it is 1 the state is zeroed BEFORE that step.
-        memory: where this thread's arrays lie from call to call. The results lie there too: they, and the cache,
-            are good until the next call that is given it. None: fresh arrays (page faults: 7 % of an M update).
+        memory: one thread's dict, where arrays lie from call to call. Results and cache lie there, too: they
+            are good until the next call that is given it. None: fresh arrays (page faults: 7 % of an update).
     """
     (T, B, I), H = x.shape, h0.shape[1]
     keep = None if restart is None else np.subtract(1, restart, dtype=x.dtype)[:, :, None]  # (T, B, 1)

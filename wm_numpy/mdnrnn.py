@@ -27,8 +27,8 @@ from .core import (
 from .lstm import lstm_backward, lstm_forward
 from .mdn import mixture_nll_backward, mixture_nll_forward, sample_mixture
 
-PIECE = 50  # sequences that one thread works on at a time (at least two pieces); no result depends on the threads
-ROWS = 256  # states whose mixtures are made at a time: they stay in cache, and are never held for all steps at once
+PIECE = 50  # sequences that one thread works on at a time; fixed, so that no result depends on the threads
+ROWS = 256  # states whose mixtures are made at a time: they stay in cache, and never lie there for all steps
 _local = threading.local()
 
 
@@ -43,7 +43,7 @@ class MDNRNNConfig:
     restart_input: bool = False  # the restart flag is an input, too (Doom)
     done_head: bool = False  # predict the end of the episode (Doom)
     reward_head: bool = False  # predict the reward
-    done_weight: float = 10.0  # how much more an end counts in the loss than a step without (authors' doomrnn.py)
+    done_weight: float = 10.0  # how much more the step that ends an episode counts (authors: 10 for Doom)
     reward_weight: float = 1.0  # of the squared error in the loss
 
 
@@ -70,18 +70,23 @@ class MDNRNN:
         self.config = config
         I = config.z_size + config.action_size + config.restart_input
         H, mixture = config.hidden, 3 * config.mixtures * config.z_size
-        shapes = {"lstm.w": (I + H, 4 * H), "lstm.b": (4 * H,), "mixture.w": (mixture, H), "mixture.b": (mixture,)}
+        shapes = {
+            "lstm.w": (I + H, 4 * H),
+            "lstm.b": (4 * H,),
+            "mixture.w": (mixture, H),
+            "mixture.b": (mixture,),
+        }
         self._scalars = [name for name in ("done", "reward") if getattr(config, name + "_head")]
         for name in self._scalars:
             shapes |= {name + ".w": (H, 1), name + ".b": (1,)}
         self.params = Params(shapes, dtype=dtype)
         if rng is not None:
-            for name, w in self.params.items():
-                if name.endswith(".w"):  # Glorot uniform (the authors' head), every gate a layer by itself; zero biases
+            for name, w in self.params.items():  # Glorot uniform, each gate a layer by itself; zero biases
+                if name.endswith(".w"):
                     limit = np.sqrt(6 / ((I + 2 * H) if name == "lstm.w" else sum(w.shape)))
                     w[...] = rng.uniform(-limit, limit, w.shape)
 
-    # ---------------------------------------------------------------------------------------------- acting and dreaming
+    # ----------------------------------------------------------------------------------- acting and dreaming
 
     def initial_state(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """-> h, c (n, H): zeros."""
@@ -97,7 +102,7 @@ class MDNRNN:
     ) -> tuple[np.ndarray, np.ndarray]:
         """z (n, Z), action (n, A), state (h, c) -> the next state.
 
-        restart (n,) is 1 at the first step of an episode, as in the data M learns from, and zeroes the state; None: 0.
+        restart (n,): 1 at an episode's first step, as in the data M learns from; zeroes the state. None: 0.
         """
         restart = None if restart is None else np.asarray(restart)[None]  # (1, n)
         (h, c), _ = self._run(z[None], action[None], restart, state)
@@ -118,7 +123,7 @@ class MDNRNN:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The state after a step -> what came of that step: z_next (n, Z), reward (n,), done (n,) bool.
 
-        done when its logit is above 0: a cutoff, not a draw. Without a reward head every step is worth 1 (survival).
+        done when its logit is above 0: a cutoff, not a draw. Without a reward head every step is worth 1.
         """
         y = self.predict(state[0])
         z = np.ascontiguousarray(sample_mixture(y.logmix, y.mean, y.logstd, tau, rng).T)  # (n, Z)
@@ -127,7 +132,7 @@ class MDNRNN:
         return z, reward, done
 
     def _run(self, z, action, restart, state):
-        """The LSTM from z (T, n, Z), action (T, n, A), restart (T, n) or None and a state -> (h, c_last), cache."""
+        """The LSTM over z (T, n, Z), action (T, n, A), restart (T, n) or None -> (h, c_last), cache."""
         x = [z, action]
         if self.config.restart_input:
             x.append(np.zeros((*z.shape[:2], 1)) if restart is None else restart[:, :, None])
@@ -135,7 +140,7 @@ class MDNRNN:
         memory = _local.__dict__.setdefault("memory", {})
         return lstm_forward(x, *state, self.params["lstm.w"], self.params["lstm.b"], restart, memory)
 
-    # --------------------------------------------------------------------------------------------------------- training
+    # ---------------------------------------------------------------------------------------------- training
 
     def loss_and_grad(
         self, batch: dict[str, np.ndarray], gradient: bool = True
@@ -144,22 +149,24 @@ class MDNRNN:
 
         Args:
             batch: z, z_next (B, T, Z), action (B, T, A), and (B, T) each: done, reward, where M has the head;
-                restart, 1 at an episode's first step; z_mask, 0 where there is no z_next. The last two may be left out,
-                restart only without restart_input.
+                restart, 1 at an episode's first step; z_mask, 0 where there is no z_next. z_mask may be left
+                out, and restart without restart_input.
             gradient: False: losses only, in a third of the time.
 
         Returns:
-            dict of loss = z + done + reward, where z is in nats, a mean over dims and steps, and done and reward are
-            means over steps, weighted; and the gradient, flat like params.flat, or None.
+            dict of loss = z + done + reward: z in nats, mean over dims and steps; done and reward weighted,
+            means over steps. And the gradient, flat like params.flat, or None.
         """
         B, T = batch["z"].shape[:2]
-        z_steps = np.sum(batch["z_mask"]) if "z_mask" in batch else B * T
+        z_steps = float(np.sum(batch["z_mask"])) if "z_mask" in batch else B * T
         scale = {
             "z": 1 / (max(z_steps, 1) * self.config.z_size),
             "done": 1 / (B * T),
             "reward": self.config.reward_weight / (B * T),
         }
-        results = parallel.threads(lambda s: self._piece({k: v[s] for k, v in batch.items()}, scale, gradient), _pieces(B))
+        results = parallel.threads(
+            lambda s: self._piece({k: v[s] for k, v in batch.items()}, scale, gradient), _pieces(B)
+        )
         losses = {name: float(sum(r[0][name] for r in results)) for name in scale}
         total = results[0][1]
         for _, more in results[1:] if gradient else ():
@@ -170,7 +177,8 @@ class MDNRNN:
         """Some sequences' share of the loss -> losses, gradient."""
         p, grads = self.params, self.params.zeros_like() if gradient else None
         batch = {k: v.swapaxes(0, 1) for k, v in batch.items()}  # (T, b, ...)
-        (h, c), cache = self._run(batch["z"], batch["action"], batch.get("restart"), self.initial_state(batch["z"].shape[1]))
+        state = self.initial_state(batch["z"].shape[1])
+        (h, c), cache = self._run(batch["z"], batch["action"], batch.get("restart"), state)
         h2 = h.reshape(-1, h.shape[2])  # (T b, H)
         dh2 = np.zeros_like(h2) if gradient else None
         flat = {k: v.reshape(len(h2), -1).astype(h.dtype, copy=False) for k, v in batch.items()}  # (T b, ...)
@@ -184,7 +192,8 @@ class MDNRNN:
             loss, mixture_cache = mixture_nll_forward(y.logmix, y.mean, y.logstd, target, weight[rows])
             losses["z"] += loss
             if gradient:
-                dy = np.concatenate(mixture_nll_backward(1, mixture_cache)).reshape(-1, len(weight[rows]))  # (3KZ, n)
+                dy = np.concatenate(mixture_nll_backward(1, mixture_cache))
+                dy = dy.reshape(-1, target.shape[1])  # (3KZ, n)
                 np.matmul(dy.T, p["mixture.w"], out=dh2[rows])  # y = w h.T + b
                 grads["mixture.w"][...] += dy @ h2[rows]
                 grads["mixture.b"][...] += dy.sum(axis=1)
@@ -205,7 +214,8 @@ class MDNRNN:
 
         if not gradient:
             return losses, None
-        _, _, _, grads["lstm.w"][...], grads["lstm.b"][...] = lstm_backward((dh2.reshape(h.shape), np.zeros_like(c)), cache)
+        dh = dh2.reshape(h.shape)
+        _, _, _, grads["lstm.w"][...], grads["lstm.b"][...] = lstm_backward((dh, np.zeros_like(c)), cache)
         return losses, grads.flat
 
     def losses(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
@@ -213,18 +223,19 @@ class MDNRNN:
         return self.loss_and_grad(batch, gradient=False)[0]
 
     def outputs(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Every step of a batch -> done_logit, reward (B, T), or None: to judge recall and calibration on held-out data."""
+        """done_logit, reward (B, T) or None, of every step: to judge recall and calibration."""
 
         def piece(s: slice):
             z, action = (batch[k][s].swapaxes(0, 1) for k in ("z", "action"))  # (T, b, ...)
             restart = batch["restart"][s].T if "restart" in batch else None
             (h, _), _ = self._run(z, action, restart, self.initial_state(z.shape[1]))
-            p = self.params
-            return {k: linear_forward(h, p[k + ".w"], p[k + ".b"])[0][:, :, 0].T for k in self._scalars}  # (b, T)
+            y = {k: linear_forward(h, self.params[k + ".w"], self.params[k + ".b"])[0] for k in self._scalars}
+            return {k: v[:, :, 0].T for k, v in y.items()}  # (b, T)
 
         results = parallel.threads(piece, _pieces(len(batch["z"])))
         done, reward = (
-            np.concatenate([r[k] for r in results]) if k in self._scalars else None for k in ("done", "reward")
+            np.concatenate([r[k] for r in results]) if k in self._scalars else None
+            for k in ("done", "reward")
         )
         return done, reward
 

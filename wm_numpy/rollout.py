@@ -60,7 +60,9 @@ def dream_rollouts(agent: Agent, vectors: np.ndarray, seeds: np.ndarray) -> tupl
         return rollout(world, agent.controller(some), np.tile(seeds, len(some)))
 
     chunks = parallel.threads(play, range(0, len(vectors), per_chunk))
-    returns, lengths = (np.concatenate(part).reshape(len(vectors), len(seeds)) for part in zip(*chunks, strict=True))
+    returns, lengths = (
+        np.concatenate(part).reshape(len(vectors), len(seeds)) for part in zip(*chunks, strict=True)
+    )
     return returns, lengths
 
 

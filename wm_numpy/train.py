@@ -57,7 +57,9 @@ def fit(
                 f"the loss of update {update + 1} is not finite ({losses}): the last good weights are kept in "
                 f"{state}; try a smaller learning_rate in a new run folder"
             )
-        if update == first or time.monotonic() - saved_at > SAVE_SECONDS:  # weights whose loss is known to be finite
+        if (
+            update == first or time.monotonic() - saved_at > SAVE_SECONDS
+        ):  # weights whose loss is known to be finite
             write_arrays(state, {"params": params.flat} | adam.state_dict())
             saved_at = time.monotonic()
         adam.step(params.flat, gradient, learning_rate(update))
@@ -97,7 +99,13 @@ def evolve(
         candidates = cma.ask()
         fit_ = fitness(candidates, cma.generation)
         cma.tell(candidates, -fit_)
-        figures = {"fitness": fit_.mean(), "min": fit_.min(), "max": fit_.max(), "std": fit_.std(), "sigma": cma.sigma}
+        figures = {
+            "fitness": fit_.mean(),
+            "min": fit_.min(),
+            "max": fit_.max(),
+            "std": fit_.std(),
+            "sigma": cma.sigma,
+        }
         last = cma.generation == generations
         if check_every and (last or cma.generation % check_every == 0):
             figures["check"] = score = check(cma.mean, cma.generation)
@@ -111,7 +119,9 @@ def evolve(
         if last or "check" in figures or time.monotonic() - saved_at > SAVE_SECONDS:
             write_arrays(state, cma.state_dict() | best)
             saved_at = time.monotonic()
-    return (best["vector"], int(best["best_generation"])) if check_every else (cma.mean.copy(), cma.generation)
+    return (
+        (best["vector"], int(best["best_generation"])) if check_every else (cma.mean.copy(), cma.generation)
+    )
 
 
 def _read_state(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -119,5 +129,7 @@ def _read_state(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     saved = read_arrays(path)
     for name, shape in shapes.items():
         if name not in saved or saved[name].shape != shape:
-            raise DataError(f"{path} is of another configuration ({name} is not of shape {shape}): delete it to start again")
+            raise DataError(
+                f"{path} is of another configuration ({name} is not of shape {shape}): delete it to start again"
+            )
     return saved

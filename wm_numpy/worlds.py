@@ -79,7 +79,9 @@ class World(VectorEnv):
         """Features of the rows alive: z, [z h] or [z c h]."""
         h, c = self.state
         parts = {"z": self.z, "h": h, "c": c}
-        self._features[self.rows] = np.concatenate([parts[p] for p in self.agent.config.evolve.features], axis=1)
+        self._features[self.rows] = np.concatenate(
+            [parts[p] for p in self.agent.config.evolve.features], axis=1
+        )
 
     def _first(self, seeds: np.ndarray) -> np.ndarray:
         """The first z of every environment, (n, Z)."""

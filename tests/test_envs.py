@@ -1,0 +1,294 @@
+"""The real environments: equal to gymnasium's where they must be, reproducible, tidy."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from wm_numpy import envs
+from wm_numpy.envs import BrownianPolicy, CarRacing, EnvironmentDied, HeldPolicy, TakeCover, make_env
+
+TASKS = {"carracing": CarRacing, "doom": TakeCover}
+
+
+@pytest.fixture(autouse=True)
+def nothing_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    yield
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def make(cls, **arguments):
+        made.append(cls(**arguments))
+        return made[-1]
+
+    yield make
+    for env in made:
+        env.close()
+
+
+def engines(pid: int | str = "self") -> list[int]:
+    """Process ids of the children of a process, all of its threads together."""
+    tasks = f"/proc/{pid}/task"
+    return [int(c) for t in pathlib.Path(tasks).iterdir() for c in (t / "children").read_text().split()]
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+# ------------------------------------------------------------------------------------------------------- both
+
+
+@pytest.mark.parametrize("cls", TASKS.values())
+@pytest.mark.filterwarnings("ignore:builtin type")  # swig's
+@pytest.mark.filterwarnings("error:.*WARN.*:UserWarning")
+def test_gymnasium_accepts_it(cls):
+    env = gym.make(f"wm_numpy/{cls.__name__}-v0", render_mode="rgb_array", max_steps=30)
+    check_env(env.unwrapped)
+    assert env.unwrapped.render().shape[0] >= 400
+    env.close()
+
+
+@pytest.mark.parametrize("cls", TASKS.values())
+def test_a_seed_decides_everything(make, cls):
+    def episode(env, seed, steps=60):
+        policy = envs.random_policy(env.task, np.random.default_rng(seed))
+        frames, rewards = [env.reset(seed=seed)[0]], []
+        for _ in range(steps):
+            frame, reward, terminated, _, _ = env.step(policy())
+            frames.append(frame)
+            rewards.append(reward)
+            if terminated:
+                break
+        return np.array(frames), np.array(rewards)
+
+    env = make(cls)
+    first, rewards = episode(env, 1)
+    episode(env, 2)  # what happened before does not matter
+    again, rewards_again = episode(env, 1)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(rewards, rewards_again)
+    fresh, _ = episode(make(cls), 1)
+    np.testing.assert_array_equal(first, fresh)
+    other, _ = episode(env, None)  # and without a seed the game is another
+    assert other.shape != first.shape or (other != first).any()
+
+
+@pytest.mark.parametrize("cls", TASKS.values())
+def test_limit(make, cls):
+    assert cls().max_steps == {"carracing": 1000, "doom": 2100}[cls.task]
+    env = make(cls, max_steps=5)
+    for _ in range(2):
+        env.reset(seed=0)
+        ends = [env.step(np.zeros(cls.action_size, np.float32))[2:4] for _ in range(5)]
+        assert ends == [(False, False)] * 4 + [(False, True)]
+
+
+def test_names():
+    for task, cls in TASKS.items():
+        env = make_env(task)
+        assert type(env) is cls and env.task == task and env.action_space.shape == (cls.action_size,)
+        env.close()
+    with pytest.raises(ValueError, match="carracing, doom"):
+        make_env("pong")
+    with pytest.raises(ValueError, match="carracing, doom"):
+        envs.random_policy("pong", np.random.default_rng(0))
+    envs.register()  # a second time
+
+
+@pytest.mark.parametrize(
+    ("task", "module"), [("carracing", "Box2D"), ("carracing", "pygame"), ("doom", "vizdoom")]
+)
+def test_a_missing_package_is_named_with_its_mend(task, module):
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        f"from wm_numpy import envs\n"
+        f"try: envs.make_env({task!r})\n"
+        f"except ImportError as error: assert 'pip install' in str(error) and {module!r} in str(error)\n"
+        f"else: raise SystemExit('made without {module}')"
+    )
+    root = os.path.dirname(os.path.dirname(envs.__file__))
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": root})
+
+
+@pytest.mark.parametrize("size", [(84, 96), (100, 160), (200, 320)])
+def test_resizing(size):
+    resize = envs.resizer(*size)
+    assert (resize(np.full((*size, 3), 200, np.uint8)) == 200).all()
+    # A slope stays the same slope, each colour for itself, up to rounding and half an old pixel.
+    y, x = np.meshgrid(np.linspace(0, 250, size[0]), np.linspace(0, 250, size[1]), indexing="ij")
+    small = resize(np.stack([y, x, 250 - x], -1).astype(np.uint8)).astype(float)
+    middle = (np.arange(64) + 0.5) / 64 * 250
+    np.testing.assert_allclose(small[..., 0], np.broadcast_to(middle[:, None], (64, 64)), atol=4)
+    np.testing.assert_allclose(small[..., 1], np.broadcast_to(middle, (64, 64)), atol=4)
+    np.testing.assert_allclose(small[..., 2], np.broadcast_to(250 - middle, (64, 64)), atol=4)
+
+
+# -------------------------------------------------------------------------------------------------------- car
+
+
+@pytest.mark.parametrize(("seed", "drive"), [(6, "straight"), (1, "walk"), (2, "walk")])
+def test_car_equals_gymnasium(make, seed, drive):
+    ours, theirs = make(CarRacing), gym.make("CarRacing-v3").unwrapped
+    ours.reset(seed=seed)
+    frame, _ = theirs.reset(seed=seed)
+    np.testing.assert_array_equal(ours.crop, frame[:84])
+    policy = BrownianPolicy(3, np.random.default_rng(seed))
+    for _ in range(200 if drive == "straight" else 120):
+        action = policy() if drive == "walk" else np.array([0, 1, -1], np.float32)
+        steer, gas, brake = action.astype(np.float64)
+        _, reward, terminated, _, info = ours.step(action)
+        frame, their_reward, their_end, _, their_info = theirs.step(
+            np.array([steer, (gas + 1) / 2, max(brake, 0)])
+        )
+        np.testing.assert_array_equal(ours.crop, frame[:84])
+        assert (reward, terminated, info) == (their_reward, their_end, their_info)
+        if terminated:
+            break
+    assert terminated == (drive == "straight")  # straight on leads off the field
+    assert not terminated or reward == -100
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    ("action", "steer", "gas", "brake"),
+    [((0.5, 1, -1), -0.5, 1, 0), ((-1, -1, 0.5), 1, 0, 0.5), ((0, 0, 0), 0, 0.5, 0)],
+)
+def test_car_action_map(make, action, steer, gas, brake):
+    env = make(CarRacing)
+    env.reset(seed=0)
+    for _ in range(12):  # gas rises by 0.1 a step at most
+        env.step(np.array(action, np.float32))
+    front, rear = env.game.car.wheels[0], env.game.car.wheels[2]
+    assert front.steer == pytest.approx(steer)  # gymnasium's wheels count the other way round
+    assert rear.gas == pytest.approx(gas)
+    assert front.brake == pytest.approx(brake)
+
+
+def test_broken_physics(make):
+    env = make(CarRacing)
+    env.reset(seed=0)
+
+    def broken(*_):
+        raise AssertionError("IsLocked() == false")
+
+    env.game.step = broken
+    with pytest.raises(EnvironmentDied, match="IsLocked"):
+        env.step(np.zeros(3, np.float32))
+
+
+# ------------------------------------------------------------------------------------------------------- Doom
+
+
+def test_doom_equals_gymnasium(make, tmp_path):
+    import vizdoom
+    import vizdoom.gymnasium_wrapper
+
+    ours = make(TakeCover)
+    arguments = {"screen_resolution": vizdoom.ScreenResolution.RES_160X120, "doom_config_path": os.devnull}
+    theirs = gym.make("VizdoomTakeCover-v1", **arguments).unwrapped
+    ours.reset(seed=4)
+    state, _ = theirs.reset(seed=4)
+    np.testing.assert_array_equal(ours.screen, state["screen"])
+    policy, terminated, steps = HeldPolicy(np.random.default_rng(4)), False, 0
+    while not terminated:
+        action = policy()
+        button = int(action[0] > 1 / 3) + 2 * int(action[0] < -1 / 3)  # stay, right, left
+        last = ours.screen
+        frame, reward, terminated, _, _ = ours.step(action)
+        state, their_reward, their_end, _, _ = theirs.step(button)
+        assert (reward, terminated) == (their_reward, their_end) and reward == 1
+        steps += 1
+        if not terminated:
+            np.testing.assert_array_equal(ours.screen, state["screen"])
+    assert state["screen"].max() == 0  # ViZDoom's black
+    np.testing.assert_array_equal(frame, ours._resize(last[:100]))  # ours: the last that could be seen
+    assert frame.max() > 100 and steps > 30
+    theirs.close()
+    os.rmdir(tmp_path / "_vizdoom")  # theirs
+
+
+@pytest.mark.parametrize(("a", "buttons"), [(-1, [1, 0]), (-0.3, [0, 0]), (0.3, [0, 0]), (0.4, [0, 1])])
+def test_doom_action_map(make, a, buttons):
+    env = make(TakeCover)
+    env.reset(seed=0)
+    env.step(np.array([a], np.float32))
+    assert env.game.get_last_action() == buttons
+
+
+@linux
+def test_a_killed_engine_is_reported(make):
+    before = engines()
+    env = make(TakeCover)
+    env.reset(seed=0)
+    (engine,) = set(engines()) - set(before)
+    os.kill(engine, signal.SIGKILL)
+    with pytest.raises(EnvironmentDied, match="make a new environment"):
+        for _ in range(10):
+            env.step(np.zeros(1, np.float32))
+    with pytest.raises(EnvironmentDied):
+        env.reset()
+
+
+@linux
+def test_no_engine_outlives_a_killed_process():
+    code = (
+        "from wm_numpy.envs import make_env; env = make_env('doom'); env.reset(); print(flush=True)\n"
+        "import time; time.sleep(60)"
+    )
+    root = os.path.dirname(os.path.dirname(envs.__file__))
+    python = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}
+    )
+    python.stdout.readline()
+    (engine,) = engines(python.pid)
+    python.kill()
+    python.communicate()
+    for _ in range(50):
+        stat = pathlib.Path(f"/proc/{engine}/stat")
+        if not stat.exists() or stat.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the engine goes on")
+
+
+# --------------------------------------------------------------------------------------------------- policies
+
+
+def test_brownian_policy():
+    actions = []
+    for seed in range(300):
+        policy = BrownianPolicy(3, np.random.default_rng(seed))
+        actions.append([policy() for _ in range(50)])
+    actions = np.array(actions)  # (episode, step, 3)
+    assert actions.dtype == np.float32 and np.abs(actions).max() == 1
+    assert actions[:, 0].std() == pytest.approx(1 / np.sqrt(3), rel=0.05)  # uniform at first
+    inside = (np.abs(actions[:, :-1]) < 0.4).all(-1)  # where no clipping comes between
+    assert np.diff(actions, axis=1)[inside].std() == pytest.approx(np.sqrt(1 / 50), rel=0.05)
+    assert abs(actions.mean()) < 0.05
+
+
+def test_held_policy():
+    policy = HeldPolicy(np.random.default_rng(0))
+    actions = np.array([policy() for _ in range(6000)])
+    assert actions.shape == (6000, 1) and actions.dtype == np.float32
+    starts = np.flatnonzero(np.diff(actions[:, 0], prepend=np.nan) != 0)
+    held = np.diff(starts)
+    assert set(held) == set(range(1, 11)) and held.mean() == pytest.approx(5.5, rel=0.05)
+    assert (
+        actions[starts].std() == pytest.approx(1 / np.sqrt(3), rel=0.05)
+        and abs(actions[starts].mean()) < 0.06
+    )

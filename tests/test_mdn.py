@@ -1,0 +1,148 @@
+"""The mixture density: its gradient, what a gradient check cannot see, its sampler, and PyTorch's values."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wm_numpy.gradcheck import check_pair, relative_error
+from wm_numpy.mdn import mixture_nll_backward, mixture_nll_forward, sample_mixture
+
+FIXTURE = Path(__file__).parent / "fixtures" / "m_mixture.npz"
+K, Z, N = 4, 5, 3
+
+
+def make(rng):
+    """logmix, mean, logstd (K, Z, N), target (Z, N), weight (N,)."""
+    logmix, mean, logstd = rng.standard_normal((3, K, Z, N))
+    return logmix, mean, logstd, rng.standard_normal((Z, N)), rng.random(N)
+
+
+def test_gradient():
+    rng = np.random.default_rng(0)
+    logmix, mean, logstd, target, weight = make(rng)
+    for w in (1.0, weight, rng.random((Z, N))):
+        pair = mixture_nll_forward, mixture_nll_backward
+        assert check_pair(*pair, logmix, mean, logstd, rng=rng, constants=(target, w)) < 1e-6
+
+
+def test_one_component_is_a_gaussian():
+    rng = np.random.default_rng(1)
+    logmix, mean, logstd, target = (a[:1] for a in make(rng)[:4])
+    nll, _ = mixture_nll_forward(logmix, mean, logstd, target)
+    std = np.exp(logstd)
+    density = np.exp(-((target - mean) ** 2) / (2 * std**2)) / np.sqrt(2 * np.pi * std**2)
+    np.testing.assert_allclose(nll, -np.log(density).sum(), rtol=1e-12)
+
+
+def test_density_integrates_to_one():
+    rng = np.random.default_rng(2)
+    logmix, mean, logstd = 2 * rng.standard_normal((3, K, 1)) / [[[1]], [[1]], [[4]]]
+    grid = np.linspace(-30, 30, 20001)
+    density = [np.exp(-mixture_nll_forward(logmix, mean, logstd, np.array([x]))[0]) for x in grid]
+    np.testing.assert_allclose(np.trapezoid(density, grid), 1, rtol=1e-9)
+
+
+def test_target_sixty_sigma_away_stays_finite():
+    logmix, mean, logstd = np.zeros((3, K, 1), np.float32)
+    nll, cache = mixture_nll_forward(logmix, mean, logstd, np.array([60], np.float32))
+    np.testing.assert_allclose(nll, 60**2 / 2 + 0.5 * np.log(2 * np.pi), rtol=1e-5)
+    dlogmix, dmean, dlogstd = mixture_nll_backward(1, cache)
+    np.testing.assert_allclose(dmean[:, 0], -60 / K, rtol=1e-5)
+    np.testing.assert_allclose(dlogstd[:, 0], (1 - 60**2) / K, rtol=1e-5)
+    nll, _ = mixture_nll_forward(
+        logmix + 500, mean, logstd, np.zeros(1, np.float32)
+    )  # far logits are no better
+    np.testing.assert_allclose(nll, 0.5 * np.log(2 * np.pi), rtol=1e-3)
+
+
+def test_weight_zero_takes_a_target_out():
+    rng = np.random.default_rng(3)
+    logmix, mean, logstd, target, _ = make(rng)
+    nll, cache = mixture_nll_forward(logmix, mean, logstd, target, np.array([1.0, 0, 1]))
+    kept, _ = mixture_nll_forward(*(a[..., [0, 2]] for a in (logmix, mean, logstd, target)))
+    np.testing.assert_allclose(nll, kept, rtol=1e-12)
+    assert all((d[..., 1] == 0).all() and (d[..., 0] != 0).all() for d in mixture_nll_backward(1, cache))
+
+
+# ---------------------------------------------------------------------------------------------- the sampler
+
+LOGMIX, MEAN, LOGSTD = np.array([0.3, -0.5, 1.0]), np.array([-100.0, 0.0, 100.0]), np.array([0.5, -1.0, 0.1])
+DRAWS = 200_000
+
+
+def draw(tau, dtype=np.float32):
+    """DRAWS samples, and which of the three components (far apart) each is from."""
+    inputs = (np.repeat(a[:, None], DRAWS, 1).astype(dtype) for a in (LOGMIX, MEAN, LOGSTD))
+    z = sample_mixture(*inputs, tau, np.random.default_rng(4))
+    assert z.dtype == dtype and z.shape == (DRAWS,)
+    return z, np.rint(z / 100).astype(int) + 1
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 1.3])
+def test_sampler_statistics(tau):
+    """Frequencies softmax(logmix / tau), means, std = exp(logstd) sqrt(tau): within 5 standard errors."""
+    z, component = draw(tau)
+    p = np.exp(LOGMIX / tau) / np.exp(LOGMIX / tau).sum()
+    for k in range(3):
+        mine = z[component == k].astype(float)
+        assert abs(len(mine) / DRAWS - p[k]) < 5 * np.sqrt(p[k] * (1 - p[k]) / DRAWS)
+        std = np.exp(LOGSTD[k]) * np.sqrt(tau)
+        assert abs(mine.mean() - MEAN[k]) < 5 * std / np.sqrt(len(mine))
+        assert abs(mine.std() / std - 1) < 5 / np.sqrt(2 * len(mine))
+
+
+def test_sampler_draws_one_component_per_entry():
+    """Two dims of the same row choose independently; entries take their own parameters."""
+    rng = np.random.default_rng(5)
+    logmix = np.zeros((2, 2, 50_000), np.float32)
+    mean = np.broadcast_to(np.array([[-100], [100]], np.float32)[:, :, None], logmix.shape).copy()
+    mean[:, 1] *= 3
+    z = sample_mixture(logmix, mean, logmix, 1.0, rng)
+    assert (np.rint(np.abs(z) / 100) == [[1], [3]]).all()
+    assert abs(np.corrcoef(np.sign(z))[0, 1]) < 5 / np.sqrt(50_000)
+
+
+def test_sampler_at_low_temperature_is_the_likeliest_component():
+    logmix = np.array([[0.0, 80.0], [50.0, 0.0]], np.float32)
+    mean = np.array([[1, 2], [3, 4]], np.float32)
+    z = sample_mixture(logmix, mean, np.zeros_like(mean), 1e-6, np.random.default_rng(6))
+    np.testing.assert_allclose(z, [3, 2], atol=0.01)
+
+
+# ------------------------------------------------------------------------ the fixture, made once by PyTorch
+
+
+def make_fixture():
+    """log_prob of torch.distributions.MixtureSameFamily in float64."""
+    import torch
+    from torch.distributions import Categorical, MixtureSameFamily, Normal
+
+    inputs = make(np.random.default_rng(7))
+    logmix, mean, logstd = leaves = [torch.tensor(a, requires_grad=True) for a in inputs[:3]]
+    last = [a.movedim(0, -1) for a in leaves]  # the mixture axis is torch's last
+    p = MixtureSameFamily(Categorical(logits=last[0]), Normal(last[1], last[2].exp()))
+    nll = -(p.log_prob(torch.tensor(inputs[3])) * torch.tensor(inputs[4])).sum()
+    names = "logmix", "mean", "logstd", "target", "weight"
+    out = dict(zip(names, inputs, strict=True)) | {"nll": nll.detach().numpy()}
+    out |= {
+        "grad_" + name: g.numpy() for name, g in zip(names, torch.autograd.grad(nll, leaves), strict=False)
+    }
+    return out | {"torch_version": np.array(torch.__version__)}
+
+
+def test_equals_pytorch():
+    with np.load(FIXTURE, allow_pickle=False) as stored:
+        f = dict(stored)
+    nll, cache = mixture_nll_forward(*(f[name] for name in ("logmix", "mean", "logstd", "target", "weight")))
+    np.testing.assert_allclose(nll, f["nll"], rtol=1e-12)
+    for name, gradient in zip(("logmix", "mean", "logstd"), mixture_nll_backward(1, cache), strict=True):
+        assert relative_error(gradient, f["grad_" + name]) < 1e-10, name
+
+
+def test_fixture_is_what_pytorch_says():
+    pytest.importorskip("torch")
+    with np.load(FIXTURE, allow_pickle=False) as stored:
+        for name, array in make_fixture().items():
+            if name != "torch_version":
+                np.testing.assert_allclose(array, stored[name], rtol=1e-9, atol=1e-12, err_msg=name)

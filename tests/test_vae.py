@@ -1,0 +1,172 @@
+"""V: the paper's sizes, PyTorch's values, gradients, and what a gradient check cannot see."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fixtures import make_vae
+
+from wm_numpy import parallel
+from wm_numpy.gradcheck import relative_error
+from wm_numpy.optim import Adam
+from wm_numpy.vae import VAE, VAEConfig
+
+FIXTURE = Path(__file__).parent / "fixtures" / "vae.npz"
+
+
+def filled(dtype=np.float64, kl_floor=0.5) -> VAE:
+    v = VAE(VAEConfig(32, kl_floor), dtype=dtype)
+    make_vae.fill(v.params)
+    return v
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.mark.parametrize(("z_size", "count"), [(32, 4_348_547), (64, 4_446_915)])
+def test_parameter_counts_of_the_paper(z_size, count):
+    assert VAE(VAEConfig(z_size)).params.size == count
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-4)])
+def test_against_pytorch(dtype, tolerance):
+    """Encoder, decoder, loss and every parameter's gradient, from the frozen fixture."""
+    v = filled(dtype)
+    frames, noise = make_vae.batch()
+    with np.load(FIXTURE, allow_pickle=False) as f:
+        want = dict(f)
+    mu, logvar = v.encode(frames)
+    losses, gradient = v.loss_and_grad(frames, noise)
+    grads = type(v.params)(v.params.shapes, gradient)
+    got = {"mu": mu, "logvar": logvar, "decoded": v.decode(want["z"])[:, ::5, ::7]}
+    got["losses"] = np.array([losses["reconstruction"], losses["kl"]])
+    got |= {"grad." + name: make_vae.samples(g) for name, g in grads.items()}
+    for name, value in got.items():
+        assert relative_error(value, want[name]) < tolerance, name
+    assert losses["loss"] == pytest.approx(losses["reconstruction"] + losses["kl"])
+    assert mu.dtype == gradient.dtype == dtype
+    assert len(got) == len(v.params) + 4
+
+
+def test_fixture_is_what_pytorch_says():
+    pytest.importorskip("torch")
+    fresh = make_vae.reference(filled().params)
+    with np.load(FIXTURE, allow_pickle=False) as f:
+        assert set(f.files) == set(fresh)
+        for name in set(fresh) - {"torch_version"}:
+            assert relative_error(fresh[name], f[name]) < 1e-10, name
+
+
+@pytest.mark.parametrize("kl_floor", [0.0, 100.0])  # nats per dim: all frames above it, all under it
+def test_gradient_of_every_parameter(rng, kl_floor):
+    """Central differences of the whole loss, one parameter array at a time.
+
+    Half of each direction lies along the gradient, for a slope well above rounding; half is random, for what
+    the gradient may have missed.
+    """
+    v = filled(kl_floor=kl_floor)
+    frames, noise = make_vae.batch()
+    losses, gradient = v.loss_and_grad(frames, noise)
+    assert (losses["kl"] == 3200) == (kl_floor > 0)
+    for name, g in type(v.params)(v.params.shapes, gradient).items():
+        w, step = v.params[name], 1e-6
+        random = rng.standard_normal(w.shape)
+        direction = g / np.linalg.norm(g) + random / np.linalg.norm(random)
+        kept = w.copy()
+        w[...] = kept + step * direction
+        above = v.loss_and_grad(frames, noise)[0]["loss"]
+        w[...] = kept - step * direction
+        below = v.loss_and_grad(frames, noise)[0]["loss"]
+        w[...] = kept
+        assert (above - below) / (2 * step) == pytest.approx(np.vdot(g, direction), rel=1e-5), name
+
+
+def test_loss_sums_over_pixels_and_averages_over_frames(rng):
+    v = filled()
+    frames, noise = make_vae.batch(5)
+    losses, gradient = v.loss_and_grad(frames, noise)
+    mu, logvar = v.encode(frames)
+    y = v.decode(mu + np.exp(logvar / 2) * noise)
+    assert losses["reconstruction"] == pytest.approx(((y - frames / 255) ** 2).sum(axis=(1, 2, 3)).mean())
+    kl = 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar).sum(axis=1)
+    assert losses["kl"] == pytest.approx(np.maximum(kl, 0.5 * 32).mean())
+    twice, gradient2 = v.loss_and_grad(np.concatenate([frames, frames]), np.concatenate([noise, noise]))
+    assert twice["loss"] == pytest.approx(losses["loss"])
+    assert relative_error(gradient, gradient2) < 1e-12
+
+
+def test_free_bits_on_both_sides():
+    frames, noise = make_vae.batch(5)
+    kl = filled(kl_floor=0).loss_and_grad(frames, noise)[0]["kl"] / 32  # nats per dim
+    above, without = (filled(kl_floor=f).loss_and_grad(frames, noise) for f in (kl / 100, 0))
+    assert above[0]["kl"] == without[0]["kl"]
+    assert (above[1] == without[1]).all()
+    under, far = (filled(kl_floor=f).loss_and_grad(frames, noise) for f in (100 * kl, 200 * kl))
+    assert under[0]["kl"] == pytest.approx(32 * 100 * kl)
+    assert (under[1] == far[1]).all()  # the floor itself has no gradient
+    assert not np.allclose(under[1], without[1])
+
+
+def test_bytes_equal_floats():
+    v = filled(np.float32)
+    frames, noise = make_vae.batch()
+    floats = frames.astype(np.float32) / 255
+    assert all((a == b).all() for a, b in zip(v.encode(frames), v.encode(floats), strict=True))
+    (a, da), (b, db) = v.loss_and_grad(frames, noise), v.loss_and_grad(floats, noise)
+    assert a == b
+    assert (da == db).all()
+
+
+def test_same_bits_on_any_number_of_threads(rng):
+    v = VAE(VAEConfig(32), rng)
+    frames, noise = make_vae.batch(60)
+    kept, results = parallel.workers(), []
+    try:
+        for n in (1, 2, 5):
+            parallel.set_workers(n)
+            losses, gradient = v.loss_and_grad(frames, noise)
+            results.append([np.array(list(losses.values())), gradient, *v.encode(frames), v.decode(noise)])
+    finally:
+        parallel.set_workers(kept)
+    for other in results[1:]:
+        assert all((a == b).all() for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 19, 41])
+def test_any_number_of_frames(rng, n):
+    """A frame's code and picture are its own, whatever stands beside it."""
+    v = filled(np.float32)
+    frames, noise = make_vae.batch(n)
+    mu, logvar = v.encode(frames)
+    pictures = v.decode(noise)
+    assert mu.shape == logvar.shape == (n, 32)
+    assert pictures.shape == (n, 64, 64, 3)
+    for i in range(0, n, 10):
+        np.testing.assert_allclose(v.encode(frames[i : i + 1])[0], mu[i : i + 1], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(v.decode(noise[i : i + 1]), pictures[i : i + 1], atol=1e-5)
+
+
+def test_initial_weights(rng):
+    v = VAE(VAEConfig(32), rng)
+    for name, w in v.params.items():
+        assert (np.abs(w).max() == 0) == name.endswith(".b")
+    limit = np.sqrt(6 / (16 * (32 + 64)))  # Glorot: kernel 4x4, 32 to 64 channels
+    assert 0.99 * limit < np.abs(v.params["conv2.w"]).max() <= limit
+    assert v.params["conv2.w"].std() == pytest.approx(limit / np.sqrt(3), rel=0.02)
+
+
+def test_learns(rng):
+    """Adam lowers the loss of discs on a plain ground, and V reconstructs them."""
+    row, column = np.mgrid[:64, :64]
+    centres = rng.integers(16, 48, (12, 2))
+    inside = (row - centres[:, :1, None]) ** 2 + (column - centres[:, 1:, None]) ** 2 < 100
+    frames = np.where(inside[..., None], [230, 60, 40], [40, 120, 60]).astype(np.uint8)
+    v = VAE(VAEConfig(32), rng)
+    adam, history = Adam(v.params.size), []
+    for _ in range(30):
+        losses, gradient = v.loss_and_grad(frames, rng.standard_normal((12, 32)))
+        adam.step(v.params.flat, gradient, 1e-3)
+        history.append(losses["reconstruction"])
+    assert history[-1] < 0.5 * history[0]

@@ -1,0 +1,126 @@
+"""What a run says of itself: the header at its start, the table and the pictures at its end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from . import agent as agents
+from . import config as configuration
+from . import pictures, viewer
+from .config import Config
+from .data import DataError, Records, frame_dtype
+from .worlds import STEP_LIMIT
+
+SOLVED = {"carracing": 900, "doom": 750}  # mean of 100 episodes
+PAPERS = {"carracing": "906 +- 21", "doom": "1092 +- 556"}
+
+
+def header(config: Config, folder: Path, disk: float) -> str:
+    """The resolved configuration, the parameter counts and the disk that a run needs."""
+    lines = [f"{config.task}, preset {config.preset}, seed {config.seed} -> {folder}"]
+    sections: dict[str, list[str]] = {}
+    for key, value in configuration.flat(config).items():
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section or "run", []).append(f"{name}={value}")
+    lines += [f"  {section:9} {' '.join(pairs)}" for section, pairs in sections.items()]
+    v, m = agents.new_vae(config).params.size, agents.new_mdnrnn(config).params.size
+    lines.append(
+        f"  parameters: V {v:,}  M {m:,}  C {agents.vector_size(config):,}; disk: about {disk / 1e9:.1f} GB"
+    )
+    return "\n".join(lines)
+
+
+def score_line(name: str, result: dict) -> str:
+    """A row of the table."""
+    low, high = result["ci95"]
+    return f"{name:14} {result['episodes']:8} {result['mean']:9.1f} {result['sd']:8.1f}   [{low:.1f}, {high:.1f}]"
+
+
+def table(folder: Path) -> str:
+    """The random policy and the agent on the reported episodes."""
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text())
+        rows = [score_line("random policy", results["random"]), score_line("agent", results["agent"])]
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: `train` has not reached its last stage yet") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}): delete it and repeat `train`") from None
+    task = results["task"]
+    heading = f"{task}, real episodes of at most {STEP_LIMIT[task]:,} steps"
+    columns = f"{'':14} {'episodes':>8} {'mean':>9} {'SD':>8}   95 % interval of the mean"
+    note = f"solved: a mean of {SOLVED[task]} over 100 episodes; the paper's agent: {PAPERS[task]}"
+    return "\n".join([heading, columns, *rows, note])
+
+
+def write(folder: Path) -> list[Path]:
+    """Write the pictures of a run -> their paths: reconstructions, a dream beside reality, learning curves."""
+    agent = agents.load(folder)
+    made = [folder / "reconstructions.png", folder / "dream.png", folder / "curves.png"]
+    episodes = folder / "episodes"
+    if any(episodes.glob("[0-9]*.npy")):
+        pictures.save(_reconstructions(agent, episodes), made[0])
+    real, captions = viewer.some(viewer.real_pictures(agent, 0), agent)
+    dream, more = viewer.some(viewer.dream_pictures(agent, 0), agent)
+    rows = [
+        ("reality", [i[0] for i in real]),
+        ("V's view", [i[1] for i in real]),
+        ("dream", [i[0] for i in dream]),
+    ]
+    pictures.save(pictures.strips(rows, max(captions, more, key=len)), made[1])
+    panels = _panels(folder / "log.jsonl")
+    if panels:
+        pictures.save(pictures.curves(panels), made[2])
+    return [path for path in made if path.exists()]
+
+
+def _reconstructions(agent, folder: Path):
+    """Frames of the recorded episodes over what V makes of them (mu, decoded)."""
+    records = Records(folder, frame_dtype(agent.m.config.action_size))
+    files = np.linspace(0, len(records.paths) - 1, viewer.COLUMNS).astype(int)
+    frames = np.concatenate(
+        [
+            records.read(f, t, t + 1, "frame")
+            for f, t in zip(files, (records.steps[files] * 0.7).astype(int), strict=True)
+        ]
+    )
+    again = viewer.to_picture(agent.v.decode(agent.v.encode(frames)[0]))
+    return pictures.strips([("frame", list(frames)), ("V's view", list(again))])
+
+
+def read_log(path: Path) -> list[dict]:
+    """The records of log.jsonl; a last line that a kill cut short is left out, repeated steps count once."""
+    records = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+            records[record["stage"], record["round"], record["step"]] = record
+        except (ValueError, KeyError):
+            continue
+    return list(records.values())
+
+
+def _panels(path: Path) -> list[tuple]:
+    """Curves of V, M and C, rounds one after the other."""
+    wanted = (
+        ("V", "vae", "updates", ("reconstruction", "kl")),
+        ("M, nats per dim", "mdnrnn", "updates", ("z", "done", "reward")),
+        ("C, return", "evolve", "generations", ("fitness", "max", "check")),
+    )
+    log, panels = read_log(path), []
+    for title, stage, unit, names in wanted:
+        rows = [r for r in log if r["stage"] == stage]
+        before = dict.fromkeys(range(1, 1000), 0)  # steps of the rounds before
+        for r in rows:
+            before[r["round"] + 1] = before[r["round"]] + r["step"]
+        lines = {}
+        for name in names:
+            points = [(before[r["round"]] + r["step"], r[name]) for r in rows if name in r]
+            if points and any(y for _, y in points):
+                lines[name] = tuple(zip(*points, strict=True))
+        if lines:
+            panels.append((title, unit, lines))
+    return panels
