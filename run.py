@@ -7,21 +7,15 @@ from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(
-        prog="run.py", description="World Models (Ha & Schmidhuber 2018) in NumPy."
-    )
+    main = argparse.ArgumentParser(prog="run.py", description="World Models (Ha & Schmidhuber 2018) in NumPy.")
     main.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    main.add_argument(
-        "--workers", type=int, default=None, metavar="N", help="threads and processes; all cores"
-    )
+    main.add_argument("--workers", type=int, default=None, metavar="N", help="threads and processes; all cores")
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, help: str, run: bool = True, **kwargs) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help, **kwargs)
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        sub.add_argument(
-            "--workers", type=int, default=argparse.SUPPRESS, help="threads and processes; all cores"
-        )
+        sub.add_argument("--workers", type=int, default=argparse.SUPPRESS, help="threads and processes; all cores")
         if run:
             sub.add_argument("run", help="a run folder, or the name of weights that come with the package")
         return sub
@@ -30,9 +24,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("task", help="doom or carracing")
     train.add_argument("--preset", default="quick", help="smoke, quick, laptop or paper; quick")
     train.add_argument("--out", type=Path, help="the run folder; runs/TASK")
-    train.add_argument(
-        "--stage", help="stop after this stage: collect, vae, encode, mdnrnn, evolve or evaluate"
-    )
+    train.add_argument("--stage", help="stop after this stage: collect, vae, encode, mdnrnn, evolve or evaluate")
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; see `settings`"
     )
@@ -58,9 +50,7 @@ def parser() -> argparse.ArgumentParser:
     command("gradcheck", "check every hand-written gradient", run=False)
     bench = command("bench", "time the hot paths beside PyTorch, pycma and the bare environments", run=False)
     bench.add_argument("--json", type=Path, metavar="FILE")
-    bench.add_argument(
-        "--scaling", action="store_true", help="cost against threads, dreams, data and parameters"
-    )
+    bench.add_argument("--scaling", action="store_true", help="cost against threads, dreams, data and parameters")
     return main
 
 
@@ -108,7 +98,8 @@ def train(args: argparse.Namespace) -> None:
     settings = config.resolve(args.task, args.preset, args.set, args.seed)
     run = experiment.Experiment(settings, args.out or Path("runs") / args.task)
     print(report.header(settings, run.folder, run.disk_needed()), flush=True)
-    run.run(args.stage or experiment.STAGES[-1])
+    last = args.stage or experiment.STAGES[-1]
+    run.run(experiment.STAGES[: experiment.STAGES.index(last) + 1])
     if args.stage in (None, "evaluate"):
         report.write(run.folder)
         print(report.table(run.folder))
@@ -128,9 +119,7 @@ def evaluate(args: argparse.Namespace) -> None:
         raise config.SettingError("--episodes is at least 2 and --seed at least 0")
     player = agent.load(args.run)
     task = player.config.task
-    result = experiment.evaluate(
-        task, None if args.random else player, args.episodes, args.seed, experiment.Log()
-    )
+    result = experiment.evaluate(task, None if args.random else player, args.episodes, args.seed, experiment.Log())
     print(report.score_line("random policy" if args.random else "agent", result))
     if args.json:
         data.write_text(args.json, json.dumps(result, indent=1) + "\n")

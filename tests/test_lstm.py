@@ -45,9 +45,7 @@ def test_step_by_step_is_the_whole_sequence():
 
     dx, dw, db, dh_next, dc_next = np.empty_like(x), 0, 0, np.zeros((B, H)), dc
     for t in reversed(range(T)):
-        dx[t : t + 1], dh_next, dc_next, dw_t, db_t = lstm_backward(
-            (dh[t : t + 1] + dh_next, dc_next), caches[t]
-        )
+        dx[t : t + 1], dh_next, dc_next, dw_t, db_t = lstm_backward((dh[t : t + 1] + dh_next, dc_next), caches[t])
         dw, db = dw + dw_t, db + db_t
     for a, b_ in zip((dx, dh_next, dc_next, dw, db), whole, strict=True):
         assert relative_error(a, b_) < 1e-12
@@ -133,9 +131,7 @@ def test_equals_pytorch():
     (h, c), cache = lstm_forward(*(f[name] for name in ("x", "h0", "c0", "w", "b", "restart")))
     np.testing.assert_allclose(h, f["h"], rtol=1e-10)
     np.testing.assert_allclose(c, f["c"], rtol=1e-10)
-    for name, gradient in zip(
-        ("x", "h0", "c0", "w", "b"), lstm_backward((f["dh"], f["dc"]), cache), strict=True
-    ):
+    for name, gradient in zip(("x", "h0", "c0", "w", "b"), lstm_backward((f["dh"], f["dc"]), cache), strict=True):
         assert relative_error(gradient, f["grad_" + name]) < 1e-10, name
 
 

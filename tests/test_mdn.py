@@ -50,9 +50,7 @@ def test_target_sixty_sigma_away_stays_finite():
     dlogmix, dmean, dlogstd = mixture_nll_backward(1, cache)
     np.testing.assert_allclose(dmean[:, 0], -60 / K, rtol=1e-5)
     np.testing.assert_allclose(dlogstd[:, 0], (1 - 60**2) / K, rtol=1e-5)
-    nll, _ = mixture_nll_forward(
-        logmix + 500, mean, logstd, np.zeros(1, np.float32)
-    )  # far logits are no better
+    nll, _ = mixture_nll_forward(logmix + 500, mean, logstd, np.zeros(1, np.float32))  # far logits are no better
     np.testing.assert_allclose(nll, 0.5 * np.log(2 * np.pi), rtol=1e-3)
 
 
@@ -125,9 +123,7 @@ def make_fixture():
     nll = -(p.log_prob(torch.tensor(inputs[3])) * torch.tensor(inputs[4])).sum()
     names = "logmix", "mean", "logstd", "target", "weight"
     out = dict(zip(names, inputs, strict=True)) | {"nll": nll.detach().numpy()}
-    out |= {
-        "grad_" + name: g.numpy() for name, g in zip(names, torch.autograd.grad(nll, leaves), strict=False)
-    }
+    out |= {"grad_" + name: g.numpy() for name, g in zip(names, torch.autograd.grad(nll, leaves), strict=False)}
     return out | {"torch_version": np.array(torch.__version__)}
 
 

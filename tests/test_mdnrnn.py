@@ -19,12 +19,8 @@ def make_batch(rng, b=B, dtype=np.float64):
     """Every kind of array, flags inside the sequences."""
     z, z_next = rng.standard_normal((2, b, T, Z))
     flags = rng.random((3, b, T)) < [[[0.3]], [[0.3]], [[0.7]]]
-    batch = dict(
-        z=z, z_next=z_next, action=rng.standard_normal((b, T, A)), reward=rng.standard_normal((b, T))
-    )
-    return {k: v.astype(dtype) for k, v in batch.items()} | dict(
-        done=flags[0], restart=flags[1], z_mask=flags[2]
-    )
+    batch = dict(z=z, z_next=z_next, action=rng.standard_normal((b, T, A)), reward=rng.standard_normal((b, T)))
+    return {k: v.astype(dtype) for k, v in batch.items()} | dict(done=flags[0], restart=flags[1], z_mask=flags[2])
 
 
 @pytest.fixture
@@ -72,10 +68,7 @@ def test_gradient_by_element(m, name):
     """Projections dilute one wrong entry: the small parameters entry by entry."""
     batch = make_batch(np.random.default_rng(2))
     grads = type(m.params)(m.params.shapes, m.loss_and_grad(batch)[1])
-    assert (
-        relative_error(grads[name], numerical_gradient(lambda: m.losses(batch)["loss"], m.params[name]))
-        < 1e-6
-    )
+    assert relative_error(grads[name], numerical_gradient(lambda: m.losses(batch)["loss"], m.params[name])) < 1e-6
 
 
 def test_gradient_without_optional_heads():
@@ -97,9 +90,7 @@ def test_losses_are_means_made_from_the_heads(m):
         assert y.logmix.shape == y.mean.shape == y.logstd.shape == (K, Z, B)
         p = np.exp(y.logmix) / np.exp(y.logmix).sum(axis=0)
         u = (batch["z_next"][:, t].T - y.mean) / np.exp(y.logstd)
-        z.append(
-            -np.log((p * np.exp(-u * u / 2) / np.exp(y.logstd) / np.sqrt(2 * np.pi)).sum(axis=0)).mean(axis=0)
-        )
+        z.append(-np.log((p * np.exp(-u * u / 2) / np.exp(y.logstd) / np.sqrt(2 * np.pi)).sum(axis=0)).mean(axis=0))
         d, q = batch["done"][:, t], sigmoid(y.done_logit)
         done.append(np.where(d, -10 * np.log(q), -np.log(1 - q)))  # the positive class weighs 10
         reward.append(0.7 * (y.reward - batch["reward"][:, t]) ** 2)

@@ -105,13 +105,9 @@ def load_params(path: Path, params, name: str = "params") -> dict[str, np.ndarra
     stored = arrays.get(name)
     if stored is None or stored.shape != params.flat.shape:
         found = "no parameters" if stored is None else f"parameters of shape {stored.shape}"
-        raise DataError(
-            f"{path} has {found}, this configuration needs {params.flat.shape}: is it of another run?"
-        )
+        raise DataError(f"{path} has {found}, this configuration needs {params.flat.shape}: is it of another run?")
     if not np.isfinite(stored).all():
-        raise DataError(
-            f"{path} holds parameters that are not numbers: delete it and repeat the command that made it"
-        )
+        raise DataError(f"{path} holds parameters that are not numbers: delete it and repeat the command that made it")
     params.flat[:] = stored
     return arrays
 
@@ -130,9 +126,7 @@ def load(run: str | Path) -> Agent:
         starts = load_params(folder / "mdnrnn.npz", m.params)["starts"].astype(np.float32)
         vector = read_arrays(folder / "controller.npz")["vector"].astype(np.float64)
     except FileNotFoundError as error:
-        raise DataError(
-            f"{error.filename} is missing: the run is not finished, `train` goes on with it"
-        ) from None
+        raise DataError(f"{error.filename} is missing: the run is not finished, `train` goes on with it") from None
     if vector.shape != (vector_size(config),):
         raise DataError(f"{folder / 'controller.npz'} holds {vector.size} weights, not {vector_size(config)}")
     return Agent(config, v, m, vector, starts)

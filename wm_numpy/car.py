@@ -21,9 +21,7 @@ from pygame import gfxdraw
 ROWS, COLUMNS = 84, 96  # of gymnasium's 96 x 96; the 12 rows below show speed and score (the authors' crop)
 HIDDEN = WINDOW_H // 8  # those 12 rows on the 800-row canvas, which is drawn upside down: its first 100 rows
 MARGIN = 2  # pixels: an anti-aliased edge reaches one beyond its corners
-REACH = (
-    hypot(WINDOW_W / 2, WINDOW_H * 3 / 4) + MARGIN
-)  # pixels from the car to the farthest corner of the screen
+REACH = hypot(WINDOW_W / 2, WINDOW_H * 3 / 4) + MARGIN  # pixels from the car to the farthest corner of the screen
 
 
 class CroppedCarRacing(car_racing.CarRacing):
@@ -47,12 +45,8 @@ class CroppedCarRacing(car_racing.CarRacing):
             for y in (GRASS_DIM * i for i in range(-20, 20, 2))
         ]
         # Painting order, and colours by reference: a tile changes its colour when the car has touched it.
-        corners = np.array(
-            grass + [polygon for polygon, _ in self.road_poly], np.float64
-        )  # (polygon, corner, 2)
-        self._x, self._y = np.ascontiguousarray(
-            corners.transpose(2, 1, 0)
-        )  # (corner, polygon): quick min and max
+        corners = np.array(grass + [polygon for polygon, _ in self.road_poly], np.float64)  # (polygon, corner, 2)
+        self._x, self._y = np.ascontiguousarray(corners.transpose(2, 1, 0))  # (corner, polygon): quick min and max
         self._colors = [self.grass_color] * len(grass) + [color for _, color in self.road_poly]
         return True
 

@@ -229,9 +229,7 @@ class CMAES:
         if len(s.best) == self.window and np.isfinite(s.best).all():
             spread = s.best.max() - s.best.min()
             if spread == 0:
-                reasons["equalfunvalues"] = (
-                    f"the best cost stayed {s.best[-1]:g} for {self.window} generations"
-                )
+                reasons["equalfunvalues"] = f"the best cost stayed {s.best[-1]:g} for {self.window} generations"
             if max(spread, s.worst - s.best[-1]) < 1e-12:
                 reasons["tolfun"] = f"costs differed by less than 1e-12 over {self.window} generations"
         return reasons

@@ -21,9 +21,7 @@ class SettingError(ValueError):
 
 def setting(default, help: str, low: float | None = None, high: float | None = None, choices: tuple = ()):
     """A dataclass field with its help text and its range, both inclusive."""
-    return dataclasses.field(
-        default=default, metadata={"help": help, "low": low, "high": high, "choices": choices}
-    )
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,7 @@ class V:
     """The VAE and its training."""
 
     z_size: int = setting(32, "latent dimensions", 1)
-    kl_floor: float = setting(
-        0.5, "free bits: nats per latent dimension under which the KL is not pressed", 0
-    )
+    kl_floor: float = setting(0.5, "free bits: nats per latent dimension under which the KL is not pressed", 0)
     batch: int = setting(100, "frames per update", 1)
     epochs: int = setting(1, "passes over all frames, when updates is 0", 1)
     updates: int = setting(0, "updates per round; 0: by epochs", 0)
@@ -85,9 +81,7 @@ class Evolve:
     horizon: int = setting(0, "steps after which a dream is cut; 0: the task's limit", 0)
     penalty: float = setting(0.01, "fitness = mean return - penalty * mean(w^2) (authors' code)", 0)
     chunk: int = setting(256, "dreams that one thread steps together", 1)
-    check_every: int = setting(
-        25, "generations between checks of the mean in the real environment; 0: never", 0
-    )
+    check_every: int = setting(25, "generations between checks of the mean in the real environment; 0: never", 0)
     check_episodes: int = setting(100, "episodes of a check; the best check is the agent that is kept", 1)
 
 

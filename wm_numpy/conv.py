@@ -60,7 +60,7 @@ def fold_kernel(kernel: np.ndarray) -> np.ndarray:
 
 
 def unfold_kernel(w: np.ndarray, size: int) -> np.ndarray:
-    """(k, k, 4C, O) -> (size, size, C, O): fold_kernel's inverse, and its transpose: the zeros are dropped."""
+    """(k, k, 4C, O) -> (size, size, C, O): fold_kernel's inverse and transpose: the zeros are dropped."""
     k, _, c4, o = w.shape
     return depth_to_space(w.reshape(1, k, k, c4 * o), size, size).reshape(size, size, c4 // 4, o)
 
@@ -96,9 +96,7 @@ def _scatter(y: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
     """out (N, H, W, C) += patches y w^T, each in its place.  y (N, H-k+1, W-k+1, O), w (k, k, C, O)."""
     (n, h, wd, o), (k, _, c, _) = y.shape, w.shape
     tap = _scratch("tap", (n * h * wd, c), y.dtype)
-    kept = np.setbufsize(
-        256
-    )  # NumPy copies runs shorter than this before it adds them: 0.5 -> 0.16 ns per number
+    kept = np.setbufsize(256)  # NumPy copies runs shorter than this before it adds them: 0.5 -> 0.16 ns per number
     for i in range(k):
         for j in range(k):
             np.matmul(y.reshape(-1, o), w[i, j].T, out=tap)

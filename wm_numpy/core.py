@@ -29,9 +29,7 @@ class Params(Mapping):
         flat: the vector to view, of the total size; zeros of `dtype` when None.
     """
 
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], flat: np.ndarray | None = None, dtype=np.float32
-    ):
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], flat: np.ndarray | None = None, dtype=np.float32):
         self.shapes = dict(shapes)
         sizes = [int(np.prod(s)) for s in self.shapes.values()]
         self.flat = np.zeros(sum(sizes), dtype) if flat is None else flat

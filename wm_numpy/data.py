@@ -87,9 +87,7 @@ def frame_dtype(action_size: int) -> np.dtype:
 
 def series_dtype(z_size: int, action_size: int) -> np.dtype:
     """A record of a series: an episode whose frames have become (mu, logvar)."""
-    return np.dtype(
-        [("mu", "f4", (z_size,)), ("logvar", "f4", (z_size,))] + frame_dtype(action_size).descr[1:]
-    )
+    return np.dtype([("mu", "f4", (z_size,)), ("logvar", "f4", (z_size,))] + frame_dtype(action_size).descr[1:])
 
 
 class Recorder(gym.Wrapper):
@@ -176,9 +174,7 @@ class FrameBatches:
         chosen = self._order[k * self.batch : (k + 1) * self.batch]
         files = np.searchsorted(self.ends, chosen, side="right")
         offsets = chosen - (self.ends - self.episodes.frames)[files]
-        return np.concatenate(
-            [self.episodes.read(f, o, o + 1, "frame") for f, o in zip(files, offsets, strict=True)]
-        )
+        return np.concatenate([self.episodes.read(f, o, o + 1, "frame") for f, o in zip(files, offsets, strict=True)])
 
 
 class SeriesBatches:

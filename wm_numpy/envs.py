@@ -75,9 +75,7 @@ class BrownianPolicy:
     def __call__(self) -> np.ndarray:
         """The next action, (A,) float32."""
         action = self.action
-        self.action = (
-            (action + self.scale * self.rng.standard_normal(len(action))).clip(-1, 1).astype(np.float32)
-        )
+        self.action = (action + self.scale * self.rng.standard_normal(len(action))).clip(-1, 1).astype(np.float32)
         return action
 
 
@@ -130,9 +128,7 @@ class CarRacing(gym.Env):
     terminal_frame = True  # the observation of the last step shows the end
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}
 
-    def __init__(
-        self, render_mode: str | None = None, max_steps: int = max_steps, lap_complete_percent: float = 0.95
-    ):
+    def __init__(self, render_mode: str | None = None, max_steps: int = max_steps, lap_complete_percent: float = 0.95):
         try:
             from wm_numpy.car import CroppedCarRacing
         except (ImportError, gym.error.DependencyNotInstalled) as error:
@@ -169,9 +165,7 @@ class CarRacing(gym.Env):
         try:
             return call(*arguments)
         except (AssertionError, RuntimeError, SystemError) as error:  # how Box2D reports that it is broken
-            raise EnvironmentDied(
-                f"The physics of CarRacing failed ({error!r}): make a new environment."
-            ) from error
+            raise EnvironmentDied(f"The physics of CarRacing failed ({error!r}): make a new environment.") from error
 
     def render(self):
         return self.game.render()
@@ -288,9 +282,7 @@ class TakeCover(gym.Env):
         try:
             return call(*arguments)
         except self._errors as error:
-            raise EnvironmentDied(
-                f"The ViZDoom process has died ({error}): make a new environment."
-            ) from error
+            raise EnvironmentDied(f"The ViZDoom process has died ({error}): make a new environment.") from error
 
     def render(self):
         if self.render_mode == "rgb_array":

@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from .agent import ACTION_SIZE, Agent
 from .cmaes import CMAES
 from .config import Config
 from .data import (
-    DataError,
     FrameBatches,
     Records,
     SeriesBatches,
@@ -55,8 +54,8 @@ def episode_seeds(purpose: str, n: int, *key: int) -> np.ndarray:
 def score(returns: np.ndarray) -> dict[str, float]:
     """Mean, standard deviation and 95 % interval of the mean (normal) of the returns of episodes."""
     mean, sd = float(np.mean(returns)), float(np.std(returns, ddof=1))
-    half = 1.96 * sd / np.sqrt(len(returns))
-    return {"mean": mean, "sd": sd, "ci95": [mean - half, mean + half], "episodes": len(returns)}
+    half = 1.96 * sd / np.sqrt(np.size(returns))
+    return {"mean": mean, "sd": sd, "ci95": [mean - half, mean + half], "episodes": np.size(returns)}
 
 
 class Log:
@@ -88,11 +87,7 @@ class Log:
             rate = (done - first) / max(now - start, 1e-9)
             left = (total - done) / max(rate, 1e-9)
             named = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            speed = (
-                f"{rate:.1f} {unit}/s"
-                if rate >= 1
-                else f"{1 / max(rate, 1e-9):.1f} s per {unit.removesuffix('s')}"
-            )
+            speed = f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s per {unit.removesuffix('s')}"
             text = f"{stage:9} {done:,}/{total:,} {unit}  {speed}  {left:.0f} s left  {named}"
             if now - shown > (0.5 if self.terminal else 15) and not last:
                 print(
@@ -134,9 +129,7 @@ class Experiment:
             other = [k for k in mine if mine[k] != theirs[k] and not (k == "rounds" and mine[k] > theirs[k])]
             if other:
                 what = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in other[:3])
-                raise RunError(
-                    f"{self.folder} holds a run of another configuration ({what}): choose another --out"
-                )
+                raise RunError(f"{self.folder} holds a run of another configuration ({what}): choose another --out")
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise RunError(f"{self.folder} is not empty and not a run folder: choose another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -158,10 +151,10 @@ class Experiment:
         record = frame_dtype(actions).itemsize + series_dtype(c.vae.z_size, actions).itemsize
         return c.rounds * c.collect.episodes * RANDOM_LENGTH[c.task] * record + 200e6
 
-    def run(self, last: str = STAGES[-1]) -> None:
-        """Every stage up to `last` of every round, those that are complete left out."""
+    def run(self, stages: Sequence[str] = STAGES) -> None:
+        """These stages of every round, those that are complete left out."""
         for round_ in range(1, self.config.rounds + 1):
-            for stage in STAGES[: STAGES.index(last) + 1]:
+            for stage in stages:
                 if stage != "evaluate" or round_ == self.config.rounds:
                     getattr(self, f"_{stage}")(round_)
 
@@ -204,9 +197,7 @@ class Experiment:
 
         def loss_and_grad(update: int):
             frames = batches(update)
-            noise = np.random.default_rng([*seed, update, 1]).standard_normal(
-                (len(frames), c.z_size), np.float32
-            )
+            noise = np.random.default_rng([*seed, update, 1]).standard_normal((len(frames), c.z_size), np.float32)
             return v.loss_and_grad(frames, noise)
 
         updates = c.updates or c.epochs * batches.per_epoch
@@ -275,9 +266,7 @@ class Experiment:
             return returns.mean(axis=1) - c.penalty * np.mean(vectors**2, axis=1)
 
         def check(vector: np.ndarray, generation: int) -> float:
-            seeds = episode_seeds(
-                "check", c.check_episodes, *seed
-            )  # the same at every check: fewer lucky ones
+            seeds = episode_seeds("check", c.check_episodes, *seed)  # the same at every check: fewer lucky ones
             return float(real_rollouts(agent, vector[None], seeds, self.log.line)[0].mean())
 
         with self.log.progress("evolve", round_, c.generations, "generations") as tell:
@@ -298,17 +287,19 @@ class Experiment:
         if results.get("round") != round_:
             results = {"round": round_, "task": self.config.task, "preset": self.config.preset}
         n, seed = self.config.evaluate.episodes, self.config.seed
-        for who in ("random", "agent"):
+        for who in ("random", "agent", "dream"):
             if who not in results:
-                agent = self._agent() if who == "agent" else None
-                results[who] = evaluate(self.config.task, agent, n, seed, self.log, round_)
+                agent = None if who == "random" else self._agent()
+                if who == "dream":  # the same agent in its own dream
+                    returns, _ = dream_rollouts(agent, agent.vector[None], episode_seeds("evaluate", n, seed))
+                    results[who] = score(returns) | {"tau": self.config.evolve.tau}
+                else:
+                    results[who] = evaluate(self.config.task, agent, n, seed, self.log, round_)
                 write_text(path, json.dumps(results, indent=1) + "\n")
 
     # ------------------------------------------------------------------------------------------------- what they share
 
-    def _fit(
-        self, stage: str, round_: int, params, loss_and_grad: Callable, updates: int, rate, clip=None
-    ) -> None:
+    def _fit(self, stage: str, round_: int, params, loss_and_grad: Callable, updates: int, rate, clip=None) -> None:
         with self.log.progress(stage, round_, updates, "updates") as tell:
             report = lambda n, losses: tell(n, **losses)  # noqa: E731
             fit(params, loss_and_grad, updates, rate, self._state(stage, round_), report, clip)
@@ -363,4 +354,4 @@ def evaluate(task: str, agent: Agent | None, episodes: int, seed: int, log: Log,
             returns, lengths = random_rollouts(task, seeds, log.line, progress)
         else:
             returns, lengths = real_rollouts(agent, agent.vector[None], seeds, log.line, progress)
-    return score(returns.ravel()) | {"length": float(lengths.mean()), "seed": seed}
+    return score(returns) | {"length": float(lengths.mean()), "seed": seed}

@@ -19,16 +19,12 @@ from .vae import VAE, VAEConfig
 Rng = np.random.Generator
 
 
-def _pair(
-    module, op: str, *shapes: tuple[int, ...], constants: Callable[[Rng], tuple] = lambda rng: ()
-) -> Callable:
+def _pair(module, op: str, *shapes: tuple[int, ...], constants: Callable[[Rng], tuple] = lambda rng: ()) -> Callable:
     """A case in element mode: random inputs of these shapes through op_forward and op_backward."""
 
     def case(rng: Rng) -> float:
         forward, backward = getattr(module, f"{op}_forward"), getattr(module, f"{op}_backward")
-        return check_pair(
-            forward, backward, *map(rng.standard_normal, shapes), rng=rng, constants=constants(rng)
-        )
+        return check_pair(forward, backward, *map(rng.standard_normal, shapes), rng=rng, constants=constants(rng))
 
     return case
 

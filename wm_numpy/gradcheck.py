@@ -76,9 +76,7 @@ def check_pair(
     worst = 0.0
     for x, dx in zip(inputs, gradients, strict=False):
         if dx.shape != x.shape:
-            raise ValueError(
-                f"{backward.__name__} returned a gradient of shape {dx.shape} for an input {x.shape}"
-            )
+            raise ValueError(f"{backward.__name__} returned a gradient of shape {dx.shape} for an input {x.shape}")
         worst = max(worst, relative_error(dx, numerical_gradient(projected, x)))
     return worst
 

@@ -114,9 +114,7 @@ class MDNRNN:
         y = p["mixture.w"] @ h.T  # (3KZ, n)
         y += p["mixture.b"][:, None]
         scalars = {name: linear_forward(h, p[name + ".w"], p[name + ".b"])[0][:, 0] for name in self._scalars}
-        return Prediction(
-            *y.reshape(3, cfg.mixtures, cfg.z_size, len(h)), scalars.get("done"), scalars.get("reward")
-        )
+        return Prediction(*y.reshape(3, cfg.mixtures, cfg.z_size, len(h)), scalars.get("done"), scalars.get("reward"))
 
     def dream(
         self, state: tuple[np.ndarray, np.ndarray], tau: float, rng: np.random.Generator
@@ -234,8 +232,7 @@ class MDNRNN:
 
         results = parallel.threads(piece, _pieces(len(batch["z"])))
         done, reward = (
-            np.concatenate([r[k] for r in results]) if k in self._scalars else None
-            for k in ("done", "reward")
+            np.concatenate([r[k] for r in results]) if k in self._scalars else None for k in ("done", "reward")
         )
         return done, reward
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-CHUNK = (
-    1 << 16
-)  # floats: parameters, gradient and both moments of a chunk stay in L2 (whole vectors: 3 x slower)
+CHUNK = 1 << 16  # floats: parameters, gradient and both moments of a chunk stay in L2 (whole vectors: 3 x slower)
 
 
 class Adam:

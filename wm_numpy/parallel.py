@@ -73,7 +73,8 @@ def processes(
     Args:
         function: importable by name, as are setup and its arguments.
         jobs: the arguments of each call.
-        setup: run once in every new process, setup(*arguments).
+        setup: run once in every new process.
+        arguments: of setup.
         retry: exceptions after which a job is repeated, at most ATTEMPTS times in all.
         log: takes the lines.
         executor: makes the pool from (max_workers, initializer, initargs); a ProcessPoolExecutor when None.

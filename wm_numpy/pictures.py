@@ -55,9 +55,7 @@ def strips(rows: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequence[
     pygame = _pygame()
     height, width = (side * scale for side in rows[0][1][0].shape[:2])
     columns, left = max(len(pictures) for _, pictures in rows), 92
-    target = pygame.Surface(
-        (left + columns * (width + 4), len(rows) * (height + 4) + (20 if captions else 0))
-    )
+    target = pygame.Surface((left + columns * (width + 4), len(rows) * (height + 4) + (20 if captions else 0)))
     target.fill(PAPER)
     for r, (name, pictures) in enumerate(rows):
         text(target, name, (6, r * (height + 4) + height // 2 - 8))

@@ -27,9 +27,7 @@ def header(config: Config, folder: Path, disk: float) -> str:
         sections.setdefault(section or "run", []).append(f"{name}={value}")
     lines += [f"  {section:9} {' '.join(pairs)}" for section, pairs in sections.items()]
     v, m = agents.new_vae(config).params.size, agents.new_mdnrnn(config).params.size
-    lines.append(
-        f"  parameters: V {v:,}  M {m:,}  C {agents.vector_size(config):,}; disk: about {disk / 1e9:.1f} GB"
-    )
+    lines.append(f"  parameters: V {v:,}  M {m:,}  C {agents.vector_size(config):,}; disk: about {disk / 1e9:.1f} GB")
     return "\n".join(lines)
 
 

@@ -49,6 +49,7 @@ def dream_rollouts(agent: Agent, vectors: np.ndarray, seeds: np.ndarray) -> tupl
     """Every candidate in the same E dreams, on all threads -> returns, lengths (P, E).
 
     Args:
+        agent: M, and where dreams start.
         vectors: (P, n) parameters of C.
         seeds: (E,).
     """
@@ -60,9 +61,7 @@ def dream_rollouts(agent: Agent, vectors: np.ndarray, seeds: np.ndarray) -> tupl
         return rollout(world, agent.controller(some), np.tile(seeds, len(some)))
 
     chunks = parallel.threads(play, range(0, len(vectors), per_chunk))
-    returns, lengths = (
-        np.concatenate(part).reshape(len(vectors), len(seeds)) for part in zip(*chunks, strict=True)
-    )
+    returns, lengths = (np.concatenate(part).reshape(len(vectors), len(seeds)) for part in zip(*chunks, strict=True))
     return returns, lengths
 
 
@@ -78,6 +77,7 @@ def real_rollouts(
     """Every candidate in the same E real episodes, on all processes -> returns, lengths (P, E).
 
     Args:
+        agent: V and M.
         vectors: (P, n) parameters of C.
         seeds: (E,).
         log: takes a line when an environment dies and its group is repeated.

@@ -1,4 +1,4 @@
-"""Two loops: gradient descent, for V and for M, and evolution, for C. Both go on, to the bit, where they were killed."""
+"""Two loops: gradient descent for V and for M, evolution for C. Both go on, to the bit, where they were killed."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def fit(
     Args:
         params: of the model.
         loss_and_grad: update -> losses by name, and the flat gradient. What it draws depends on the update alone.
+        updates: how many, those of an interrupted run included.
         learning_rate: update -> rate.
         state: file to resume from; the caller removes it when the result is safe.
         report: is told (updates done, losses).
@@ -57,9 +58,7 @@ def fit(
                 f"the loss of update {update + 1} is not finite ({losses}): the last good weights are kept in "
                 f"{state}; try a smaller learning_rate in a new run folder"
             )
-        if (
-            update == first or time.monotonic() - saved_at > SAVE_SECONDS
-        ):  # weights whose loss is known to be finite
+        if update == first or time.monotonic() - saved_at > SAVE_SECONDS:  # weights whose loss is known to be finite
             write_arrays(state, {"params": params.flat} | adam.state_dict())
             saved_at = time.monotonic()
         adam.step(params.flat, gradient, learning_rate(update))
@@ -77,8 +76,8 @@ def evolve(
 ) -> tuple[np.ndarray, int]:
     """Evolve C -> the vector to deploy and its generation.
 
-    The distribution mean is deployed, never the luckiest sample (appendix A.4 of the paper): the mean of the best check, or the
-    last one when there are no checks.
+    The distribution mean is deployed, never the luckiest sample: the mean of the best check, or the last mean when
+    there are no checks.
 
     Args:
         cma: minimises, so it is told minus the fitness.
@@ -119,9 +118,7 @@ def evolve(
         if last or "check" in figures or time.monotonic() - saved_at > SAVE_SECONDS:
             write_arrays(state, cma.state_dict() | best)
             saved_at = time.monotonic()
-    return (
-        (best["vector"], int(best["best_generation"])) if check_every else (cma.mean.copy(), cma.generation)
-    )
+    return (best["vector"], int(best["best_generation"])) if check_every else (cma.mean.copy(), cma.generation)
 
 
 def _read_state(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:

@@ -106,8 +106,8 @@ class VAE:
         """The loss of a batch and its gradient.
 
         The batch is cut into pieces, except for the decoder's first layer: every piece would need its own
-        gradient of 3.3 million weights, three quarters of all. So the pieces meet there, on the way forward and
-        on the way back, which saves a tenth of an update.
+        gradient of 3.3 million weights, three quarters of all. So the pieces meet there, on the way forward
+        and on the way back, which saves a tenth of an update.
 
         Args:
             frames: (N, 64, 64, 3), uint8 or floats in [0, 1].

@@ -102,9 +102,7 @@ def watch(run: str, seed: int = 0, png: Path | None = None) -> None:
     )
 
 
-def dream(
-    run: str, seed: int = 0, png: Path | None = None, tau: float | None = None, play: bool = False
-) -> None:
+def dream(run: str, seed: int = 0, png: Path | None = None, tau: float | None = None, play: bool = False) -> None:
     """The agent inside M's dream; or you, by the arrow keys."""
     agent = agents.load(run)
     if tau is not None and not tau > 0:
@@ -124,9 +122,7 @@ def _show(stream: Callable, title: str, rate: int) -> None:
         pygame.display.init()
         window = pygame.display.set_mode((520, 520))
     except pygame.error as error:
-        raise NoDisplay(
-            f"no window can be opened ({error}): use --png FILE for a strip of pictures"
-        ) from None
+        raise NoDisplay(f"no window can be opened ({error}): use --png FILE for a strip of pictures") from None
     clock, n = pygame.time.Clock(), 0
 
     def keys(features: np.ndarray) -> np.ndarray:

@@ -79,9 +79,7 @@ class World(VectorEnv):
         """Features of the rows alive: z, [z h] or [z c h]."""
         h, c = self.state
         parts = {"z": self.z, "h": h, "c": c}
-        self._features[self.rows] = np.concatenate(
-            [parts[p] for p in self.agent.config.evolve.features], axis=1
-        )
+        self._features[self.rows] = np.concatenate([parts[p] for p in self.agent.config.evolve.features], axis=1)
 
     def _first(self, seeds: np.ndarray) -> np.ndarray:
         """The first z of every environment, (n, Z)."""
@@ -179,9 +177,7 @@ class DreamEnv(gym.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
 
-    def __init__(
-        self, run: str, tau: float | None = None, horizon: int | None = None, render_mode: str | None = None
-    ):
+    def __init__(self, run: str, tau: float | None = None, horizon: int | None = None, render_mode: str | None = None):
         self.render_mode = render_mode
         self.world = Dream(agents.load(run), 1, tau, horizon)
         self.observation_space = self.world.single_observation_space
