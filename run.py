@@ -32,6 +32,11 @@ def parser() -> argparse.ArgumentParser:
 
     command("settings", "every setting of `train --set`, with the paper's CarRacing value", run=False)
 
+    sweep = command("sweep", "evolve C at several temperatures on one V and M: table 2 of the paper")
+    sweep.add_argument("--tau", default="0.1,0.5,1.0,1.15,1.3", help="temperatures, with commas between")
+    sweep.add_argument("--out", type=Path, help="where the runs go; runs/RUN-sweep")
+    sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all")
+
     evaluate = command("evaluate", "play real episodes on seeds used for nothing else")
     evaluate.add_argument("--episodes", type=int, default=100)
     evaluate.add_argument("--seed", type=int, default=0)
@@ -105,6 +110,21 @@ def train(args: argparse.Namespace) -> None:
         print(report.table(run.folder))
 
 
+def sweep(args: argparse.Namespace) -> None:
+    from wm_numpy import config, experiment, report
+
+    _workers(args)
+    changes = config.pairs(args.set)
+    out = args.out or Path("runs") / f"{Path(args.run).name}-sweep"
+    folders = {}
+    for text in args.tau.split(","):
+        run = experiment.branch(args.run, out / f"tau-{text}", changes | {"evolve.tau": text})
+        folders[run.config.evolve.tau] = run.folder
+        print(f"tau {text} -> {run.folder}", flush=True)
+        run.run(("evolve", "evaluate"))
+    print(report.sweep_table(folders))
+
+
 def settings(args: argparse.Namespace) -> None:
     from wm_numpy import config
 
@@ -159,8 +179,8 @@ def bench(args: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    "train": train, "settings": settings, "evaluate": evaluate, "watch": watch, "dream": dream, "report": report,
-    "gradcheck": gradcheck, "bench": bench,
+    "train": train, "sweep": sweep, "settings": settings, "evaluate": evaluate, "watch": watch, "dream": dream,
+    "report": report, "gradcheck": gradcheck, "bench": bench,
 }  # fmt: skip
 
 if __name__ == "__main__":

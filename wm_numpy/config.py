@@ -158,6 +158,12 @@ def resolve(task: str, preset: str = "quick", settings: Iterable[str] = (), seed
     if preset not in PRESETS[task]:
         raise SettingError(f"unknown preset {preset!r}: choose from {', '.join(PRESETS[task])}")
     values = {"task": task, "preset": preset, "seed": seed} | PRESETS[task][preset]
+    return from_flat(values | pairs(settings))
+
+
+def pairs(settings: Iterable[str]) -> dict[str, str]:
+    """["evolve.tau=1.15", ...] -> {"evolve.tau": "1.15", ...}."""
+    values = {}
     for text in settings:
         key, equals, value = text.partition("=")
         if not equals:
@@ -165,7 +171,7 @@ def resolve(task: str, preset: str = "quick", settings: Iterable[str] = (), seed
         if key in ("task", "preset", "seed"):
             raise SettingError(f"{key} is not for --set: it has a place of its own on the command line")
         values[key] = value
-    return from_flat(values)
+    return values
 
 
 def from_flat(values: dict) -> Config:
@@ -186,10 +192,10 @@ def from_flat(values: dict) -> Config:
 
 def flat(config: Config) -> dict:
     """{"evolve.tau": 1.15, ...}: what from_flat takes."""
-    pairs = {}
+    values = {}
     for key, value in dataclasses.asdict(config).items():
-        pairs |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return pairs
+        values |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return values
 
 
 def from_json(text: str) -> Config:

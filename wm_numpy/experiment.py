@@ -113,7 +113,7 @@ class Experiment:
         folder: made when missing.
 
     Raises:
-        RunError: the folder belongs to another configuration, or the disk is too small.
+        RunError: the folder belongs to another configuration; in `run`, the disk is too small.
     """
 
     def __init__(self, config: Config, folder: Path):
@@ -133,6 +133,9 @@ class Experiment:
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise RunError(f"{self.folder} is not empty and not a run folder: choose another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(mine, indent=1) + "\n")
+
+    def _check_disk(self) -> None:
         needed = self.disk_needed()
         free = shutil.disk_usage(self.folder).free + sum(
             f.stat().st_size for f in self.folder.rglob("*") if f.is_file()
@@ -142,7 +145,6 @@ class Experiment:
                 f"this run needs about {needed / 1e9:.1f} GB in {self.folder}, where {free / 1e9:.1f} GB are free: "
                 "choose another --out, or fewer collect.episodes"
             )
-        write_text(path, json.dumps(mine, indent=1) + "\n")
 
     def disk_needed(self) -> float:
         """Bytes, about, of all rounds' episodes and of one round's series."""
@@ -153,6 +155,8 @@ class Experiment:
 
     def run(self, stages: Sequence[str] = STAGES) -> None:
         """These stages of every round, those that are complete left out."""
+        if "collect" in stages:
+            self._check_disk()
         for round_ in range(1, self.config.rounds + 1):
             for stage in stages:
                 if stage != "evaluate" or round_ == self.config.rounds:
@@ -333,6 +337,23 @@ class Experiment:
         if vector is None:
             vector = read_arrays(self.folder / "controller.npz")["vector"]
         return Agent(self.config, v, m, vector, starts)
+
+
+def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:
+    """A run with another's V and M, for C to be evolved and evaluated anew under other settings.
+
+    Args:
+        run: what agent.run_folder takes; its V and M are finished.
+        folder: of the new run.
+        settings: what differs, {"evolve.tau": 1.0, ...}.
+    """
+    parent = agents.run_folder(run)
+    values = configuration.flat(agents.load_config(parent)) | settings | {"rounds": 1}
+    experiment = Experiment(configuration.from_flat(values), folder)
+    for name in ("vae.npz", "mdnrnn.npz"):
+        if not (folder / name).exists():
+            write_arrays(folder / name, read_arrays(parent / name))
+    return experiment
 
 
 def evaluate(task: str, agent: Agent | None, episodes: int, seed: int, log: Log, round_: int = 1) -> dict:

@@ -65,7 +65,9 @@ CASES: dict[str, Callable[[Rng], float]] = {
     "relu": _pair(core, "relu", (3, 5)),
     "sigmoid": _pair(core, "sigmoid", (3, 5)),
     "tanh": _pair(core, "tanh", (3, 5)),
-    "reparameterise": _pair(core, "reparameterise", (3, 5), (3, 5), constants=lambda rng: (rng.standard_normal((3, 5)),)),
+    "reparameterise": _pair(
+        core, "reparameterise", (3, 5), (3, 5), constants=lambda rng: (rng.standard_normal((3, 5)),)
+    ),
     "gaussian_kl": _pair(core, "gaussian_kl", (3, 5), (3, 5), constants=lambda rng: (2.0,)),
     "squared_error": _pair(
         core, "squared_error", (3, 5), constants=lambda rng: (rng.standard_normal((3, 5)), rng.random((3, 1)))

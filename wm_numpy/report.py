@@ -54,6 +54,29 @@ def table(folder: Path) -> str:
     return "\n".join([heading, columns, *rows, note])
 
 
+TABLE_2 = {0.1: ("2086 +- 140", "193 +- 58"), 0.5: ("2060 +- 277", "196 +- 50"), 1.0: ("1145 +- 690", "868 +- 511"),
+           1.15: ("918 +- 546", "1092 +- 556"), 1.3: ("732 +- 269", "753 +- 139")}  # fmt: skip
+
+
+def sweep_table(folders: dict[float, Path]) -> str:
+    """Dream and real score of agents evolved at several temperatures, beside table 2 of the paper."""
+
+    def cell(result: dict) -> str:
+        half = (result["ci95"][1] - result["ci95"][0]) / 2
+        return f"{result['mean']:7.0f} +- {result['sd']:4.0f} (+-{half:3.0f})"
+
+    lines = [
+        f"{'tau':>6}  {'dream: mean +- SD (95 %)':>25}  {'paper':>12}  {'real: mean +- SD (95 %)':>25}  {'paper':>12}"
+    ]
+    for tau, folder in folders.items():
+        results = json.loads((folder / "results.json").read_text())
+        dream, real = TABLE_2.get(tau, ("", "")) if results["task"] == "doom" else ("", "")
+        lines.append(f"{tau:6.2f}  {cell(results['dream']):>25}  {dream:>12}  {cell(results['agent']):>25}  {real:>12}")
+    paper = "210 +- 108" if results["task"] == "doom" else ""
+    lines.append(f"random  {'-':>25}  {'-':>12}  {cell(results['random']):>25}  {paper:>12}")
+    return "\n".join(lines)
+
+
 def write(folder: Path) -> list[Path]:
     """Write the pictures of a run -> their paths: reconstructions, a dream beside reality, learning curves."""
     agent = agents.load(folder)
