@@ -120,6 +120,8 @@ def _show(stream: Callable, title: str, rate: int) -> None:
     pygame = pictures._pygame()
     try:
         pygame.display.init()
+        if pygame.display.get_driver() in ("offscreen", "dummy"):  # SDL's way out where there is no screen
+            raise pygame.error("there is no display")
         window = pygame.display.set_mode((520, 520))
     except pygame.error as error:
         raise NoDisplay(f"no window can be opened ({error}): use --png FILE for a strip of pictures") from None

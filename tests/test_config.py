@@ -1,0 +1,128 @@
+"""Settings: what is refused, what comes back from a file, and the paper's numbers."""
+
+import dataclasses
+import json
+
+import pytest
+
+from wm_numpy import agent, config
+from wm_numpy.config import Config, SettingError, flat, from_flat, from_json, resolve
+
+
+@pytest.mark.parametrize(
+    "task, preset, settings, named",
+    [
+        ("chess", "quick", [], "'chess'"),
+        ("doom", "huge", [], "'huge'"),
+        ("doom", "quick", ["evolve.tua=1"], "'evolve.tua'"),
+        ("doom", "quick", ["evolve=1"], "'evolve'"),
+        ("doom", "quick", ["evolve.tau.x=1"], "'evolve.tau.x'"),
+        ("doom", "quick", ["tau=1"], "'tau'"),
+        ("doom", "quick", ["=1"], "''"),
+        ("doom", "quick", ["evolve.tau"], "KEY=VALUE"),
+        ("doom", "quick", ["seed=1"], "seed"),
+        ("doom", "quick", ["preset=smoke"], "preset"),
+        ("doom", "quick", ["evolve.tau=warm"], "takes float"),
+        ("doom", "quick", ["rounds=1.5"], "takes int"),
+        ("doom", "quick", ["rounds="], "takes int"),
+        ("doom", "quick", ["evolve.bias=yes"], "takes bool"),
+        ("doom", "quick", ["evolve.world=mars"], "real, dream"),
+        ("doom", "quick", ["rounds=0"], "out of range"),
+        ("doom", "quick", ["mdnrnn.decay=1.1"], "0 to 1"),
+        ("doom", "quick", ["evolve.tau=nan"], "out of range"),
+        ("doom", "quick", ["evolve.tau=-1"], "out of range"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_named(task, preset, settings, named):
+    with pytest.raises(SettingError) as error:
+        resolve(task, preset, settings)
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["evolve.tau", "evolve.sigma", "vae.learning_rate", "mdnrnn.clip", "collect.noise"])
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_a_number_is_finite(key, value):
+    with pytest.raises(SettingError, match=key):
+        resolve("doom", "quick", [f"{key}={value}"])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_seed_has_a_range(seed):
+    with pytest.raises(SettingError, match="seed"):
+        resolve("doom", seed=seed)
+
+
+def test_settings_are_parsed_as_their_field():
+    c = resolve("doom", "smoke", ["evolve.tau=2", "evolve.bias=true", "rounds=3", "evolve.features=z"], seed=7)
+    assert (c.evolve.tau, c.evolve.bias, c.rounds, c.evolve.features, c.seed) == (2.0, True, 3, "z", 7)
+    assert type(c.evolve.tau) is float and c.preset == "smoke" and c.task == "doom"
+    assert resolve("doom", "smoke", ["rounds=2", "rounds=3"]).rounds == 3  # the last one counts
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        c.rounds = 4
+
+
+@pytest.mark.parametrize("task", config.TASKS)
+@pytest.mark.parametrize("preset", ["smoke", "quick", "laptop", "paper"])
+def test_round_trip(task, preset):
+    c = resolve(task, preset, ["evolve.tau=0.123456789", "evolve.bias=false"], seed=5)
+    assert from_flat(flat(c)) == c and from_json(json.dumps(flat(c))) == c
+    assert all("." not in k or k.split(".")[0] in ("collect", "vae", "mdnrnn", "evolve", "evaluate") for k in flat(c))
+
+
+def test_help_has_a_line_for_every_setting():
+    lines = config.help_text().splitlines()
+    assert [line.split("=")[0].strip() for line in lines] == list(flat(Config()))
+    assert all(len(line.split(None, 1)[1]) > 3 for line in lines)
+
+
+PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silent
+    "collect.episodes": (10_000, 10_000),
+    "vae.z_size": (32, 64),
+    "vae.kl_floor": (0.5, 0.5),
+    "vae.batch": (100, 100),
+    "vae.learning_rate": (1e-4, 1e-4),
+    "vae.epochs": (1, 10),
+    "vae.updates": (0, 0),
+    "mdnrnn.hidden": (256, 512),
+    "mdnrnn.mixtures": (5, 5),
+    "mdnrnn.restart_input": (False, True),
+    "mdnrnn.done_head": (False, True),
+    "mdnrnn.reward_head": (False, False),
+    "mdnrnn.done_weight": (10, 10),
+    "mdnrnn.batch": (100, 100),
+    "mdnrnn.window": (1000, 500),
+    "mdnrnn.epochs": (20, 400),
+    "mdnrnn.updates": (0, 0),
+    "mdnrnn.learning_rate": (1e-3, 1e-3),
+    "mdnrnn.final_rate": (1e-5, 1e-5),
+    "mdnrnn.decay": (1.0, 0.99999),
+    "mdnrnn.clip": (1, 1),
+    "evolve.world": ("real", "dream"),
+    "evolve.features": ("zh", "zch"),
+    "evolve.bias": (True, False),
+    "evolve.population": (64, 64),
+    "evolve.episodes": (16, 16),
+    "evolve.sigma": (0.1, 0.1),
+    "evolve.penalty": (0.01, 0.01),
+    "evolve.check_every": (25, 25),
+    "evolve.horizon": (0, 0),
+    "evaluate.episodes": (100, 100),
+    "rounds": (1, 1),
+}
+
+
+@pytest.mark.parametrize("which, task", enumerate(["carracing", "doom"]))
+def test_paper_preset_is_the_papers(which, task):
+    have = flat(resolve(task, "paper"))
+    assert {k: have[k] for k in PAPER} == {k: v[which] for k, v in PAPER.items()}
+    assert task != "doom" or have["evolve.tau"] == 1.15  # the best of the paper's table 2
+
+
+@pytest.mark.parametrize(
+    "task, v, m, c", [("carracing", 4_348_547, 422_368, 867), ("doom", 4_446_915, 1_678_785, 1_088)]
+)
+def test_parameter_counts_are_the_papers(task, v, m, c):
+    paper = resolve(task, "paper")
+    assert agent.new_vae(paper).params.size == v
+    assert agent.new_mdnrnn(paper).params.size == m
+    assert agent.vector_size(paper) == c

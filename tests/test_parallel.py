@@ -1,0 +1,211 @@
+"""Threads keep order; processes survive the death of their workers, and end with their parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from wm_numpy import parallel
+from wm_numpy.parallel import WorkerError
+
+# ------------------------------------------------------------- jobs, importable by name in a spawned worker
+
+_value = None
+
+
+class Retried(RuntimeError):
+    pass
+
+
+def set_value(value):
+    global _value
+    _value = value
+
+
+def times(x):
+    return x * _value
+
+
+def square(x):
+    return x * x
+
+
+def die_once(marker: Path, x):
+    """The first call with x == 3 kills its worker."""
+    if x == 3 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x * x
+
+
+def die_always(marker: Path, x):
+    """Every call with x == 0 kills its worker and leaves a byte."""
+    if x == 0:
+        with open(marker, "a") as file:
+            file.write("x")
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x * x
+
+
+def fail(marker: Path, times: int):
+    """Raises Retried so many times, a byte left at each."""
+    with open(marker, "a") as file:
+        file.write("x")
+    if marker.stat().st_size <= times:
+        raise Retried("the game is gone.")
+    return "done"
+
+
+def boom():
+    raise KeyError("boom")
+
+
+def facts():
+    return os.getpid(), parallel.workers()
+
+
+def sleep_long(marker: Path):
+    (marker / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+# ------------------------------------------------------------------------------------------------- threads
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_threads_keep_order(n, workers):
+    workers(n)
+
+    def slow_at_first(i):
+        time.sleep(0.02 if i == 0 else 0)
+        return i * i
+
+    assert parallel.threads(slow_at_first, range(9)) == [i * i for i in range(9)]
+    assert parallel.threads(square, (i for i in [4])) == [16] and parallel.threads(square, []) == []
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_threads_raise(n, workers):
+    workers(n)
+    with pytest.raises(ZeroDivisionError):
+        parallel.threads(lambda i: 1 // (2 - i), range(4))
+
+
+def test_threads_use_threads(workers):
+    workers(2)
+    start = time.monotonic()
+    parallel.threads(lambda _: time.sleep(0.2), range(2))
+    assert time.monotonic() - start < 0.35
+
+
+def test_at_least_one_worker(workers):
+    workers(0)
+    assert parallel.workers() == 1 and parallel.cpu_count() >= 1
+
+
+# ----------------------------------------------------------------------------------------------- processes
+
+
+def test_results_by_index_after_setup(workers):
+    workers(2)
+    jobs = [(i,) for i in range(40)]  # more than one wave of workers
+    assert dict(parallel.processes(times, jobs, set_value, (10,))) == {i: 10 * i for i in range(40)}
+    assert list(parallel.processes(square, [])) == []
+
+
+def test_workers_have_one_thread_and_are_other_processes(workers):
+    workers(2)
+    for _, (pid, threads) in parallel.processes(facts, [(), ()]):
+        assert pid != os.getpid() and threads == 1
+
+
+def test_any_executor(workers):
+    def make(max_workers, initializer, initargs):
+        return ThreadPoolExecutor(max_workers)
+
+    assert dict(parallel.processes(square, [(2,), (3,)], executor=make)) == {0: 4, 1: 9}
+
+
+def test_a_killed_worker_is_replaced(tmp_path, workers):
+    workers(2)
+    lines, marker = [], tmp_path / "died"
+    results = dict(parallel.processes(die_once, [(marker, x) for x in range(6)], log=lines.append))
+    assert marker.exists() and results == {x: x * x for x in range(6)}
+    assert len(lines) == 1 and "died" in lines[0] and "repeated" in lines[0]
+
+
+@pytest.mark.parametrize("others", [0, 12])
+def test_a_job_that_always_dies_ends_it(others, tmp_path, workers):
+    """Also when other jobs do come back in between: a few attempts, not one for every other job."""
+    workers(2)
+    lines, marker = [], tmp_path / "deaths"
+    jobs = [(marker, 0)] + [(marker, x + 1) for x in range(others)]
+    with pytest.raises(WorkerError, match="died"):
+        list(parallel.processes(die_always, jobs, log=lines.append))
+    assert marker.stat().st_size <= parallel.ATTEMPTS + 1
+    assert len(lines) == marker.stat().st_size - 1
+
+
+def test_deaths_at_every_job_end_too(tmp_path, workers, monkeypatch):
+    """A job that brings the others down with it must not be hidden by their progress for ever."""
+    workers(2)
+    marker = tmp_path / "deaths"
+    with pytest.raises(WorkerError):
+        list(parallel.processes(die_always, [(marker, 0), (marker, 0)], log=lambda line: None))
+
+
+def test_chosen_exceptions_are_retried(tmp_path, workers):
+    workers(1)
+    lines = []
+    results = dict(parallel.processes(fail, [(tmp_path / "a", 2)], retry=(Retried,), log=lines.append))
+    assert results == {0: "done"} and len(lines) == 2 and "the game is gone" in lines[0]
+    with pytest.raises(WorkerError, match="3 times: the game is gone"):
+        list(parallel.processes(fail, [(tmp_path / "b", 9)], retry=(Retried,), log=lines.append))
+    assert (tmp_path / "b").stat().st_size == parallel.ATTEMPTS
+
+
+def test_other_exceptions_are_raised(workers):
+    workers(1)
+    with pytest.raises(KeyError, match="boom"):
+        list(parallel.processes(boom, [()], retry=(Retried,)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_with_a_killed_parent(tmp_path):
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "from pathlib import Path\n"
+        "import test_parallel as t\n"
+        "if __name__ == '__main__':\n"
+        "    t.parallel.set_workers(2)\n"
+        "    list(t.parallel.processes(t.sleep_long, [(Path(sys.argv[1]),)] * 2))\n"
+    )
+    (tmp_path / "pids").mkdir()
+    (tmp_path / "main.py").write_text(code)
+    parent = subprocess.Popen([sys.executable, tmp_path / "main.py", tmp_path / "pids"])
+    wait_until(lambda: len(list((tmp_path / "pids").iterdir())) == 2, 30)
+    parent.kill()
+    parent.wait()
+    pids = [p.name for p in (tmp_path / "pids").iterdir()]
+    wait_until(lambda: not any(running(pid) for pid in pids), 10)
+
+
+def running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
