@@ -39,13 +39,6 @@ def test_what_cannot_be_is_refused_and_named(task, preset, settings, named):
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["evolve.tau", "evolve.sigma", "vae.learning_rate", "mdnrnn.clip", "collect.noise"])
-@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
-def test_a_number_is_finite(key, value):
-    with pytest.raises(SettingError, match=key):
-        resolve("doom", "quick", [f"{key}={value}"])
-
-
 @pytest.mark.parametrize("seed", [-1, 2**31])
 def test_seed_has_a_range(seed):
     with pytest.raises(SettingError, match="seed"):
@@ -111,7 +104,7 @@ PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silen
 }
 
 
-@pytest.mark.parametrize("which, task", enumerate(["carracing", "doom"]))
+@pytest.mark.parametrize("which, task", [(0, "carracing"), (1, "doom")])
 def test_paper_preset_is_the_papers(which, task):
     have = flat(resolve(task, "paper"))
     assert {k: have[k] for k in PAPER} == {k: v[which] for k, v in PAPER.items()}

@@ -6,9 +6,7 @@ matrix products but everything runs on all cores. The variables count only when 
 
 import os
 import sys
-import warnings
 
-if "numpy" in sys.modules and "OPENBLAS_NUM_THREADS" not in os.environ:
-    warnings.warn("import wm_numpy before numpy, or set OPENBLAS_NUM_THREADS=1: several times slower", stacklevel=2)
+BLAS_THREADS_LEFT = "numpy" in sys.modules and "OPENBLAS_NUM_THREADS" not in os.environ  # parallel.py warns
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
     os.environ.setdefault(_name, "1")

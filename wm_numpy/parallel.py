@@ -11,11 +11,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from itertools import islice
+
+from . import BLAS_THREADS_LEFT
 
 ATTEMPTS = 3  # how often one job, or a pool that brings no result at all, may die
 
@@ -45,6 +48,8 @@ def workers() -> int:
 
 @lru_cache(maxsize=1)
 def _pool(n: int) -> ThreadPoolExecutor:
+    if BLAS_THREADS_LEFT:
+        warnings.warn("import wm_numpy before numpy, or set OPENBLAS_NUM_THREADS=1: many times faster", stacklevel=3)
     return ThreadPoolExecutor(n, thread_name_prefix="wm_numpy")
 
 

@@ -1,0 +1,312 @@
+"""Files that survive a kill, episodes, and batches that are a function of the update."""
+
+import os
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from wm_numpy import data
+from wm_numpy.data import DataError, FrameBatches, Recorder, Records, SeriesBatches, frame_dtype, series_dtype
+
+Z, A = 3, 2
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    for write, name, old, new in [
+        (data.write_array, "a.npy", np.arange(3), np.array([object()])),
+        (data.write_arrays, "a.npz", {"x": np.arange(3)}, {"x": (i for i in [])}),
+        (data.write_text, "a.txt", "old", None),
+    ]:
+        path = tmp_path / "deep" / name
+        write(path, old)
+        before = path.read_bytes()
+        with np.errstate(all="ignore"), pytest.raises(Exception):  # noqa: B017  whatever NumPy makes of it
+            write(path, new) if name != "a.npz" else write(path, Unreadable(new))
+        assert path.read_bytes() == before
+        assert sorted(p.name for p in path.parent.iterdir() if p.name.startswith(".")) == []
+
+
+class Unreadable(dict):
+    def keys(self):
+        raise OSError("disk full")
+
+
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    """What a kill leaves beside the place is never taken for an episode."""
+    path = tmp_path / "000000.npy"
+    data.write_array(path, episode(0, 4))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    with pytest.raises(KeyboardInterrupt):
+        data.write_array(path, episode(0, 9))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert Records(tmp_path, frame_dtype(A)).steps.tolist() == [4]
+
+
+def test_arrays_come_back(tmp_path):
+    arrays = {"x": np.arange(5, dtype=np.float32), "round": np.array(2)}
+    data.write_arrays(tmp_path / "x.npz", arrays)
+    back = data.read_arrays(tmp_path / "x.npz")
+    assert back.keys() == arrays.keys() and all(np.array_equal(back[k], arrays[k]) for k in arrays)
+    with pytest.raises(FileNotFoundError):
+        data.read_arrays(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped", "pickle"])
+def test_damaged_arrays_are_named(tmp_path, damage):
+    path = tmp_path / "x.npz"
+    data.write_arrays(path, {"x": np.arange(5000)})
+    raw = bytearray(path.read_bytes())
+    raw[20_000] ^= 255
+    if damage == "pickle":
+        np.savez(path, x=np.array([{}], dtype=object))
+    else:
+        path.write_bytes({"cut": raw[:10_000], "empty": b"", "text": b"hello", "flipped": bytes(raw)}[damage])
+    with pytest.raises(DataError, match="x.npz.*delete"):
+        data.read_arrays(path)
+
+
+# ------------------------------------------------------------------------------------------------- episodes
+
+
+class Toy(gym.Env):
+    """Frames filled with the number of steps; ends after 5."""
+
+    observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    action_space = gym.spaces.Box(-1, 1, (A,), np.float32)
+
+    def __init__(self, terminal_frame: bool, truncate: bool = False):
+        self.terminal_frame, self.truncate = terminal_frame, truncate
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._frame(), {}
+
+    def step(self, action):
+        self.t += 1
+        over = self.t == 5
+        return self._frame(), 10.0 + self.t, over and not self.truncate, over and self.truncate, {}
+
+    def _frame(self):
+        return np.full((64, 64, 3), self.t, np.uint8)
+
+
+@pytest.mark.parametrize("terminal_frame, truncate, seen", [(True, False, 1), (False, False, 0), (False, True, 1)])
+def test_recorder(tmp_path, terminal_frame, truncate, seen):
+    env = Recorder(Toy(terminal_frame, truncate))
+    for shift in (0.5, 0):  # the second episode replaces the first
+        env.reset()
+        for t in range(5):
+            env.step(np.array([t / 10 + shift, -t / 10], np.float32))
+    assert env.save(tmp_path / "000003.npy") == 5
+    records = Records(tmp_path, frame_dtype(A))
+    assert records.steps.tolist() == [5] and records.frames.tolist() == [5 + seen]
+    back = records.read(0)
+    assert back["frame"][:, 7, 9, 1].tolist() == [0, 1, 2, 3, 4, 5]
+    assert np.allclose(back["action"], [[t / 10, -t / 10] for t in range(5)] + [[0, 0]])
+    assert back["reward"].tolist() == [11, 12, 13, 14, 15, 0]  # of the action at the same place
+    assert back["done"].tolist() == [False] * 4 + [not truncate, False]
+    assert back["seen"].tolist() == [True] * 5 + [bool(seen)]
+    assert np.array_equal(records.read(0, 2, 4, "reward"), [13, 14])
+
+
+def episode(index: int, steps: int, seen: bool = True) -> np.ndarray:
+    """Frames that say where they are from."""
+    records = np.zeros(steps + 1, frame_dtype(A))
+    records["frame"][:, 0, 0, 0], records["frame"][:, 0, 0, 1] = index, np.arange(steps + 1)
+    records["seen"] = True
+    records["seen"][-1] = seen
+    return records
+
+
+LENGTHS = [3, 7, 2, 9, 4]  # with the frames seen 4 + 7 + 3 + 9 + 5 = 28
+
+
+@pytest.fixture
+def episodes(tmp_path):
+    for i, steps in enumerate(LENGTHS):
+        data.write_array(tmp_path / f"{i:06d}.npy", episode(i, steps, seen=i % 2 == 0))
+    return Records(tmp_path, frame_dtype(A))
+
+
+def names(batch: np.ndarray) -> list[tuple[int, int]]:
+    return [tuple(int(x) for x in frame[0, 0, :2]) for frame in batch]
+
+
+def test_every_seen_frame_once_per_epoch(episodes):
+    batches = FrameBatches(episodes, 7, (1, 2))
+    assert batches.per_epoch == 4
+    expected = {(i, t) for i, steps in enumerate(LENGTHS) for t in range(steps + (i % 2 == 0))}
+    orders = []
+    for epoch in range(3):
+        got = sum((names(batches(epoch * 4 + k)) for k in range(4)), [])
+        assert len(got) == 28 and set(got) == expected
+        orders.append(got)
+    assert orders[0] != orders[1] != orders[2] and orders[0] != sorted(orders[0])
+
+
+def test_frames_are_a_function_of_seed_and_update(episodes):
+    batches, again = FrameBatches(episodes, 5, (1, 2)), FrameBatches(episodes, 5, (1, 2))
+    forward = [names(batches(u)) for u in range(12)]
+    assert [names(again(u)) for u in reversed(range(12))] == forward[::-1]
+    assert [names(FrameBatches(episodes, 5, (1, 3))(u)) for u in range(12)] != forward
+    assert len({tuple(sorted(b)) for b in forward}) > 6  # not the same batches in every epoch
+
+
+def test_fewer_frames_than_a_batch(episodes):
+    batches = FrameBatches(episodes, 100, (0,))
+    assert batches.per_epoch == 1 and sorted(names(batches(0))) == sorted(names(batches(1)))
+    assert batches(0).shape == (28, 64, 64, 3) and batches(0).dtype == np.uint8
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "foreign", "other actions", "two axes", "one record"])
+def test_damaged_episodes_are_named(tmp_path, damage):
+    data.write_array(tmp_path / "000000.npy", episode(0, 4))
+    path = tmp_path / "000001.npy"
+    data.write_array(path, episode(1, 4))
+    raw = path.read_bytes()
+    if damage in ("cut", "empty", "text"):
+        path.write_bytes({"cut": raw[: len(raw) // 2], "empty": b"", "text": b"hello"}[damage])
+    else:
+        data.write_array(
+            path,
+            {
+                "foreign": np.arange(5),
+                "other actions": np.zeros(5, frame_dtype(A + 1)),
+                "two axes": np.zeros((5, 2), frame_dtype(A)),
+                "one record": np.zeros(1, frame_dtype(A)),
+            }[damage],
+        )
+    with pytest.raises(DataError, match="000001.npy"):
+        Records(tmp_path, frame_dtype(A))
+
+
+def test_an_episode_that_is_damaged_later_is_named(episodes):
+    episodes.paths[2].write_bytes(b"")
+    with pytest.raises(DataError, match="000002.npy"):
+        FrameBatches(episodes, 28, (0,))(0)
+
+
+def test_no_episodes(tmp_path):
+    with pytest.raises(DataError, match="collect"):
+        Records(tmp_path, frame_dtype(A))
+
+
+# --------------------------------------------------------------------------------------------------- series
+
+
+def series(index: int, steps: int) -> np.ndarray:
+    """mu says (episode, t), and so do action and reward; sampled z equals it to a thousandth."""
+    records = np.zeros(steps + 1, series_dtype(Z, A))
+    records["mu"][:, 0], records["mu"][:, 1] = index, np.arange(steps + 1)
+    records["logvar"] = -20
+    records["logvar"][:, 2] = 0  # and one dimension of noise
+    records["action"][:-1, 0], records["action"][:-1, 1] = index, np.arange(steps)
+    records["reward"][:-1] = 100 * index + np.arange(steps)
+    records["done"][-2] = index != 1  # episode 1 was cut at the limit
+    records["seen"] = True
+    records["seen"][-1] = index % 2 == 0
+    return records
+
+
+SERIES = [13, 5, 21, 2, 30, 8, 1]  # 80 steps
+
+
+@pytest.fixture
+def batches(tmp_path):
+    for i, steps in enumerate(SERIES):
+        data.write_array(tmp_path / f"{i:06d}.npy", series(i, steps))
+    return SeriesBatches(Records(tmp_path, series_dtype(Z, A)), batch=2, window=8, seed=(4, 2))
+
+
+def test_windows_tile_the_stream(batches):
+    assert (batches.window, batches.batch, batches.per_epoch) == (8, 2, 5)
+    everything = {(i, t) for i, steps in enumerate(SERIES) for t in range(steps)}
+    orders = []
+    for epoch in range(3):
+        windows = [w for k in range(5) for w in batches(epoch * 5 + k)["action"].astype(int).tolist()]
+        steps = [tuple(a) for w in windows for a in w]
+        assert len(steps) == 80 and set(steps) == everything  # each once
+        for window in windows:  # inside a window a step follows the one before, or another episode begins
+            for (i, t), (j, u) in zip(window[:-1], window[1:], strict=True):
+                assert (j, u) == ((i, t + 1) if t + 1 < SERIES[i] else (j, 0))
+        orders.append(steps)
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_what_belongs_together_stays_together(batches):
+    """Also where a window crosses from one file into the next."""
+    crossings = 0
+    for update in range(15):
+        b = batches(update)
+        assert {k: v.shape for k, v in b.items()} == {
+            "z": (2, 8, Z), "z_next": (2, 8, Z), "action": (2, 8, A), "reward": (2, 8), "done": (2, 8),
+            "restart": (2, 8), "z_mask": (2, 8),
+        }  # fmt: skip
+        assert all(v.dtype == np.float32 for v in b.values())
+        i, t = np.moveaxis(b["action"], -1, 0).astype(int)
+        last = np.array(SERIES)[i] == t + 1
+        crossings += int((i[:, 1:] != i[:, :-1]).sum())
+        assert np.allclose(b["z"][..., 0], i, atol=1e-3) and np.allclose(b["z"][..., 1], t, atol=1e-3)
+        assert np.allclose(b["z_next"][..., 0], i, atol=1e-3) and np.allclose(b["z_next"][..., 1], t + 1, atol=1e-3)
+        assert np.array_equal(b["reward"], 100 * i + t)
+        assert np.array_equal(b["done"], last & (i != 1))
+        assert np.array_equal(b["restart"], t == 0)
+        assert np.array_equal(b["z_mask"], ~last | (i % 2 == 0))
+        inside = ~last[:, :-1]  # the z that a step leads to is the very z of the next step
+        assert np.array_equal(b["z_next"][:, :-1][inside], b["z"][:, 1:][inside])
+    assert crossings > 10
+
+
+def test_series_are_a_function_of_seed_and_update(batches):
+    again = SeriesBatches(batches.series, 2, 8, (4, 2))
+    forward = [batches(u) for u in range(11)]
+    for u in reversed(range(11)):
+        assert all(np.array_equal(x, forward[u][k]) for k, x in again(u).items())
+    other = SeriesBatches(batches.series, 2, 8, (4, 3))
+    assert not np.array_equal(other(0)["action"], forward[0]["action"])
+
+
+def test_z_is_drawn_anew_with_the_right_deviation(batches):
+    noise = np.concatenate([batches(u)["z"][..., 2].ravel() for u in range(200)])
+    assert abs(noise.mean()) < 0.06 and abs(noise.std() - 1) < 0.05
+    first = np.concatenate([b["z"][(b["action"] == [0, 0]).all(-1)] for b in map(batches, range(25))])
+    assert len(first) == 5 and len(set(first[:, 2].tolist())) == 5  # the same step, once in each epoch
+
+
+def test_a_window_longer_than_the_data(batches):
+    all_of_it = SeriesBatches(batches.series, 100, 500, (0,))
+    assert (all_of_it.window, all_of_it.batch, all_of_it.per_epoch) == (80, 1, 1)
+    assert all_of_it(3)["restart"].sum() == len(SERIES)
+
+
+# --------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_memory_does_not_grow_with_the_data(tmp_path):
+    """3.7 GB of frames, none of them written: files with holes."""
+    dtype = frame_dtype(1)
+    for i in range(300):
+        with open(tmp_path / f"{i:06d}.npy", "wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (1001,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + 1001 * dtype.itemsize)
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    before, start, most = resident(), time.monotonic(), 0.0
+    batches = FrameBatches(Records(tmp_path, dtype), 20, (0,))
+    for update in range(1000):
+        batches(update)
+        if update % 50 == 0:
+            most = max(most, resident() - before)
+    assert most < 150, f"{most:.0f} MB"
+    assert time.monotonic() - start < 20
