@@ -37,6 +37,10 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--out", type=Path, help="where the runs go; runs/RUN-sweep")
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all")
 
+    judge = command("judge", "M on held-out episodes; the random policy in the dream and in reality")
+    judge.add_argument("--episodes", type=int, default=50)
+    judge.add_argument("--tau", default="0.5,1.0,1.15,1.3", help="temperatures, with commas between")
+
     evaluate = command("evaluate", "play real episodes on seeds used for nothing else")
     evaluate.add_argument("--episodes", type=int, default=100)
     evaluate.add_argument("--seed", type=int, default=0)
@@ -117,12 +121,25 @@ def sweep(args: argparse.Namespace) -> None:
     changes = config.pairs(args.set)
     out = args.out or Path("runs") / f"{Path(args.run).name}-sweep"
     folders = {}
-    for text in args.tau.split(","):
-        run = experiment.branch(args.run, out / f"tau-{text}", changes | {"evolve.tau": text})
-        folders[run.config.evolve.tau] = run.folder
-        print(f"tau {text} -> {run.folder}", flush=True)
+    for tau in _temperatures(args.tau):
+        run = experiment.branch(args.run, out / f"tau-{tau:g}", changes | {"evolve.tau": tau})
+        folders[tau] = run.folder
+        print(f"tau {tau:g} -> {run.folder}", flush=True)
         run.run(("evolve", "evaluate"))
     print(report.sweep_table(folders))
+
+
+def judge(args: argparse.Namespace) -> None:
+    from wm_numpy import agent, judge
+
+    _workers(args)
+    print(judge.table(agent.load(args.run), args.episodes, _temperatures(args.tau)))
+
+
+def _temperatures(text: str) -> list[float]:
+    from wm_numpy import config
+
+    return [config.resolve("doom", settings=[f"evolve.tau={tau}"]).evolve.tau for tau in text.split(",")]
 
 
 def settings(args: argparse.Namespace) -> None:
@@ -179,8 +196,8 @@ def bench(args: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    "train": train, "sweep": sweep, "settings": settings, "evaluate": evaluate, "watch": watch, "dream": dream,
-    "report": report, "gradcheck": gradcheck, "bench": bench,
+    "train": train, "sweep": sweep, "judge": judge, "settings": settings, "evaluate": evaluate,
+    "watch": watch, "dream": dream, "report": report, "gradcheck": gradcheck, "bench": bench,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from . import config as configuration
 from .config import Config
 from .controller import Controller, controller_size
 from .data import DataError, read_arrays
+from .envs import ENVIRONMENTS
 from .mdnrnn import MDNRNN, MDNRNNConfig
 from .vae import VAE, VAEConfig
 
-ACTION_SIZE = {"carracing": 3, "doom": 1}
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -54,7 +54,7 @@ def new_mdnrnn(config: Config, rng: np.random.Generator | None = None) -> MDNRNN
     m = config.mdnrnn
     sizes = MDNRNNConfig(
         z_size=config.vae.z_size,
-        action_size=ACTION_SIZE[config.task],
+        action_size=ENVIRONMENTS[config.task].action_size,
         hidden=m.hidden,
         mixtures=m.mixtures,
         restart_input=m.restart_input,
@@ -73,7 +73,7 @@ def feature_size(config: Config) -> int:
 
 def vector_size(config: Config) -> int:
     """Parameters of C."""
-    return controller_size(feature_size(config), ACTION_SIZE[config.task], config.evolve.bias)
+    return controller_size(feature_size(config), ENVIRONMENTS[config.task].action_size, config.evolve.bias)
 
 
 def run_folder(run: str | Path) -> Path:

@@ -120,31 +120,31 @@ _SMOKE = {
     "mdnrnn.updates": 30, "evolve.population": 8, "evolve.episodes": 2, "evolve.generations": 3,
     "evolve.horizon": 60, "evolve.check_every": 2, "evolve.check_episodes": 2, "evaluate.episodes": 4,
 }  # fmt: skip
-_DREAMT_CAR = {"mdnrnn.reward_head": True, "evolve.world": "dream"}
+_QUICK = {
+    "vae.batch": 32, "vae.updates": 1000, "vae.learning_rate": 1e-3, "mdnrnn.hidden": 256, "mdnrnn.batch": 16,
+    "mdnrnn.window": 100, "mdnrnn.updates": 3000, "mdnrnn.decay": 0.999, "evolve.episodes": 4,
+    "evolve.generations": 60, "evolve.check_every": 0, "evaluate.episodes": 50,
+}  # fmt: skip
+_LAPTOP = {
+    "collect.episodes": 1000, "vae.batch": 64, "vae.updates": 5000, "vae.learning_rate": 5e-4, "mdnrnn.batch": 32,
+    "mdnrnn.window": 128, "mdnrnn.updates": 5000, "mdnrnn.decay": 0.9995, "evolve.generations": 100,
+    "evolve.check_every": 10, "evolve.check_episodes": 48,
+}  # fmt: skip
+_CAR = {"mdnrnn.reward_head": True, "evolve.world": "dream", "evolve.horizon": 300}  # driven in the dream
 PRESETS: dict[str, dict[str, dict]] = {
     "doom": {
         "paper": _DOOM,
-        "laptop": _DOOM | {
-            "collect.episodes": 2000, "vae.updates": 8000, "mdnrnn.epochs": 40, "evolve.generations": 100,
-        },
-        "quick": _DOOM | {
-            "collect.episodes": 200, "vae.updates": 500, "mdnrnn.hidden": 256, "mdnrnn.batch": 16,
-            "mdnrnn.window": 100, "mdnrnn.updates": 3000, "mdnrnn.decay": 0.999, "evolve.generations": 60,
-            "evolve.episodes": 4, "evolve.check_every": 0, "evaluate.episodes": 50,
-        },
+        "laptop": _DOOM | _LAPTOP,
+        "quick": _DOOM | _QUICK | {"collect.episodes": 300},
         "smoke": _DOOM | _SMOKE | {"collect.episodes": 4, "collect.min_length": 1},
     },
     "carracing": {
         "paper": {"vae.epochs": 1},
-        "laptop": _DREAMT_CAR | {"collect.episodes": 1000, "rounds": 3},
-        "quick": _DREAMT_CAR | {
-            "collect.episodes": 100, "vae.updates": 500, "mdnrnn.batch": 16, "mdnrnn.window": 100,
-            "mdnrnn.updates": 3000, "mdnrnn.decay": 0.999, "evolve.generations": 60, "evolve.episodes": 4,
-            "evolve.horizon": 300, "evolve.check_every": 0, "evaluate.episodes": 50,
-        },
-        "smoke": _DREAMT_CAR | _SMOKE | {"collect.episodes": 2},
+        "laptop": _CAR | _LAPTOP | {"collect.episodes": 400, "rounds": 3},
+        "quick": _CAR | _QUICK | {"collect.episodes": 100},
+        "smoke": _CAR | _SMOKE | {"collect.episodes": 2},
     },
-}  # fmt: skip
+}
 
 
 def resolve(task: str, preset: str = "quick", settings: Iterable[str] = (), seed: int = 0) -> Config:

@@ -18,7 +18,7 @@ import numpy as np
 
 from . import agent as agents
 from . import config as configuration
-from .agent import ACTION_SIZE, Agent
+from .agent import Agent
 from .cmaes import CMAES
 from .config import Config
 from .data import (
@@ -32,6 +32,7 @@ from .data import (
     write_arrays,
     write_text,
 )
+from .envs import ENVIRONMENTS
 from .rollout import GROUP, dream_rollouts, random_rollouts, real_rollouts
 from .train import evolve, fit
 
@@ -149,7 +150,7 @@ class Experiment:
     def disk_needed(self) -> float:
         """Bytes, about, of all rounds' episodes and of one round's series."""
         c = self.config
-        actions = ACTION_SIZE[c.task]
+        actions = ENVIRONMENTS[c.task].action_size
         record = frame_dtype(actions).itemsize + series_dtype(c.vae.z_size, actions).itemsize
         return c.rounds * c.collect.episodes * RANDOM_LENGTH[c.task] * record + 200e6
 
@@ -324,10 +325,10 @@ class Experiment:
 
     @property
     def _series_dtype(self) -> np.dtype:
-        return series_dtype(self.config.vae.z_size, ACTION_SIZE[self.config.task])
+        return series_dtype(self.config.vae.z_size, ENVIRONMENTS[self.config.task].action_size)
 
     def _frames(self) -> Records:
-        return Records(self.episodes, frame_dtype(ACTION_SIZE[self.config.task]))
+        return Records(self.episodes, frame_dtype(ENVIRONMENTS[self.config.task].action_size))
 
     def _agent(self, vector: np.ndarray | None = None) -> Agent:
         """The newest V, M and C."""

@@ -6,7 +6,7 @@ the reward predicted against the one received; and how long fixed policies live 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +18,19 @@ from .envs import random_policy
 from .experiment import episode_seeds, score
 from .rollout import random_rollouts, rollout
 from .worlds import Dream
+
+
+def table(agent: Agent, episodes: int, taus: Sequence[float], seed: int = 0) -> str:
+    """The figures of `judge` and the lives of the random policy, as text."""
+    batches = held_out(agent, episodes, seed)
+    lines = [f"M on {episodes} held-out episodes of the random policy"]
+    lines += [f"  {name:24} {value:8.3f}" for name, value in judge(agent, batches).items()]
+    real = score(np.array([batch["reward"].sum() for batch in batches]))
+    lines.append("the random policy, mean return +- SD [95 %]")
+    for name, result in [("reality", real)] + [(f"dream, tau {t:g}", dream_random(agent, 200, t, seed)) for t in taus]:
+        low, high = result["ci95"]
+        lines.append(f"  {name:24} {result['mean']:8.1f} +- {result['sd']:.1f} [{low:.1f}, {high:.1f}]")
+    return "\n".join(lines)
 
 
 def held_out(agent: Agent, episodes: int, seed: int = 0) -> list[dict[str, np.ndarray]]:

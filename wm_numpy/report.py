@@ -12,9 +12,8 @@ from . import config as configuration
 from . import pictures, viewer
 from .config import Config
 from .data import DataError, Records, frame_dtype
-from .worlds import STEP_LIMIT
+from .envs import ENVIRONMENTS
 
-SOLVED = {"carracing": 900, "doom": 750}  # mean of 100 episodes
 PAPERS = {"carracing": "906 +- 21", "doom": "1092 +- 556"}
 
 
@@ -48,9 +47,10 @@ def table(folder: Path) -> str:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it and repeat `train`") from None
     task = results["task"]
-    heading = f"{task}, real episodes of at most {STEP_LIMIT[task]:,} steps"
+    env = ENVIRONMENTS[task]
+    heading = f"{task}, real episodes of at most {env.max_steps:,} steps"
     columns = f"{'':14} {'episodes':>8} {'mean':>9} {'SD':>8}   95 % interval of the mean"
-    note = f"solved: a mean of {SOLVED[task]} over 100 episodes; the paper's agent: {PAPERS[task]}"
+    note = f"solved: a mean of {env.solved_at} over 100 episodes; the paper's agent: {PAPERS[task]}"
     return "\n".join([heading, columns, *rows, note])
 
 

@@ -16,8 +16,7 @@ from gymnasium.vector.utils import batch_space
 
 from . import agent as agents
 from .agent import Agent
-
-STEP_LIMIT = {"carracing": 1000, "doom": 2100}
+from .envs import ENVIRONMENTS
 
 
 class World(VectorEnv):
@@ -139,7 +138,7 @@ class Dream(World):
         super().__init__(agent, num_envs)
         self.tau = agent.config.evolve.tau if tau is None else tau
         horizon = agent.config.evolve.horizon if horizon is None else horizon
-        self.limit = horizon or STEP_LIMIT[agent.config.task]
+        self.limit = horizon or ENVIRONMENTS[agent.config.task].max_steps
 
     def _first(self, seeds):
         mu, logvar = self.agent.starts[:, seeds % self.agent.starts.shape[1]]  # (n, Z) each
