@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command -> exit code: 0 done, 1 failed, 2 usage."""
     args = parser().parse_args(argv)
     try:
+        _check(args)
         return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
@@ -89,19 +90,25 @@ def _ours(error: Exception) -> bool:
     return type(error).__module__.startswith("wm_numpy")
 
 
-def _workers(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace) -> None:
+    """What several commands take."""
     from wm_numpy import config, parallel
 
     if args.workers is not None:
         if args.workers < 1:
             raise config.SettingError(f"--workers {args.workers}: at least 1")
         parallel.set_workers(args.workers)
+    if getattr(args, "seed", 0) < 0:
+        raise config.SettingError(f"--seed {args.seed}: at least 0")
+    if getattr(args, "episodes", 2) < 2:
+        raise config.SettingError(f"--episodes {args.episodes}: at least 2")
+    if args.command == "dream" and args.tau is not None:
+        _temperatures(str(args.tau))
 
 
 def train(args: argparse.Namespace) -> None:
     from wm_numpy import config, experiment, report
 
-    _workers(args)
     if args.stage is not None and args.stage not in experiment.STAGES:
         raise config.SettingError(f"unknown stage {args.stage!r}: choose from {', '.join(experiment.STAGES)}")
     settings = config.resolve(args.task, args.preset, args.set, args.seed)
@@ -117,7 +124,6 @@ def train(args: argparse.Namespace) -> None:
 def sweep(args: argparse.Namespace) -> None:
     from wm_numpy import config, experiment, report
 
-    _workers(args)
     changes = config.pairs(args.set)
     out = args.out or Path("runs") / f"{Path(args.run).name}-sweep"
     folders = {}
@@ -132,7 +138,6 @@ def sweep(args: argparse.Namespace) -> None:
 def judge(args: argparse.Namespace) -> None:
     from wm_numpy import agent, judge
 
-    _workers(args)
     print(judge.table(agent.load(args.run), args.episodes, _temperatures(args.tau)))
 
 
@@ -149,11 +154,8 @@ def settings(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from wm_numpy import agent, config, data, experiment, report
+    from wm_numpy import agent, data, experiment, report
 
-    _workers(args)
-    if args.episodes < 2 or args.seed < 0:
-        raise config.SettingError("--episodes is at least 2 and --seed at least 0")
     player = agent.load(args.run)
     task = player.config.task
     result = experiment.evaluate(task, None if args.random else player, args.episodes, args.seed, experiment.Log())
@@ -191,7 +193,6 @@ def gradcheck(args: argparse.Namespace) -> int:
 def bench(args: argparse.Namespace) -> None:
     from tests import bench
 
-    _workers(args)
     bench.main(args.json, args.scaling)
 
 

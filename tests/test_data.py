@@ -113,7 +113,7 @@ def test_recorder(tmp_path, terminal_frame, truncate, seen):
     assert back["reward"].tolist() == [11, 12, 13, 14, 15, 0]  # of the action at the same place
     assert back["done"].tolist() == [False] * 4 + [not truncate, False]
     assert back["seen"].tolist() == [True] * 5 + [bool(seen)]
-    assert np.array_equal(records.read(0, 2, 4, "reward"), [13, 14])
+    assert np.array_equal(records.read(0, 2, 4)["reward"], [13, 14])
 
 
 def episode(index: int, steps: int, seen: bool = True) -> np.ndarray:
@@ -206,7 +206,7 @@ def series(index: int, steps: int) -> np.ndarray:
     records = np.zeros(steps + 1, series_dtype(Z, A))
     records["mu"][:, 0], records["mu"][:, 1] = index, np.arange(steps + 1)
     records["logvar"] = -20
-    records["logvar"][:, 2] = 0  # and one dimension of noise
+    records["logvar"][:, 2] = np.log(4)  # and one dimension of noise
     records["action"][:-1, 0], records["action"][:-1, 1] = index, np.arange(steps)
     records["reward"][:-1] = 100 * index + np.arange(steps)
     records["done"][-2] = index != 1  # episode 1 was cut at the limit
@@ -275,9 +275,18 @@ def test_series_are_a_function_of_seed_and_update(batches):
 
 def test_z_is_drawn_anew_with_the_right_deviation(batches):
     noise = np.concatenate([batches(u)["z"][..., 2].ravel() for u in range(200)])
-    assert abs(noise.mean()) < 0.06 and abs(noise.std() - 1) < 0.05
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 2) < 0.1
     first = np.concatenate([b["z"][(b["action"] == [0, 0]).all(-1)] for b in map(batches, range(25))])
     assert len(first) == 5 and len(set(first[:, 2].tolist())) == 5  # the same step, once in each epoch
+
+
+def test_z_is_another_in_the_next_epoch(tmp_path):
+    data.write_array(tmp_path / "000000.npy", series(0, 8))
+    batches = SeriesBatches(Records(tmp_path, series_dtype(Z, A)), 1, 8, (0,))
+    assert batches.per_epoch == 1
+    first, second = batches(0), batches(1)
+    assert np.array_equal(first["action"], second["action"])
+    assert (first["z"][..., 2] != second["z"][..., 2]).all()
 
 
 def test_a_window_longer_than_the_data(batches):
@@ -302,11 +311,11 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     def resident() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    before, start, most = resident(), time.monotonic(), 0.0
+    before, start, most = resident(), time.process_time(), 0.0
     batches = FrameBatches(Records(tmp_path, dtype), 20, (0,))
-    for update in range(1000):
+    for update in range(200):
         batches(update)
-        if update % 50 == 0:
-            most = max(most, resident() - before)
-    assert most < 150, f"{most:.0f} MB"
-    assert time.monotonic() - start < 20
+        most = max(most, resident() - before)
+    assert most < 50, f"{most:.0f} MB"
+    # 50 MB of frames. Unless told that reads are random, the system reads ahead, megabytes for a frame of 12 kB.
+    assert time.process_time() - start < 5

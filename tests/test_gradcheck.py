@@ -6,8 +6,8 @@ import pkgutil
 
 import numpy as np
 import pytest
-import run
 
+import run
 import wm_numpy
 from wm_numpy import core, gradcases, mdnrnn, vae
 from wm_numpy.gradcheck import TOLERANCE, check_pair, check_vector, numerical_gradient, relative_error

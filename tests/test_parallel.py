@@ -159,7 +159,9 @@ def test_a_job_that_always_dies_ends_it(others, tmp_path, workers):
 def test_chosen_exceptions_are_retried(tmp_path, workers):
     workers(1)
     lines = []
-    results = dict(parallel.processes(fail, [(tmp_path / "a", 2)], retry=(Retried,), log=lines.append, executor=thread_pool))
+    results = dict(
+        parallel.processes(fail, [(tmp_path / "a", 2)], retry=(Retried,), log=lines.append, executor=thread_pool)
+    )
     assert results == {0: "done"} and len(lines) == 2 and "the game is gone" in lines[0]
     with pytest.raises(WorkerError, match="3 times: the game is gone"):
         list(parallel.processes(fail, [(tmp_path / "b", 9)], retry=(Retried,), log=lines.append, executor=thread_pool))

@@ -99,17 +99,23 @@ def load_config(folder: Path) -> Config:
         raise DataError(f"{path} is damaged or of another version ({error})") from None
 
 
-def load_params(path: Path, params, name: str = "params") -> dict[str, np.ndarray]:
-    """Fill a model's flat vector from an .npz; return the file's arrays."""
-    arrays = read_arrays(path)
-    stored = arrays.get(name)
-    if stored is None or stored.shape != params.flat.shape:
-        found = "no parameters" if stored is None else f"parameters of shape {stored.shape}"
-        raise DataError(f"{path} has {found}, this configuration needs {params.flat.shape}: is it of another run?")
+def load_vector(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A vector of an .npz, of this shape and finite."""
+    stored = read_arrays(path, name)[name]
+    if stored.shape != shape:
+        raise DataError(f"{path} has {name} of shape {stored.shape}, this configuration {shape}: is it of another run?")
     if not np.isfinite(stored).all():
-        raise DataError(f"{path} holds parameters that are not numbers: delete it and repeat the command that made it")
-    params.flat[:] = stored
-    return arrays
+        raise DataError(f"{path} holds values that are not numbers: delete it and repeat the command that made it")
+    return stored
+
+
+def load_models(folder: Path, config: Config) -> tuple[VAE, MDNRNN, np.ndarray]:
+    """V, M and the starts of dreams (2, N, Z), from vae.npz and mdnrnn.npz."""
+    v, m, path = new_vae(config), new_mdnrnn(config), folder / "mdnrnn.npz"
+    v.params.flat[:] = load_vector(folder / "vae.npz", "params", v.params.flat.shape)
+    m.params.flat[:] = load_vector(path, "params", m.params.flat.shape)
+    n = read_arrays(path, "starts")["starts"].shape[1:2]
+    return v, m, load_vector(path, "starts", (2, *n, config.vae.z_size)).astype(np.float32)
 
 
 def load(run: str | Path) -> Agent:
@@ -120,13 +126,9 @@ def load(run: str | Path) -> Agent:
     """
     folder = run_folder(run)
     config = load_config(folder)
-    v, m = new_vae(config), new_mdnrnn(config)
     try:
-        load_params(folder / "vae.npz", v.params)
-        starts = load_params(folder / "mdnrnn.npz", m.params)["starts"].astype(np.float32)
-        vector = read_arrays(folder / "controller.npz")["vector"].astype(np.float64)
+        v, m, starts = load_models(folder, config)
+        vector = load_vector(folder / "controller.npz", "vector", (vector_size(config),)).astype(np.float64)
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} is missing: the run is not finished, `train` goes on with it") from None
-    if vector.shape != (vector_size(config),):
-        raise DataError(f"{folder / 'controller.npz'} holds {vector.size} weights, not {vector_size(config)}")
     return Agent(config, v, m, vector, starts)

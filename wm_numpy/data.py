@@ -51,16 +51,20 @@ def _atomically(path: Path, write) -> None:
         beside.unlink(missing_ok=True)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz.
+def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """All arrays of an .npz, which must have these.
 
     Raises:
         DataError: the file is damaged or is something else.
         FileNotFoundError: there is none.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+            missing = [name for name in names if name not in arrays]
+            if missing:
+                raise ValueError(f"it has no {missing[0]!r}")
+            return arrays
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile, zlib, struct, ValueError: np.load raises them all
@@ -135,25 +139,38 @@ class Records:
         self.paths = sorted(self.folder.glob("[0-9]*.npy"))
         if not self.paths:
             raise DataError(f"{folder} holds no episodes: run the collect stage first")
-        views = [(len(view), view["seen"][-1]) for view in map(self._view, range(len(self.paths)))]
-        self.steps = np.array([n - 1 for n, _ in views])
-        self.frames = self.steps + np.array([seen for _, seen in views])
+        self._offsets, lengths = zip(*map(self._header, self.paths), strict=True)
+        self.steps = np.array(lengths) - 1
+        last = [self.read(i, t, t + 1)["seen"][0] for i, t in enumerate(self.steps)]
+        self.frames = self.steps + np.array(last)
 
-    def _view(self, i: int) -> np.ndarray:
-        path = self.paths[i]
+    def _header(self, path: Path) -> tuple[int, int]:
+        """Where the records of a file begin, and how many there are."""
         try:
-            # Mapped for this read alone: a mapping that stays would count every page it ever touched as ours.
-            view = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:
+            with open(path, "rb") as file:
+                version = np.lib.format.read_magic(file)
+                if version != (1, 0):
+                    raise ValueError(f"version {version}")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                offset = file.tell()
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} is damaged ({error}): delete it and repeat the command") from None
-        if view.dtype != self.dtype or view.ndim != 1 or len(view) < 2:
+        if dtype != self.dtype or len(shape) != 1 or shape[0] < 2:
             raise DataError(f"{path} is not an episode of this run: move it away and repeat the command")
-        return view
+        return offset, shape[0]
 
-    def read(self, i: int, start: int = 0, stop: int | None = None, field: str | None = None) -> np.ndarray:
-        """Records start:stop of file i, or one field of them, copied."""
-        view = self._view(i)
-        return np.array(view[start:stop] if field is None else view[field][start:stop])
+    def read(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Records start:stop of file i."""
+        stop = self.steps[i] + 1 if stop is None else stop
+        size = self.dtype.itemsize
+        file = os.open(self.paths[i], os.O_RDONLY)
+        try:  # 25 us for a frame; mapped or by np.load 430, most of them to parse the header again
+            data = os.pread(file, int(stop - start) * size, int(self._offsets[i] + start * size))
+        finally:
+            os.close(file)
+        if len(data) != (stop - start) * size:
+            raise DataError(f"{self.paths[i]} is cut short: delete it and repeat the command")
+        return np.frombuffer(data, self.dtype)
 
 
 class FrameBatches:
@@ -174,7 +191,7 @@ class FrameBatches:
         chosen = self._order[k * self.batch : (k + 1) * self.batch]
         files = np.searchsorted(self.ends, chosen, side="right")
         offsets = chosen - (self.ends - self.episodes.frames)[files]
-        return np.concatenate([self.episodes.read(f, o, o + 1, "frame") for f, o in zip(files, offsets, strict=True)])
+        return np.concatenate([self.episodes.read(f, o, o + 1)["frame"] for f, o in zip(files, offsets, strict=True)])
 
 
 class SeriesBatches:

@@ -22,6 +22,7 @@ from .agent import Agent
 from .cmaes import CMAES
 from .config import Config
 from .data import (
+    DataError,
     FrameBatches,
     Records,
     SeriesBatches,
@@ -65,6 +66,8 @@ class Log:
     def __init__(self, folder: Path | None = None):
         self.path = folder and folder / "log.jsonl"
         self.terminal = sys.stdout.isatty()
+        if self.path and self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            self.path.open("a").write("\n")  # a kill cut the last line short
 
     def line(self, text: str) -> None:
         """A line for people."""
@@ -162,6 +165,8 @@ class Experiment:
             for stage in stages:
                 if stage != "evaluate" or round_ == self.config.rounds:
                     getattr(self, f"_{stage}")(round_)
+            if self._round_of(self.folder / "controller.npz") < round_:
+                return  # the next round needs this one's agent
 
     # ---------------------------------------------------------------------------------------------------- the stages
 
@@ -197,7 +202,7 @@ class Experiment:
         seed = (self.config.seed, round_, STAGES.index("vae"))
         v = agents.new_vae(self.config, np.random.default_rng(seed))
         if round_ > 1:
-            agents.load_params(path, v.params)  # learn on, from the last round's
+            v.params.flat[:] = agents.load_vector(path, "params", v.params.flat.shape)  # learn on
         batches = FrameBatches(self._frames(), c.batch, seed)
 
         def loss_and_grad(update: int):
@@ -216,7 +221,7 @@ class Experiment:
         if not missing or self._round_of(self.folder / "mdnrnn.npz") >= round_:
             return
         v = agents.new_vae(self.config)
-        agents.load_params(self.folder / "vae.npz", v.params)
+        v.params.flat[:] = agents.load_vector(self.folder / "vae.npz", "params", v.params.flat.shape)
         for old in (self.folder / "series").glob("*"):
             if old.name != folder.name:
                 shutil.rmtree(old)  # of an older V
@@ -239,7 +244,7 @@ class Experiment:
         seed = (self.config.seed, round_, STAGES.index("mdnrnn"))
         m = agents.new_mdnrnn(self.config, np.random.default_rng(seed))
         if round_ > 1:
-            agents.load_params(path, m.params)
+            m.params.flat[:] = agents.load_vector(path, "params", m.params.flat.shape)
         series = Records(self.folder / "series" / str(round_), self._series_dtype)
         batches = SeriesBatches(series, c.batch, c.window, seed)
         updates = c.updates or c.epochs * batches.per_epoch
@@ -257,7 +262,7 @@ class Experiment:
         if self._round_of(path) >= round_:
             return
         size, seed = agents.vector_size(self.config), (self.config.seed, round_, STAGES.index("evolve"))
-        mean = np.zeros(size) if round_ == 1 else read_arrays(path)["vector"]
+        mean = np.zeros(size) if round_ == 1 else agents.load_vector(path, "vector", (size,))
         agent = self._agent(mean)
         cma = CMAES(mean, c.sigma, c.population, seed=seed)
 
@@ -288,7 +293,7 @@ class Experiment:
 
     def _evaluate(self, round_: int) -> None:
         path = self.folder / "results.json"
-        results = json.loads(path.read_text()) if path.exists() else {}
+        results = read_results(path) if path.exists() else {}
         if results.get("round") != round_:
             results = {"round": round_, "task": self.config.task, "preset": self.config.preset}
         n, seed = self.config.evaluate.episodes, self.config.seed
@@ -321,7 +326,7 @@ class Experiment:
     @staticmethod
     def _round_of(path: Path) -> int:
         """The round whose result a file holds; 0: there is none."""
-        return int(read_arrays(path)["round"]) if path.exists() else 0
+        return int(read_arrays(path, "round")["round"]) if path.exists() else 0
 
     @property
     def _series_dtype(self) -> np.dtype:
@@ -332,12 +337,24 @@ class Experiment:
 
     def _agent(self, vector: np.ndarray | None = None) -> Agent:
         """The newest V, M and C."""
-        v, m = agents.new_vae(self.config), agents.new_mdnrnn(self.config)
-        agents.load_params(self.folder / "vae.npz", v.params)
-        starts = agents.load_params(self.folder / "mdnrnn.npz", m.params)["starts"]
+        v, m, starts = agents.load_models(self.folder, self.config)
         if vector is None:
-            vector = read_arrays(self.folder / "controller.npz")["vector"]
+            size = agents.vector_size(self.config)
+            vector = agents.load_vector(self.folder / "controller.npz", "vector", (size,))
         return Agent(self.config, v, m, vector, starts)
+
+
+def read_results(path: Path) -> dict:
+    """results.json of a run, as far as it has come."""
+    try:
+        results = json.loads(path.read_text())
+        if not isinstance(results, dict) or results["task"] not in ENVIRONMENTS:
+            raise ValueError("not the results of a run")
+        return results
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: `train` has not reached its last stage yet") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}): delete it and repeat `train`") from None
 
 
 def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import parallel
+
 CHUNK = 1 << 16  # floats: parameters, gradient and both moments of a chunk stay in L2 (whole vectors: 3 x slower)
 
 
@@ -37,8 +39,9 @@ class Adam:
         correction2 = np.sqrt(1 - self.beta2**self.step_count)
         rate = learning_rate * correction2 / (1 - self.beta1**self.step_count)
         epsilon = self.epsilon * correction2
-        for i in range(0, len(theta), CHUNK):
-            part = slice(i, i + CHUNK)
+
+        def move(first: int) -> None:
+            part = slice(first, first + CHUNK)
             g = gradient[part]
             if self.clip is not None:
                 g = np.clip(g, -self.clip, self.clip)
@@ -54,6 +57,8 @@ class Adam:
             np.divide(m, update, out=update)
             update *= rate
             theta[part] -= update
+
+        parallel.threads(move, range(0, len(theta), CHUNK))
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """What a checkpoint needs to go on exactly."""

@@ -13,6 +13,7 @@ from . import pictures, viewer
 from .config import Config
 from .data import DataError, Records, frame_dtype
 from .envs import ENVIRONMENTS
+from .experiment import read_results
 
 PAPERS = {"carracing": "906 +- 21", "doom": "1092 +- 556"}
 
@@ -39,13 +40,11 @@ def score_line(name: str, result: dict) -> str:
 def table(folder: Path) -> str:
     """The random policy and the agent on the reported episodes."""
     path = folder / "results.json"
+    results = read_results(path)
     try:
-        results = json.loads(path.read_text())
         rows = [score_line("random policy", results["random"]), score_line("agent", results["agent"])]
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: `train` has not reached its last stage yet") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}): delete it and repeat `train`") from None
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is not complete ({error}): repeat `train`") from None
     task = results["task"]
     env = ENVIRONMENTS[task]
     heading = f"{task}, real episodes of at most {env.max_steps:,} steps"
@@ -69,7 +68,7 @@ def sweep_table(folders: dict[float, Path]) -> str:
         f"{'tau':>6}  {'dream: mean +- SD (95 %)':>25}  {'paper':>12}  {'real: mean +- SD (95 %)':>25}  {'paper':>12}"
     ]
     for tau, folder in folders.items():
-        results = json.loads((folder / "results.json").read_text())
+        results = read_results(folder / "results.json")
         dream, real = TABLE_2.get(tau, ("", "")) if results["task"] == "doom" else ("", "")
         lines.append(f"{tau:6.2f}  {cell(results['dream']):>25}  {dream:>12}  {cell(results['agent']):>25}  {real:>12}")
     paper = "210 +- 108" if results["task"] == "doom" else ""
@@ -104,7 +103,7 @@ def _reconstructions(agent, folder: Path):
     files = np.linspace(0, len(records.paths) - 1, viewer.COLUMNS).astype(int)
     frames = np.concatenate(
         [
-            records.read(f, t, t + 1, "frame")
+            records.read(f, t, t + 1)["frame"]
             for f, t in zip(files, (records.steps[files] * 0.7).astype(int), strict=True)
         ]
     )
@@ -119,7 +118,7 @@ def read_log(path: Path) -> list[dict]:
         try:
             record = json.loads(line)
             records[record["stage"], record["round"], record["step"]] = record
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue
     return list(records.values())
 

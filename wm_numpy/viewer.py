@@ -77,8 +77,9 @@ class _Frame:
 def some(stream: Iterator, agent: Agent, every: int = 6) -> tuple[list[tuple[np.ndarray, ...]], list[str]]:
     """Every so-many-th step of a stream -> COLUMNS lists of pictures, and their captions."""
     first = 60 if agent.config.task == "carracing" else 0  # CarRacing zooms in for its first 50 frames
-    steps = itertools.islice(stream, first, first + COLUMNS * every, every)
-    images, captions = zip(*((images, f"step {step}") for images, _, step in steps), strict=True)
+    shown = list(itertools.islice(stream, first + (COLUMNS - 1) * every + 1))
+    shown = shown[first::every] or shown[-1:]  # of a short episode its end
+    images, captions = zip(*((images, f"step {step}") for images, _, step in shown), strict=True)
     return list(images), list(captions)
 
 
@@ -105,8 +106,6 @@ def watch(run: str, seed: int = 0, png: Path | None = None) -> None:
 def dream(run: str, seed: int = 0, png: Path | None = None, tau: float | None = None, play: bool = False) -> None:
     """The agent inside M's dream; or you, by the arrow keys."""
     agent = agents.load(run)
-    if tau is not None and not tau > 0:
-        raise agents.DataError(f"--tau {tau}: a temperature is above 0")
     if png is not None:
         strip(dream_pictures(agent, seed, tau), agent, ("dream",), png)
         return

@@ -1,0 +1,315 @@
+"""The command line: exit codes, errors of one sentence, and the files that it writes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import run
+from tests.conftest import ROOT, TINY, tiny_agent
+from wm_numpy import data, viewer
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch, workers):
+    """In a folder of its own, which nothing may litter; --workers is undone by `workers`."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def sentence(capsys):
+    """Runs a command that fails -> its one sentence."""
+
+    def sentence(*argv, code: int) -> str:
+        capsys.readouterr()
+        try:
+            got = run.main([str(a) for a in argv])
+        except SystemExit as error:  # argparse's
+            assert error.code == code == 2
+            return capsys.readouterr().err.splitlines()[-1]
+        err = capsys.readouterr().err
+        assert got == code, err
+        assert err.startswith("run.py: ") and err.count("\n") == 1 and "Traceback" not in err
+        return err
+
+    return sentence
+
+
+# --------------------------------------------------------------------------------------------------- usage
+
+
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        (["train", "chess"], "unknown task 'chess'"),
+        (["train", "doom", "--preset", "huge"], "unknown preset 'huge'"),
+        (["train", "doom", "--set", "evolve.tua=1"], "unknown setting 'evolve.tua'"),
+        (["train", "doom", "--set", "evolve.tau=hot"], "evolve.tau takes float"),
+        (["train", "doom", "--set", "evolve.tau"], "KEY=VALUE"),
+        (["train", "doom", "--seed", "-1"], "--seed -1: at least 0"),
+        (["train", "doom", "--stage", "fly"], "unknown stage 'fly'"),
+        (["train", "doom", "--workers", "0"], "--workers"),
+        (["--workers", "-2", "train", "doom"], "--workers"),
+        (["train", "doom", "--workers", "many"], "--workers"),
+        (["train"], "task"),
+        (["fly"], "fly"),
+        ([], "COMMAND"),
+    ],
+)
+def test_usage(sentence, argv, named, tmp_path):
+    assert named in sentence(*argv, code=2)
+    assert not list(tmp_path.iterdir())  # no run folder is begun
+
+
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        (["evaluate", "RUN", "--episodes", "1"], "--episodes"),
+        (["evaluate", "RUN", "--seed", "-1"], "--seed"),
+        (["evaluate", "RUN", "--workers", "0"], "--workers"),
+        (["report", "RUN", "--workers", "0"], "--workers"),
+        (["dream", "RUN", "--png", "x.png", "--workers", "0"], "--workers"),
+        (["sweep", "RUN", "--tau", "1.0,cold"], "evolve.tau takes float"),
+        (["sweep", "RUN", "--set", "evolve.tua=1"], "evolve.tua"),
+        (["judge", "RUN", "--tau", "0"], "evolve.tau"),
+        (["dream", "RUN", "--png", "x.png", "--tau", "0"], "tau"),
+        (["dream", "RUN", "--png", "x.png", "--tau", "nan"], "tau"),
+        (["dream", "RUN", "--png", "x.png", "--seed", "-1"], "seed"),
+        (["watch", "RUN", "--png", "x.png", "--seed", "-1"], "seed"),
+    ],
+)
+def test_usage_with_a_run(sentence, doom_run, copy_of, argv, named):
+    folder = copy_of(doom_run)
+    assert named in sentence(*(folder if a == "RUN" else a for a in argv), code=2)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "watch", "dream", "report", "sweep", "judge"])
+def test_a_run_that_does_not_exist(sentence, command, tmp_path):
+    assert "nowhere is not a run folder" in sentence(command, "nowhere", code=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_settings(capsys):
+    assert run.main(["settings"]) == 0
+    assert "evolve.tau=1.0" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as error:
+        run.main(["--help"])
+    out = capsys.readouterr().out
+    assert error.value.code == 0 and all(f"\n    {command} " in out for command in run.COMMANDS)
+
+
+def test_debug_shows_where():
+    with pytest.raises(data.DataError):
+        run.main(["evaluate", "nowhere", "--debug"])
+    with pytest.raises(data.DataError):
+        run.main(["--debug", "evaluate", "nowhere"])
+
+
+def test_interrupt(monkeypatch, capsys):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(run.COMMANDS, "settings", stop)
+    assert run.main(["settings"]) == 1
+    assert "goes on from here" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------- damaged files
+
+
+@pytest.mark.parametrize("name", ["vae.npz", "mdnrnn.npz", "controller.npz"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "missing", "nan"])
+def test_damaged_weights(sentence, doom_run, copy_of, name, damage):
+    path = copy_of(doom_run) / name
+    raw = path.read_bytes()
+    if damage == "foreign":
+        data.write_arrays(path, {"x": np.zeros(3)})
+    elif damage == "nan":
+        arrays = data.read_arrays(path)
+        arrays["vector" if name.startswith("c") else "params"][3] = np.nan
+        data.write_arrays(path, arrays)
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(raw[: len(raw) // 2] if damage == "cut" else b"")
+    assert name in sentence("dream", path.parent, "--png", "x.png", code=1)
+
+
+def test_starts_that_are_missing(sentence, doom_run, copy_of):
+    path = copy_of(doom_run) / "mdnrnn.npz"
+    arrays = data.read_arrays(path)
+    data.write_arrays(path, {k: a for k, a in arrays.items() if k != "starts"})
+    assert "mdnrnn.npz" in sentence("dream", path.parent, "--png", "x.png", code=1)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"vae.size": 3}', '{"rounds": null}', '{"evolve.tau": NaN}'])
+def test_damaged_config(sentence, doom_run, copy_of, text):
+    folder = copy_of(doom_run)
+    (folder / "config.json").write_text(text)
+    assert "config.json is damaged" in sentence("dream", folder, "--png", "x.png", code=1)
+    assert "config.json is damaged" in sentence(*train(folder), code=1)
+    assert (folder / "config.json").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"random": 1, "agent": 2}'])
+def test_damaged_results(sentence, doom_run, copy_of, text, monkeypatch):
+    folder = copy_of(doom_run)
+    (folder / "results.json").write_text(text)
+    monkeypatch.setattr("wm_numpy.report.write", lambda folder: [])  # pictures take seconds
+    assert "results.json is damaged" in sentence("report", folder, code=1)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_damaged_results_when_training_goes_on(sentence, doom_run, copy_of, text):
+    folder = copy_of(doom_run)
+    (folder / "results.json").write_text(text)
+    assert "results.json" in sentence(*train(folder), code=1)
+
+
+@pytest.mark.parametrize("name", ["vae.npz", "mdnrnn.npz", "controller.npz"])
+@pytest.mark.parametrize("damage", ["cut", "foreign"])
+def test_damaged_weights_when_training_goes_on(sentence, doom_run, copy_of, name, damage):
+    path = copy_of(doom_run) / name
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:300])
+    else:
+        data.write_arrays(path, {"x": np.zeros(3)})
+    assert name in sentence(*train(path.parent), code=1)
+
+
+def test_damaged_episode_when_training_goes_on(sentence, doom_run, copy_of):
+    folder = copy_of(doom_run)
+    (folder / "vae.npz").unlink()
+    (folder / "episodes" / "000001.npy").write_bytes(b"hello")
+    assert "000001.npy is damaged" in sentence(*train(folder), code=1)
+
+
+def train(folder, *more) -> list:
+    settings = [part for s in TINY for part in ("--set", s)]
+    return ["train", "doom", "--preset", "smoke", "--out", folder, *settings, *more]
+
+
+# ------------------------------------------------------------------------------------------------- folders
+
+
+def test_another_configuration(sentence, doom_run, copy_of):
+    folder = copy_of(doom_run)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert "evolve.tau is 1.15 there and 1.3 here" in sentence(*train(folder, "--set", "evolve.tau=1.3"), code=1)
+    assert "seed is 0 there and 1 here" in sentence(*train(folder, "--seed", "1"), code=1)
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_foreign_folder(sentence, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert "is not empty and not a run folder" in sentence(*train(tmp_path), code=1)
+    assert "thesis.txt" in sentence(*train(tmp_path / "thesis.txt"), code=1)
+
+
+def test_no_disk(sentence, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**7))
+    assert "GB are free" in sentence(*train(tmp_path / "run"), code=1)
+
+
+# ------------------------------------------------------------------------------------------------- results
+
+
+def test_a_finished_run_prints_its_table(doom_run, copy_of, capsys):
+    assert run.main([str(a) for a in train(copy_of(doom_run))]) == 0
+    out = capsys.readouterr().out
+    results = json.loads((doom_run / "results.json").read_text())
+    for who, name in [("random", "random policy"), ("agent", "agent")]:
+        (line,) = [line for line in out.splitlines() if line.startswith(f"{name} ")]
+        assert f"{results[who]['mean']:.1f}" in line and f"{results[who]['sd']:.1f}" in line
+    assert "parameters: V 4,446,915" in out and "95 %" in out
+
+
+def test_evaluate_reproduces_the_score_of_the_run(doom_run, tmp_path, capsys):
+    """The same seed and number of episodes: the very same score, on one worker."""
+    file = tmp_path / "deep" / "score.json"
+    argv = ["evaluate", doom_run, "--episodes", 2, "--json", file, "--workers", 1]
+    assert run.main([str(a) for a in argv]) == 0
+    score, stored = json.loads(file.read_text()), json.loads((doom_run / "results.json").read_text())["agent"]
+    assert {"mean", "sd", "ci95", "episodes"} <= score.keys()
+    assert score["episodes"] == 2 and score["mean"] == stored["mean"] and score["sd"] == stored["sd"]
+    assert score["ci95"] == pytest.approx([score["mean"] + s * 1.96 * score["sd"] / 2**0.5 for s in (-1, 1)])
+    assert f"{score['mean']:.1f}" in capsys.readouterr().out
+
+
+def test_sweep_evolves_another_c_on_the_same_v_and_m(doom_run, tmp_path, capsys):
+    argv = ["sweep", str(doom_run), "--tau", "0.5", "--out", str(tmp_path / "sweep")]
+    assert run.main(argv) == 0
+    folder = tmp_path / "sweep" / "tau-0.5"
+    for name in ("vae.npz", "mdnrnn.npz"):
+        mine, theirs = data.read_arrays(folder / name), data.read_arrays(doom_run / name)
+        assert np.array_equal(mine["params"], theirs["params"])
+    assert json.loads((folder / "config.json").read_text())["evolve.tau"] == 0.5
+    real = json.loads((folder / "results.json").read_text())["agent"]["mean"]
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("0.50")]
+    assert f"{real:.0f} +-" in row and "2060 +- 277" in row and "196 +- 50" in row  # beside the paper's
+
+
+# ------------------------------------------------------------------------------------------------- pictures
+
+
+def size_of(path) -> tuple[int, int]:
+    """Of a picture that is not of one colour."""
+    import pygame
+
+    image = pygame.image.load(str(path))
+    assert pygame.surfarray.array3d(image).std() > 5
+    return image.get_size()
+
+
+def size(columns: int, rows: int, captions: bool = True) -> tuple[int, int]:
+    return 92 + columns * 132, rows * 132 + 20 * captions
+
+
+@pytest.mark.parametrize("task", ["doom", "car"])
+def test_watch_and_dream_as_pictures(task, request, tmp_path):
+    folder = request.getfixturevalue(f"{task}_run")
+    assert run.main(["watch", str(folder), "--png", "deep/watch.png"]) == 0
+    assert size_of(tmp_path / "deep" / "watch.png") == size(viewer.COLUMNS, 2)
+    assert run.main(["dream", str(folder), "--png", "a.png", "--tau", "0.5"]) == 0
+    got = size_of(tmp_path / "a.png")
+    assert got == size(viewer.COLUMNS, 1) if task == "car" else got in [size(n, 1) for n in range(1, 11)]
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "deep"]
+
+
+def test_report(doom_run, copy_of, capsys):
+    folder = copy_of(doom_run)
+    before = {p.name for p in folder.iterdir()}
+    assert run.main(["report", str(folder)]) == 0
+    assert "random policy" in capsys.readouterr().out
+    assert {p.name for p in folder.iterdir()} - before == {"reconstructions.png", "dream.png", "curves.png"}
+    assert size_of(folder / "reconstructions.png") == size(viewer.COLUMNS, 2, captions=False)
+    assert size_of(folder / "dream.png") == size(viewer.COLUMNS, 3)
+    assert size_of(folder / "curves.png") == (3 * 420, 300)
+
+
+def test_report_of_a_run_that_is_not_finished(sentence, car_run, monkeypatch):
+    monkeypatch.setattr("wm_numpy.report.write", lambda folder: [])
+    assert "results.json is missing" in sentence("report", car_run, code=1)
+
+
+@pytest.mark.parametrize("task", ["doom", "carracing"])
+@pytest.mark.parametrize("length", [1, 30, 100, 500])
+def test_a_strip_of_an_episode_of_any_length(task, length):
+    stream = (((np.full((64, 64, 3), step % 256, np.uint8),), 0.0, step) for step in range(length))
+    images, captions = viewer.some(stream, tiny_agent(task))
+    assert 1 <= len(images) == len(captions) <= viewer.COLUMNS
+    assert captions == [f"step {int(image[0][0, 0, 0])}" for image in images] or length == 500
+
+
+@pytest.mark.parametrize("command", [["watch"], ["dream"], ["dream", "--play"]])
+def test_no_display(doom_run, tmp_path, command):
+    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")}
+    argv = [sys.executable, ROOT / "run.py", command[0], doom_run, *command[1:]]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, env=env, cwd=tmp_path)
+    assert done.returncode == 1 and "no window can be opened" in done.stderr and "--png" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("run.py: ") and "Traceback" not in done.stderr

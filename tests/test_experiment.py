@@ -1,0 +1,372 @@
+"""A run, whole, on the real Take Cover: what a kill, another number of workers, and accidents leave of it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, TINY, tiny_config
+from wm_numpy import agent as agents
+from wm_numpy import data, experiment, train, vae
+from wm_numpy.cmaes import CMAES
+from wm_numpy.experiment import PURPOSES, STAGES, Experiment, RunError, episode_seeds, score
+from wm_numpy.rollout import random_rollouts
+from wm_numpy.train import DivergedError
+
+RESULTS = ("vae.npz", "mdnrnn.npz", "controller.npz")
+
+
+def same(a: Path, b: Path) -> bool:
+    """Two .npz hold the same, to the bit."""
+    x, y = data.read_arrays(a), data.read_arrays(b)
+    return x.keys() == y.keys() and all(x[k].dtype == y[k].dtype and np.array_equal(x[k], y[k]) for k in x)
+
+
+def same_episodes(a: Path, b: Path) -> bool:
+    names = sorted(p.name for p in (a / "episodes").iterdir())
+    return names == sorted(p.name for p in (b / "episodes").iterdir()) and all(
+        (a / "episodes" / n).read_bytes() == (b / "episodes" / n).read_bytes() for n in names
+    )
+
+
+@pytest.fixture
+def collected(doom_run, tmp_path):
+    """A run folder with episodes alone."""
+    folder = tmp_path / "collected"
+    folder.mkdir()
+    shutil.copy(doom_run / "config.json", folder)
+    shutil.copytree(doom_run / "episodes", folder / "episodes")
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------- whole
+
+
+def test_a_run_leaves_what_it_says(doom_run):
+    assert {p.name for p in doom_run.iterdir()} == {
+        "config.json", "episodes", "series", "log.jsonl", "results.json", *RESULTS
+    }  # fmt: skip  # no state, no half-written file
+    assert [p.name for p in sorted((doom_run / "episodes").iterdir())] == ["000000.npy", "000001.npy"]
+    results = json.loads((doom_run / "results.json").read_text())
+    assert results["task"] == "doom" and results["round"] == 1
+    for who in ("random", "agent"):
+        low, high = results[who]["ci95"]
+        assert low <= results[who]["mean"] <= high and results[who]["episodes"] == 2
+        assert 50 < results[who]["mean"] <= 2100
+    rows = [json.loads(line) for line in (doom_run / "log.jsonl").read_text().splitlines()]
+    assert {"vae", "mdnrnn", "evolve"} <= {r["stage"] for r in rows}
+    assert all(np.isfinite([v for v in r.values() if not isinstance(v, str)]).all() for r in rows)
+    agent = agents.load(doom_run)
+    assert agent.vector.any() and agent.v.params.flat.any() and agent.starts.shape == (2, 2, 64)
+
+
+def test_series_are_the_encoded_episodes(doom_run):
+    agent = agents.load(doom_run)
+    episode = np.load(doom_run / "episodes" / "000001.npy")
+    series = np.load(doom_run / "series" / "1" / "000001.npy")
+    mu, logvar = agent.v.encode(episode["frame"][:9])
+    assert len(series) == len(episode)
+    assert np.allclose(series["mu"][:9], mu, atol=1e-5) and np.allclose(series["logvar"][:9], logvar, atol=1e-5)
+    assert all(np.array_equal(series[name], episode[name]) for name in ("action", "reward", "done", "seen"))
+    assert np.array_equal(agent.starts[0, 1], series["mu"][0])
+    assert episode["done"].sum() == 1 and episode["done"][-2] and not episode["seen"][-1]
+
+
+def test_a_finished_run_is_left_alone(doom_run, copy_of, capsys):
+    folder = copy_of(doom_run)
+    times = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "config.json"}
+    Experiment(tiny_config(), folder).run()
+    assert times == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "config.json"}
+    assert capsys.readouterr().out == ""
+
+
+def test_one_worker_and_three_train_the_same(doom_run, collected, workers):
+    """doom_run was made with as many as there are cores; --workers 1 also collects below."""
+    workers(1)
+    Experiment(tiny_config(), collected).run(STAGES[1:-1])
+    assert all(same(collected / name, doom_run / name) for name in RESULTS)
+    for name in (*RESULTS, "series"):
+        path = collected / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    workers(3)
+    Experiment(tiny_config(), collected).run(STAGES[1:-1])
+    assert all(same(collected / name, doom_run / name) for name in RESULTS)
+
+
+# Runs the command line, and stands still when a stage has come to a step: to be killed there.
+DRIVER = """
+import sys, time
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, ROOT)
+import run
+from wm_numpy import experiment, train
+
+stage, step, marker = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+progress = experiment.Log.progress
+
+@contextmanager
+def standing_still(self, name, *args, **kwargs):
+    with progress(self, name, *args, **kwargs) as tell:
+        def told(done, /, **figures):
+            tell(done, **figures)
+            if name == stage and done >= step:
+                marker.touch()
+                time.sleep(600)
+        yield told
+
+if __name__ == "__main__":
+    train.SAVE_SECONDS = 0
+    experiment.Log.progress = standing_still
+    sys.exit(run.main(sys.argv[4:]))
+"""
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    settings = [part for s in TINY for part in ("--set", s)]
+    return ["train", "doom", "--preset", "smoke", "--out", str(folder), *settings, *more]
+
+
+def test_killed_in_every_stage(doom_run, tmp_path):
+    """kill -9 in each stage, the same command again: in the end, to the bit, what an undisturbed run gives."""
+    folder, driver, log = tmp_path / "run", tmp_path / "driver.py", tmp_path / "log"
+    driver.write_text(DRIVER.replace("ROOT", repr(str(ROOT))))
+    stops = {"collect": 1, "vae": 2, "encode": 1, "mdnrnn": 4, "evolve": 2}
+    states = {"vae": "vae.1.state.npz", "mdnrnn": "mdnrnn.1.state.npz", "evolve": "controller.1.state.npz"}
+    made = {"vae": "vae.npz", "mdnrnn": "mdnrnn.npz", "evolve": "controller.npz"}
+    for stage, step in stops.items():
+        marker = tmp_path / stage
+        argv = [sys.executable, driver, stage, str(step), marker, *command(folder, "--workers", "1")]
+        with open(log, "a") as file:
+            process = subprocess.Popen(argv, stdout=file, stderr=file, start_new_session=True, cwd=tmp_path)
+        try:
+            end = time.monotonic() + 60
+            while not marker.exists():
+                assert process.poll() is None and time.monotonic() < end, log.read_text()
+                time.sleep(0.02)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if stage in made:
+            assert not (folder / made[stage]).exists() and (folder / states[stage]).exists()
+            saved = data.read_arrays(folder / states[stage])
+            assert int(saved["generation" if stage == "evolve" else "step_count"]) == step - 1  # it will go on there
+        if stage == "collect":
+            first = folder / "episodes" / "000000.npy"
+            kept = first.stat().st_mtime_ns
+    out = subprocess.run(
+        [sys.executable, ROOT / "run.py", *command(folder, "--stage", "evolve")],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    assert first.stat().st_mtime_ns == kept  # not collected again
+    said = log.read_text() + out.stdout
+    assert "/2 episodes" not in out.stdout
+    assert all(said.count(f" {once}") == 1 for once in ("1/3 updates", "1/6 updates", "1/3 generations")), said
+    assert same_episodes(folder, doom_run)
+    for name in RESULTS:
+        assert same(folder / name, doom_run / name), name
+    assert not list(folder.rglob("*.state.npz"))
+
+
+def test_evolution_goes_on_and_deploys_the_mean_of_the_best_check(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
+    means, checks, played = [], [], []
+
+    def go(state: Path, stop_at: int | None = None, every: int = 2):
+        cma = CMAES(np.zeros(5), 0.3, 6, seed=3)
+
+        def fitness(vectors, generation):
+            played.append(generation)
+            if generation == stop_at:
+                raise KeyboardInterrupt
+            return -np.sum((vectors - generation / 3) ** 2, axis=1)
+
+        def check(mean, generation):
+            means.append(mean.copy())
+            checks.append(-abs(generation - 4.4))  # the best check is at 4 of 7
+            return checks[-1]
+
+        return train.evolve(cma, fitness, 7, state, lambda n, figures: None, check, every)
+
+    vector, generation = go(tmp_path / "a.npz")
+    assert generation == 4 and np.array_equal(vector, means[1]) and len(checks) == 4  # at 2, 4, 6 and the end
+    for stop_at in (3, 5, 6):
+        state = tmp_path / f"{stop_at}.npz"
+        with pytest.raises(KeyboardInterrupt):
+            go(state, stop_at)
+        played.clear()
+        again, generation = go(state)
+        assert generation == 4 and np.array_equal(again, vector)
+        assert played == list(range(stop_at, 7))  # what is done is not done again
+    last, generation = go(tmp_path / "b.npz", every=0)
+    assert generation == 7 and not np.array_equal(last, vector)
+
+
+def test_states_of_another_configuration_are_refused(collected):
+    state = collected / "vae.1.state.npz"
+    data.write_arrays(state, {"params": np.zeros(3)})
+    with pytest.raises(data.DataError, match="vae.1.state.npz.*delete"):
+        Experiment(tiny_config(), collected).run(("vae",))
+
+
+# --------------------------------------------------------------------------------------------------- rounds
+
+
+def test_a_second_round_keeps_the_older_data(doom_run, copy_of):
+    folder = copy_of(doom_run)
+    Experiment(tiny_config("doom", "rounds=2"), folder).run()
+    assert [p.name for p in sorted((folder / "episodes").iterdir())] == [f"{i:06d}.npy" for i in range(4)]
+    for name in ("000000.npy", "000001.npy"):
+        assert (folder / "episodes" / name).read_bytes() == (doom_run / "episodes" / name).read_bytes()
+    assert [p.name for p in (folder / "series").iterdir()] == ["2"]
+    assert len(list((folder / "series" / "2").iterdir())) == 4
+    for name in RESULTS:
+        assert int(data.read_arrays(folder / name)["round"]) == 2 and not same(folder / name, doom_run / name)
+    assert data.read_arrays(folder / "mdnrnn.npz")["starts"].shape[1] == 4
+    assert json.loads((folder / "results.json").read_text())["round"] == 2
+    assert json.loads((folder / "config.json").read_text())["rounds"] == 2
+    with pytest.raises(RunError, match="rounds is 2 there and 1 here"):
+        Experiment(tiny_config(), folder)
+
+
+def test_a_stage_of_a_run_with_rounds(collected):
+    """`--stage vae` in a new run stops after the first V; the second round needs an agent that is not there yet."""
+    Experiment(tiny_config("doom", "rounds=2"), collected).run(STAGES[:2])
+    assert (collected / "vae.npz").exists() and len(list((collected / "episodes").iterdir())) == 2
+
+
+# ------------------------------------------------------------------------------------------------ accidents
+
+
+@pytest.mark.parametrize("change", ["vae.updates=4", "evolve.tau=1.0", "collect.episodes=3"])
+def test_another_configuration_is_refused(doom_run, copy_of, change):
+    folder = copy_of(doom_run)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(RunError, match=f"{change.split('=')[0]} is .* there and .* here.*--out"):
+        Experiment(tiny_config("doom", change), folder)
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty and not a run folder"):
+        Experiment(tiny_config(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_full_disk_is_said_before_it_is_full(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**7))
+    with pytest.raises(RunError, match=r"needs about 0\.2 GB .* 0\.0 GB are free"):
+        Experiment(tiny_config(), tmp_path / "run").run()
+    assert not (tmp_path / "run" / "episodes").exists()
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_loss_that_is_no_number(collected, monkeypatch, bad):
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
+    right, calls = vae.VAE.loss_and_grad, []
+
+    def loss_and_grad(self, frames, noise):
+        losses, gradient = right(self, frames, noise)
+        calls.append(self.params.flat.copy())
+        if len(calls) == 3:
+            if bad == "loss":
+                losses["loss"] = float("nan")
+            else:
+                gradient[1234] = np.inf
+        return losses, gradient
+
+    monkeypatch.setattr(vae.VAE, "loss_and_grad", loss_and_grad)
+    with pytest.raises(DivergedError, match="update 3 is not finite.*vae.1.state.npz"):
+        Experiment(tiny_config(), collected).run(("vae",))
+    saved = data.read_arrays(collected / "vae.1.state.npz")
+    assert np.isfinite(saved["params"]).all() and np.array_equal(saved["params"], calls[1])
+    assert not (collected / "vae.npz").exists()
+
+
+def engines(pid: int) -> list[int]:
+    """ViZDoom processes among the descendants of a process."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            name = Path(f"/proc/{child}/comm").read_text().strip()
+            found += [int(child)] if name == "vizdoom" else engines(int(child))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_game_is_played_again(doom_run, tmp_path, workers):
+    """One line in the log, the same episodes; and the worker makes a new game for what it plays after that."""
+    workers(1)
+    lines, killed = [], []
+
+    def kill_once(n):  # the first episode is in; the worker plays another
+        if not killed:
+            killed.extend(engines(os.getpid()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    seeds, paths = episode_seeds("collect", 6, 0, 1), [tmp_path / "episodes" / f"{i:06d}.npy" for i in range(6)]
+    returns, lengths = random_rollouts("doom", seeds, lines.append, kill_once, paths)
+    assert len(lines) == 1 and "died" in lines[0] and "repeated (attempt 2 of 3)" in lines[0]
+    assert [len(np.load(path)) - 1 for path in paths] == lengths.tolist() == returns.tolist()
+    for path in paths[2:]:
+        path.unlink()
+    assert same_episodes(tmp_path, doom_run)
+
+
+# --------------------------------------------------------------------------------------------------- scores
+
+
+def test_seeds_of_different_purposes_never_meet():
+    seeds = {p: set(episode_seeds(p, 2000, 0, 1).tolist()) for p in PURPOSES}
+    assert all(len(s) > 1990 for s in seeds.values())
+    for i, p in enumerate(PURPOSES):
+        assert all(i * 2**28 <= s < (i + 1) * 2**28 for s in seeds[p])
+    assert np.array_equal(episode_seeds("check", 5, 0, 1), episode_seeds("check", 9, 0, 1)[:5])
+    assert not set(episode_seeds("evolve", 99, 0, 1, 4, 7)) & set(episode_seeds("evolve", 99, 0, 1, 4, 8))
+
+
+def test_the_score_is_on_seeds_of_its_own(monkeypatch):
+    seen = []
+
+    def rollouts(task, seeds, *rest):
+        seen.extend(seeds)
+        return np.arange(4.0), np.ones(4, int)
+
+    monkeypatch.setattr(experiment, "random_rollouts", rollouts)
+    assert experiment.evaluate("doom", None, 4, 0, experiment.Log())["mean"] == 1.5
+    assert len(set(seen)) == 4 and all(s // 2**28 == PURPOSES.index("evaluate") for s in seen)
+
+
+def test_score():
+    got = score(np.array([1.0, 2.0, 3.0, 6.0]))
+    half = 1.96 * np.sqrt(14 / 3) / 2
+    assert got["mean"] == 3 and got["sd"] == pytest.approx(np.sqrt(14 / 3)) and got["episodes"] == 4
+    assert got["ci95"] == pytest.approx([3 - half, 3 + half])
+
+
+def test_log_of_a_killed_run(tmp_path):
+    """A line that a kill cut short costs itself, not the one after it."""
+    from wm_numpy import report
+
+    first = experiment.Log(tmp_path)
+    first.record(stage="vae", round=1, step=1, loss=3.0)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"time": 1795451856.7, "stage": "va')
+    experiment.Log(tmp_path).record(stage="vae", round=1, step=2, loss=2.0)
+    experiment.Log(tmp_path).record(stage="vae", round=1, step=2, loss=1.0)  # the update that was repeated
+    assert [r["loss"] for r in report.read_log(tmp_path / "log.jsonl")][-1] == 1.0
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"time": 17')
+    experiment.Log(tmp_path).record(stage="vae", round=1, step=3, loss=0.5)
+    assert [r["step"] for r in report.read_log(tmp_path / "log.jsonl")] == [1, 2, 3]

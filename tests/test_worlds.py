@@ -1,0 +1,409 @@
+"""Dream and reality behind one interface, and the rollout that cannot tell them apart."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from tests.conftest import tiny_agent
+from wm_numpy import worlds
+from wm_numpy.rollout import dream_rollouts, rollout
+from wm_numpy.worlds import Dream, RealWorld
+
+Z, H = 6, 8
+
+
+class Toy(gym.Env):
+    """Frames filled with 10 + steps; the seed is the episode's length; reward = seed + steps."""
+
+    observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+
+    def __init__(self, actions: int, ends: bool = True):
+        self.action_space = gym.spaces.Box(-1, 1, (actions,), np.float32)
+        self.ends, self.closed = ends, False
+
+    def reset(self, *, seed=None, options=None):
+        self.length, self.t, self.actions = seed, 0, []
+        return self._frame(), {}
+
+    def step(self, action):
+        assert self.t < self.length, "stepped after its end"
+        self.t += 1
+        self.actions.append(action)
+        over = self.t == self.length
+        return self._frame(), self.length + self.t, over and self.ends, over and not self.ends, {}
+
+    def _frame(self):
+        return np.full((64, 64, 3), 10 + self.t, np.uint8)
+
+    def close(self):
+        self.closed = True
+
+
+class StubV:
+    """z = the grey of the frame, in every dimension, without noise; remembers what it saw."""
+
+    def __init__(self, logvar: float = -100.0):
+        self.seen, self.logvar = [], logvar
+
+    def encode(self, frames):
+        grey = frames[:, 0, 0, 0].astype(np.float32)
+        self.seen.append(grey.tolist())
+        return np.repeat(grey[:, None], Z, axis=1), np.full((len(frames), Z), self.logvar, np.float32)
+
+
+def recorded(m):
+    """M whose steps are remembered."""
+    calls, step = [], m.step
+    m.step = lambda *args: calls.append([np.copy(a) if isinstance(a, np.ndarray) else a for a in args]) or step(*args)
+    return calls
+
+
+def make(kind: str, n: int, task: str = "doom", *settings: str, ends: bool = True):
+    """A world of n; all its dreams end by the limit of 20 steps."""
+    agent = tiny_agent(task, *settings)
+    if kind == "dream":
+        return Dream(agent, n)
+    agent.v = StubV()
+    return RealWorld(agent, [Toy(agent.m.config.action_size, ends) for _ in range(n)])
+
+
+def some_actions(world, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    while True:
+        yield rng.uniform(-1, 1, world.action_space.shape).astype(np.float32)
+
+
+both = pytest.mark.parametrize("kind", ["dream", "real"])
+
+# ------------------------------------------------------------------------------------------- one interface
+
+
+@both
+@pytest.mark.parametrize("task, actions", [("doom", 1), ("carracing", 3)])
+def test_spaces_and_shapes(kind, task, actions):
+    world = make(kind, 4, task)
+    assert isinstance(world, gym.vector.VectorEnv) and world.num_envs == 4
+    assert world.metadata["autoreset_mode"] == gym.vector.AutoresetMode.DISABLED
+    assert world.action_space.shape == (4, actions) and world.single_action_space.shape == (actions,)
+    features, info = world.reset(seed=[5, 6, 7, 8])
+    assert features in world.observation_space and features[0] in world.single_observation_space and info == {}
+    features, reward, terminated, truncated, info = world.step(next(some_actions(world)))
+    assert features in world.observation_space and info == {}
+    assert reward.shape == terminated.shape == truncated.shape == (4,)
+    assert reward.dtype == np.float64 and terminated.dtype == truncated.dtype == bool
+
+
+@pytest.mark.parametrize("features", ["z", "zh", "zch"])
+def test_the_two_worlds_have_the_same_spaces(features):
+    dream, real = (make(kind, 3, "carracing", f"evolve.features={features}") for kind in ("dream", "real"))
+    for name in ("observation_space", "action_space", "single_observation_space", "single_action_space"):
+        assert getattr(dream, name) == getattr(real, name)
+    assert dream.single_observation_space.shape == (Z + H * (len(features) - 1),)
+
+
+@both
+def test_seeds(kind):
+    world = make(kind, 3)
+    for wrong in ([1, 2], [1, 2, 3, 4], [[1, 2, 3]]):
+        with pytest.raises(ValueError, match="seeds were given for 3 environments"):
+            world.reset(seed=wrong)
+    one, _ = world.reset(seed=4)
+    many, _ = world.reset(seed=[4, 5, 6])
+    assert np.array_equal(one, many)  # one seed is the first of as many
+    assert world.reset()[0].shape == one.shape
+
+
+@both
+@pytest.mark.parametrize("features", ["z", "zh", "zch"])
+def test_features_are_what_c_is_said_to_see(kind, features):
+    world = make(kind, 3, "doom", f"evolve.features={features}")
+    first, _ = world.reset(seed=[8, 9, 10])
+    assert np.array_equal(first[:, :Z], world.z) and not first[:, Z:].any()  # h[0] = c[0] = 0
+    actions = some_actions(world)
+    for _ in range(3):
+        seen = world.step(next(actions))[0]
+        if len(world.rows) < 3:
+            break
+        h, c = world.state
+        assert np.array_equal(seen, np.concatenate([{"z": world.z, "h": h, "c": c}[f] for f in features], axis=1))
+        assert features == "z" or np.abs(h).max() > 0
+    seen[:] = 7
+    assert not (world._features == 7).any()  # a caller has a copy
+
+
+@both
+def test_what_has_ended_stands_still(kind):
+    world = make(kind, 8, "doom", "evolve.horizon=12")
+    calls = recorded(world.m)
+    features, _ = world.reset(seed=[1, 2, 3, 4, 5, 6, 7, 12])
+    over, kept, stood = np.zeros(8, bool), features.copy(), 0
+    for actions, _ in zip(some_actions(world), range(14), strict=False):
+        alive, before = int((~over).sum()), len(calls)
+        features, reward, terminated, truncated, _ = world.step(actions)
+        assert len(calls) - before == bool(alive) and (not alive or len(calls[-1][0]) == alive)  # and costs nothing
+        assert np.array_equal(features[over], kept[over])
+        assert not reward[over].any() and not terminated[over].any() and not truncated[over].any()
+        stood += over.sum()
+        assert not over.all() or not calls[before:]
+        over |= terminated | truncated
+        kept = features.copy()
+    assert over.all() and stood > 16
+    features, _ = world.reset(seed=[8] * 8)  # and all rise again
+    assert len(world.rows) == 8 and np.array_equal(features[0], features[0])
+
+
+@both
+def test_an_end_does_not_disturb_the_others(kind):
+    """The state of each row follows it when others have gone."""
+    world = make(kind, 5)
+    states = {}
+    world.reset(seed=[2, 9, 4, 9, 3])
+    z, h = world.z.copy(), np.zeros((5, H), np.float32)
+    c = h.copy()
+    for actions, _ in zip(some_actions(world), range(8), strict=False):
+        rows = world.rows.copy()
+        if not len(rows):
+            break
+        expected = world.m.step(z[rows], actions[rows], (h[rows], c[rows]), np.full(len(rows), float(not states)))
+        features, *_ = world.step(actions)
+        assert np.allclose(features[rows, Z : Z + H], expected[1], atol=1e-6)  # zch
+        assert np.allclose(features[rows, Z + H :], expected[0], atol=1e-6)
+        z[rows], (h[rows], c[rows]) = features[rows, :Z], expected
+        states[len(states)] = rows
+    assert len({len(rows) for rows in states.values()}) > 1
+
+
+@both
+def test_restart_flag_is_one_at_the_first_step_alone(kind):
+    world = make(kind, 2)
+    calls = recorded(world.m)
+    for _ in range(2):
+        calls.clear()
+        world.reset(seed=[9, 9])
+        for actions, _ in zip(some_actions(world), range(3), strict=False):
+            world.step(actions)
+        assert calls[0][3].tolist() == [1, 1]
+        assert all(call[3] is None or not np.any(call[3]) for call in calls[1:]) and len(calls) >= 2
+
+
+@both
+def test_actions_are_clipped(kind):
+    a, b = make(kind, 2), make(kind, 2)
+    a.reset(seed=[9, 9]), b.reset(seed=[9, 9])
+    assert np.array_equal(a.step(np.full((2, 1), 5.0))[0], b.step(np.full((2, 1), 1.0))[0])
+
+
+# -------------------------------------------------------------------------------------------------- dreams
+
+
+def test_a_seed_decides_a_dream():
+    world, actions = make("dream", 4), np.random.default_rng(1).uniform(-1, 1, (10, 4, 1))
+
+    def play(seed):
+        return [world.reset(seed=seed)[0], *(x for a in actions for x in world.step(a)[:4])]
+
+    first, other, again = play(3), play(4), play(3)
+    assert all(np.array_equal(x, y) for x, y in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_dreams_begin_at_recorded_first_frames():
+    agent = tiny_agent()
+    agent.starts[1] = -100  # no noise
+    z = Dream(agent, 7).reset(seed=10)[0][:, :Z]
+    assert np.allclose(z, agent.starts[0][np.arange(10, 17) % 5])
+    agent.starts[1] = np.log(4)
+    world = Dream(agent, 4000)
+    z = world.reset(seed=np.arange(4000) * 5)[0][:, :Z]  # all from the first start
+    assert np.allclose(z.std(axis=0), 2, atol=0.15) and np.allclose(z.mean(axis=0), agent.starts[0, 0], atol=0.15)
+
+
+@pytest.mark.parametrize("horizon, given, limit", [(20, None, 20), (20, 7, 7), (0, None, 2100), (20, 0, 2100)])
+def test_step_limit(horizon, given, limit):
+    agent = tiny_agent("doom", f"evolve.horizon={horizon}")
+    agent.m.params["done.w"][...], agent.m.params["done.b"][...] = 0, -1  # nobody dies
+    world = Dream(agent, 2, horizon=given)
+    assert world.limit == limit
+    returns, lengths = rollout(world, lambda f: np.zeros((2, 1)), np.arange(2))
+    assert lengths.tolist() == returns.tolist() == [limit] * 2
+    world.reset(seed=1)
+    for _ in range(limit):
+        *_, terminated, truncated, _ = world.step(np.zeros((2, 1)))
+    assert truncated.all() and not terminated.any()
+
+
+def test_death_at_the_limit_is_death():
+    agent = tiny_agent("doom", "evolve.horizon=1")
+    agent.m.params["done.w"][...], agent.m.params["done.b"][...] = 0, 1
+    world = Dream(agent, 2)
+    world.reset(seed=1)
+    *_, terminated, truncated, _ = world.step(np.zeros((2, 1)))
+    assert terminated.all() and not truncated.any()
+
+
+@pytest.mark.parametrize("task, actions", [("doom", 1), ("carracing", 3)])
+def test_a_dream_is_m_stepped_by_hand(task, actions):
+    """(z, action, h) -> h', and from its head z', reward, done of that very step."""
+    agent = tiny_agent(task)
+    if task == "doom":
+        agent.m.params["done.b"][...] = -0.3  # an end, but not at once
+    world, m, rng = Dream(agent, 1, tau=0.7), agent.m, np.random.default_rng([8])
+    features, _ = world.reset(seed=8)
+    mu, logvar = agent.starts[:, [8 % 5]]
+    z = mu + np.exp(logvar / 2) * rng.standard_normal((1, Z), np.float32)
+    state, restart = (np.zeros((1, H), np.float32),) * 2, np.ones(1)
+    assert np.array_equal(features[:, :Z], z)
+    for action, t in zip(some_actions(world), range(1, 21), strict=False):
+        features, reward, terminated, truncated, _ = world.step(action)
+        state = m.step(z, action, state, restart)
+        z, expected_reward, done = m.dream(state, 0.7, rng)
+        restart = np.zeros(1)
+        assert np.array_equal(features[:, :Z], z) and np.array_equal(features[:, -H:], state[0])
+        assert reward == expected_reward and terminated == done and truncated == (t == 20 and not done)
+        if done:
+            break
+    assert t > 1
+
+
+def test_temperature_widens_the_dream():
+    agent = tiny_agent("carracing")
+
+    def spread(tau):
+        world = Dream(agent, 500, tau)
+        world.reset(seed=np.zeros(500, int))
+        return world.step(np.zeros((500, 3)))[0][:, :Z].std()
+
+    assert 0 < spread(0.01) < spread(1.0) < spread(3.0)
+    assert Dream(agent, 1).tau == agent.config.evolve.tau
+
+
+# ------------------------------------------------------------------------------------------------ reality
+
+
+def test_m_is_stepped_with_what_came_before_the_new_frame():
+    """h[t+1] = M(z[t], action[t], h[t]), z[t] of the frame that action[t] was chosen at."""
+    world = make("real", 2)
+    calls = recorded(world.m)
+    features, _ = world.reset(seed=[4, 4])
+    given = []
+    for t, actions in zip(range(3), some_actions(world), strict=False):
+        assert np.allclose(features[:, :Z], 10 + t)
+        features, *_ = world.step(actions)
+        given.append(actions)
+    assert [call[0][0, 0] for call in calls] == [10, 11, 12]
+    assert np.array_equal([call[1] for call in calls], given)
+    assert np.array_equal(np.stack(world.envs[1].actions), np.stack(given)[:, 1])
+
+
+@pytest.mark.parametrize("ends, last", [(True, []), (False, [12])])
+def test_the_frame_after_an_end_is_not_looked_at(ends, last):
+    world = make("real", 2, ends=ends)
+    world.reset(seed=[2, 3])
+    for actions, _ in zip(some_actions(world), range(4), strict=False):
+        features, *_ = world.step(actions)
+    expected = [[10, 10], [11, 11], [*last, 12], *([[13]] if not ends else [])]
+    assert world.agent.v.seen == expected
+    assert np.allclose(features[:, 0], [11, 12] if ends else [12, 13])
+
+
+def test_z_is_sampled_when_acting_too():
+    world = make("real", 2)
+    world.agent.v = StubV(logvar=np.log(0.25))
+    a, b = (world.reset(seed=[4, seed])[0][:, :Z] for seed in (4, 5))
+    assert 0.2 < (a - 10).std() < 0.9 and not np.array_equal(a, b)
+    assert np.array_equal(world.reset(seed=[4, 4])[0][:, :Z], a)
+
+
+def test_close_closes_the_environments():
+    world = make("real", 2)
+    world.close()
+    assert all(env.closed for env in world.envs)
+
+
+# ------------------------------------------------------------------------------------------------- rollout
+
+
+class Countdown(gym.vector.VectorEnv):
+    """Row i ends after seed i steps; its reward is 1, then 2, ..."""
+
+    def __init__(self, n: int):
+        self.num_envs = n
+
+    def reset(self, *, seed=None, options=None):
+        self.left, self.t = np.array(seed), 0
+        return np.zeros((self.num_envs, 2)), {}
+
+    def step(self, actions):
+        self.t += 1
+        alive = self.left > 0
+        self.left = self.left - alive
+        over, cut = alive & (self.left == 0), np.arange(self.num_envs) % 2 == 1
+        return np.full((self.num_envs, 2), self.t), np.where(alive, self.t, 0.0), over & ~cut, over & cut, {}
+
+
+def test_returns_and_lengths():
+    seen = []
+    returns, lengths = rollout(Countdown(4), lambda f: seen.append(f.copy()), np.array([3, 1, 5, 2]))
+    assert lengths.tolist() == [3, 1, 5, 2] and returns.tolist() == [6, 1, 15, 3]
+    assert [f[0, 0] for f in seen] == [0, 1, 2, 3, 4]  # an action for every frame but the last
+
+
+@both
+def test_rollout_cannot_tell_the_worlds_apart(kind):
+    world = make(kind, 6)
+    agent = world.agent
+    returns, lengths = rollout(world, agent.controller(np.stack([agent.vector, -agent.vector])), np.arange(3, 9))
+    assert returns.shape == lengths.shape == (6,) and (lengths >= 1).all() and (lengths <= 20).all()
+    if kind == "real":
+        n = np.arange(3, 9)
+        assert lengths.tolist() == n.tolist() and returns.tolist() == (n * n + n * (n + 1) / 2).tolist()
+    else:
+        assert np.array_equal(returns, lengths)  # 1 per step survived
+
+
+def test_dreams_are_the_same_on_any_number_of_threads(workers):
+    agent = tiny_agent("carracing", "evolve.chunk=8")
+    vectors, seeds = np.random.default_rng(0).standard_normal((7, len(agent.vector))), np.array([3, 1, 4])
+    results = []
+    for n in (1, 2, 3):
+        workers(n)
+        results.append(dream_rollouts(agent, vectors, seeds))
+    assert results[0][0].shape == (7, 3) and len(np.unique(results[0][0])) == 21
+    for other in results[1:]:
+        assert all(np.array_equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+def test_each_candidate_has_its_own_returns():
+    """The order of candidates and of chunks: a row is the same as when its chunk is played alone."""
+    agent = tiny_agent("carracing", "evolve.chunk=6")
+    vectors, seeds = np.random.default_rng(0).standard_normal((5, len(agent.vector))), np.array([3, 1, 4])
+    together, _ = dream_rollouts(agent, vectors, seeds)
+    for first in (0, 2, 4):
+        assert np.array_equal(dream_rollouts(agent, vectors[first : first + 2], seeds)[0], together[first : first + 2])
+
+
+# ------------------------------------------------------------------------------------------ for gymnasium
+
+
+@pytest.mark.filterwarnings("ignore:.*observation space (min|max)imum.*")
+@pytest.mark.parametrize("run", ["doom_run", "car_run"])
+def test_gymnasium_accepts_the_dream(run, request):
+    folder = request.getfixturevalue(run)
+    env = gym.make("wm_numpy/Dream-v0", run=str(folder), tau=0.9, horizon=15, render_mode="rgb_array")
+    check_env(env.unwrapped)
+    assert env.unwrapped.world.tau == 0.9
+    features, _ = env.reset(seed=3)
+    assert np.array_equal(features, env.reset(seed=3)[0]) and not np.array_equal(features, env.reset(seed=4)[0])
+    picture, steps, over = env.render(), 0, False
+    assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8 and picture.std() > 0
+    while not over:
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        steps, over = steps + 1, terminated or truncated
+    assert steps == 15 or terminated
+    assert gym.make("wm_numpy/Dream-v0", run=str(folder)).unwrapped.render() is None
+
+
+def test_the_dream_of_no_run():
+    with pytest.raises(worlds.agents.DataError, match="not a run folder"):
+        gym.make("wm_numpy/Dream-v0", run="nowhere")
