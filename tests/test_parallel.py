@@ -121,7 +121,7 @@ def thread_pool(max_workers, initializer, initargs):
 
 def test_results_by_index_after_setup(workers):
     workers(2)
-    jobs = [(i,) for i in range(33)]  # more than one wave of workers
+    jobs = [(i,) for i in range(33)]
     assert dict(parallel.processes(times, jobs, set_value, (10,))) == {i: 10 * i for i in range(33)}
     assert list(parallel.processes(square, [])) == []
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
-from itertools import islice
 
 from . import BLAS_THREADS_LEFT
 
@@ -73,7 +72,7 @@ def processes(
     """(index, function(*job)) for all jobs, as they finish, each in one of the worker processes.
 
     A worker that dies, or a job that raises one of `retry`, costs a line in the log: the job is done again.
-    Workers are replaced after some jobs each, because Box2D loses memory at every reset.
+    Workers live for one call: Box2D loses memory at every reset, 5 kB measured, 50 MB in 10,000 episodes.
 
     Args:
         function: importable by name, as are setup and its arguments.
@@ -90,10 +89,9 @@ def processes(
     make = executor or _process_pool
     waiting, failures, deaths = dict(enumerate(jobs)), {}, 0
     while waiting:
-        wave = list(islice(waiting.items(), 16 * _workers))
-        pool = make(max_workers=min(_workers, len(wave)), initializer=_start, initargs=(setup, arguments))
+        pool = make(max_workers=min(_workers, len(waiting)), initializer=_start, initargs=(setup, arguments))
         try:
-            futures = {pool.submit(function, *job): i for i, job in wave}
+            futures = {pool.submit(function, *job): i for i, job in waiting.items()}
             for future in as_completed(futures):
                 i = futures[future]
                 try:
