@@ -72,9 +72,7 @@ def by_hand(state, k, x, costs):
     sigma = state["sigma"] * 2.718281828459045 ** (k.c_sigma / k.d_sigma * (length / k.chi_n - 1))
     bound = (1.4 + 2 / (n + 1)) * k.chi_n * (1 - (1 - k.c_sigma) ** (2 * (state["generation"] + 1))) ** 0.5
     h = 1 if length < bound else 0
-    p_c = [
-        (1 - k.c_c) * state["p_c"][d] + h * (k.c_c * (2 - k.c_c) * k.mu_eff) ** 0.5 * y_w[d] for d in range(n)
-    ]
+    p_c = [(1 - k.c_c) * state["p_c"][d] + h * (k.c_c * (2 - k.c_c) * k.mu_eff) ** 0.5 * y_w[d] for d in range(n)]
     w0 = list(k.weights)
     for i in range(population):
         if w0[i] < 0:
@@ -151,9 +149,7 @@ def test_constants_equal_the_frozen_ones():
             k = Constants.of(n, population)
             ours = [k.mu_eff, k.c_1, k.c_mu, k.c_c, k.c_sigma, k.d_sigma, k.c_c, k.chi_n]
             np.testing.assert_allclose(ours, frozen[name], rtol=1e-12, err_msg=name)
-            np.testing.assert_allclose(
-                k.weights, frozen[f"weights_{n}_{population}"], rtol=1e-12, err_msg=name
-            )
+            np.testing.assert_allclose(k.weights, frozen[f"weights_{n}_{population}"], rtol=1e-12, err_msg=name)
             checked += 1
     assert checked == 6
 
@@ -274,11 +270,7 @@ def test_only_the_order_of_costs_counts(transform):
 def test_infinity_is_the_worst():
     f = rotated_ellipsoid(5, 1, 100.0)
     walls = run(CMAES(np.ones(5), seed=7), lambda x: np.where(x[:, 0] > 1.5, np.inf, f(x)), 60)
-    assert (
-        walls.mean[0] < 1.5
-        and f(walls.mean[None])[0] < f(np.ones((1, 5)))[0]
-        and np.isfinite(walls.mean).all()
-    )
+    assert walls.mean[0] < 1.5 and f(walls.mean[None])[0] < f(np.ones((1, 5)))[0] and np.isfinite(walls.mean).all()
 
 
 def stopped(es, f, limit=2000):
@@ -328,9 +320,7 @@ def test_stops_when_the_mean_no_longer_moves():
 
 
 def test_stops_when_the_covariance_is_degenerate():
-    reasons = stopped(
-        CMAES(np.ones(3), sigma=1.0), lambda x: x[:, 0] ** 2 + 1e16 * (x[:, 1:] ** 2).sum(axis=1)
-    )
+    reasons = stopped(CMAES(np.ones(3), sigma=1.0), lambda x: x[:, 0] ** 2 + 1e16 * (x[:, 1:] ** 2).sum(axis=1))
     assert set(reasons) == {"conditioncov"}
 
 

@@ -108,9 +108,7 @@ def test_names():
     envs.register()  # a second time
 
 
-@pytest.mark.parametrize(
-    ("task", "module"), [("carracing", "Box2D"), ("carracing", "pygame"), ("doom", "vizdoom")]
-)
+@pytest.mark.parametrize(("task", "module"), [("carracing", "Box2D"), ("carracing", "pygame"), ("doom", "vizdoom")])
 def test_a_missing_package_is_named_with_its_mend(task, module):
     code = (
         f"import sys; sys.modules[{module!r}] = None\n"
@@ -150,9 +148,7 @@ def test_car_equals_gymnasium(make, seed, drive):
         action = policy() if drive == "walk" else np.array([0, 1, -1], np.float32)
         steer, gas, brake = action.astype(np.float64)
         _, reward, terminated, _, info = ours.step(action)
-        frame, their_reward, their_end, _, their_info = theirs.step(
-            np.array([steer, (gas + 1) / 2, max(brake, 0)])
-        )
+        frame, their_reward, their_end, _, their_info = theirs.step(np.array([steer, (gas + 1) / 2, max(brake, 0)]))
         np.testing.assert_array_equal(ours.crop, frame[:84])
         assert (reward, terminated, info) == (their_reward, their_end, their_info)
         if terminated:
@@ -288,7 +284,4 @@ def test_held_policy():
     starts = np.flatnonzero(np.diff(actions[:, 0], prepend=np.nan) != 0)
     held = np.diff(starts)
     assert set(held) == set(range(1, 11)) and held.mean() == pytest.approx(5.5, rel=0.05)
-    assert (
-        actions[starts].std() == pytest.approx(1 / np.sqrt(3), rel=0.05)
-        and abs(actions[starts].mean()) < 0.06
-    )
+    assert actions[starts].std() == pytest.approx(1 / np.sqrt(3), rel=0.05) and abs(actions[starts].mean()) < 0.06

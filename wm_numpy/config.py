@@ -121,9 +121,9 @@ _SMOKE = {
     "evolve.horizon": 60, "evolve.check_every": 2, "evolve.check_episodes": 2, "evaluate.episodes": 4,
 }  # fmt: skip
 _QUICK = {
-    "vae.batch": 32, "vae.updates": 1000, "vae.learning_rate": 1e-3, "mdnrnn.hidden": 256, "mdnrnn.batch": 16,
-    "mdnrnn.window": 100, "mdnrnn.updates": 3000, "mdnrnn.decay": 0.999, "evolve.episodes": 4,
-    "evolve.generations": 60, "evolve.check_every": 0, "evaluate.episodes": 50,
+    "vae.batch": 32, "vae.updates": 2400, "vae.learning_rate": 1e-3, "mdnrnn.hidden": 256, "mdnrnn.batch": 32,
+    "mdnrnn.window": 64, "mdnrnn.updates": 2400, "mdnrnn.decay": 0.999, "evolve.episodes": 4, "evolve.chunk": 64,
+    "evolve.generations": 30, "evolve.check_every": 10, "evolve.check_episodes": 16, "evaluate.episodes": 50,
 }  # fmt: skip
 _LAPTOP = {
     "collect.episodes": 1000, "vae.batch": 64, "vae.updates": 5000, "vae.learning_rate": 5e-4, "mdnrnn.batch": 32,
@@ -135,7 +135,7 @@ PRESETS: dict[str, dict[str, dict]] = {
     "doom": {
         "paper": _DOOM,
         "laptop": _DOOM | _LAPTOP,
-        "quick": _DOOM | _QUICK | {"collect.episodes": 300},
+        "quick": _DOOM | _QUICK | {"collect.episodes": 250, "evolve.tau": 1.3},
         "smoke": _DOOM | _SMOKE | {"collect.episodes": 4, "collect.min_length": 1},
     },
     "carracing": {

@@ -12,6 +12,9 @@ CHUNK = 1 << 16  # floats: parameters, gradient and both moments of a chunk stay
 class Adam:
     """First and second moments of the gradient, and the step made of them.
 
+    The moments are kept without the paper's factors 1 - beta1 and 1 - beta2, which come into the step instead: two
+    passes over memory fewer.
+
     Args:
         size: length of the parameter vector.
         beta1, beta2, epsilon: the paper's defaults, which TensorFlow 1 and so the authors' code share.
@@ -35,10 +38,10 @@ class Adam:
     def step(self, theta: np.ndarray, gradient: np.ndarray, learning_rate: float) -> None:
         """Move theta (size,) in place, against gradient (size,), which is left as it was."""
         self.step_count += 1
-        # theta -= lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon), the constants gathered:
-        correction2 = np.sqrt(1 - self.beta2**self.step_count)
-        rate = learning_rate * correction2 / (1 - self.beta1**self.step_count)
-        epsilon = self.epsilon * correction2
+        # theta -= lr * m_hat / (sqrt(v_hat) + epsilon), all constants gathered into two:
+        share1 = (1 - self.beta1) / (1 - self.beta1**self.step_count)  # m_hat = share1 m
+        share2 = np.sqrt((1 - self.beta2) / (1 - self.beta2**self.step_count))  # sqrt(v_hat) = share2 sqrt(v)
+        rate, epsilon = learning_rate * share1 / share2, self.epsilon / share2
 
         def move(first: int) -> None:
             part = slice(first, first + CHUNK)
@@ -47,11 +50,10 @@ class Adam:
                 g = np.clip(g, -self.clip, self.clip)
             m, v = self.m[part], self.v[part]
             m *= self.beta1
-            m += (1 - self.beta1) * g  # m = beta1 m + (1 - beta1) g
+            m += g  # m = beta1 m + g
             square = g * g
-            square *= 1 - self.beta2
             v *= self.beta2
-            v += square  # v = beta2 v + (1 - beta2) g^2
+            v += square  # v = beta2 v + g^2
             update = np.sqrt(v, out=square)
             update += epsilon
             np.divide(m, update, out=update)
