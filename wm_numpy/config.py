@@ -121,8 +121,8 @@ _SMOKE = {
     "evolve.horizon": 60, "evolve.check_every": 2, "evolve.check_episodes": 2, "evaluate.episodes": 4,
 }  # fmt: skip
 _QUICK = {
-    "vae.batch": 32, "vae.updates": 2400, "vae.learning_rate": 1e-3, "mdnrnn.hidden": 256, "mdnrnn.batch": 32,
-    "mdnrnn.window": 64, "mdnrnn.updates": 2400, "mdnrnn.decay": 0.999, "evolve.episodes": 4, "evolve.chunk": 64,
+    "vae.batch": 32, "vae.updates": 1800, "vae.learning_rate": 1e-3, "mdnrnn.hidden": 256, "mdnrnn.batch": 32,
+    "mdnrnn.window": 64, "mdnrnn.updates": 1500, "mdnrnn.decay": 0.998, "evolve.episodes": 4, "evolve.chunk": 64,
     "evolve.generations": 30, "evolve.check_every": 10, "evolve.check_episodes": 16, "evaluate.episodes": 50,
 }  # fmt: skip
 _LAPTOP = {
@@ -141,7 +141,14 @@ PRESETS: dict[str, dict[str, dict]] = {
     "carracing": {
         "paper": {"vae.epochs": 1},
         "laptop": _CAR | _LAPTOP | {"collect.episodes": 400, "rounds": 3},
-        "quick": _CAR | _QUICK | {"collect.episodes": 100},
+        "quick": _CAR
+        | _QUICK
+        | {
+            "collect.episodes": 100,
+            "vae.updates": 1200,
+            "evolve.generations": 60,
+            "evolve.check_every": 20,
+        },
         "smoke": _CAR | _SMOKE | {"collect.episodes": 2},
     },
 }
