@@ -198,7 +198,7 @@ def test_doom_equals_gymnasium(make, tmp_path):
     ours.reset(seed=4)
     state, _ = theirs.reset(seed=4)
     np.testing.assert_array_equal(ours.screen, state["screen"])
-    policy, terminated, steps = HeldPolicy(np.random.default_rng(4)), False, 0
+    policy, terminated, steps = HeldPolicy(1, np.random.default_rng(4)), False, 0
     while not terminated:
         action = policy()
         button = int(action[0] > 1 / 3) + 2 * int(action[0] < -1 / 3)  # stay, right, left
@@ -278,10 +278,20 @@ def test_brownian_policy():
 
 
 def test_held_policy():
-    policy = HeldPolicy(np.random.default_rng(0))
+    policy = HeldPolicy(1, np.random.default_rng(0))
     actions = np.array([policy() for _ in range(6000)])
     assert actions.shape == (6000, 1) and actions.dtype == np.float32
     starts = np.flatnonzero(np.diff(actions[:, 0], prepend=np.nan) != 0)
     held = np.diff(starts)
     assert set(held) == set(range(1, 11)) and held.mean() == pytest.approx(5.5, rel=0.05)
     assert actions[starts].std() == pytest.approx(1 / np.sqrt(3), rel=0.05) and abs(actions[starts].mean()) < 0.06
+
+
+def test_the_random_policy_of_the_table_is_uniform_at_every_step():
+    for task, size in (("doom", 1), ("carracing", 3)):
+        policy = envs.random_policy(task, np.random.default_rng(0))
+        actions = np.array([policy() for _ in range(3000)])
+        assert actions.shape == (3000, size) and actions.std() == pytest.approx(1 / np.sqrt(3), rel=0.03)
+        assert abs(np.corrcoef(actions[:-1, 0], actions[1:, 0])[0, 1]) < 0.06
+    held = envs.random_policy("doom", np.random.default_rng(0), hold=60)
+    assert np.mean(np.diff([held()[0] for _ in range(6000)]) != 0) == pytest.approx(1 / 30.5, rel=0.2)

@@ -30,6 +30,7 @@ class Collect:
 
     episodes: int = setting(10_000, "episodes per round", 1)
     min_length: int = setting(1, "shorter episodes are not kept but replaced by another", 1)
+    hold: int = setting(10, "steps for which a random action of Doom is held, at most", 1)
     noise: float = setting(0.3, "std of the noise on the agent's actions, rounds after the first", 0)
 
 
@@ -135,7 +136,7 @@ PRESETS: dict[str, dict[str, dict]] = {
     "doom": {
         "paper": _DOOM,
         "laptop": _DOOM | _LAPTOP,
-        "quick": _DOOM | _QUICK | {"collect.episodes": 250, "evolve.tau": 1.3},
+        "quick": _DOOM | _QUICK | {"collect.episodes": 250, "collect.hold": 60, "evolve.tau": 1.3},
         "smoke": _DOOM | _SMOKE | {"collect.episodes": 4, "collect.min_length": 1},
     },
     "carracing": {

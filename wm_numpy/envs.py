@@ -80,16 +80,20 @@ class BrownianPolicy:
 
 
 class HeldPolicy:
-    """Actions for collecting Take Cover episodes: a uniform action in [-1, 1], held for 1 to 10 steps."""
+    """Uniform actions in [-1, 1], each held for 1 to `longest` steps; 1 is the paper's random policy of table 2.
 
-    def __init__(self, rng: np.random.Generator):
-        self.rng, self.left = rng, 0
+    Collecting Take Cover, the authors hold for up to 10 (extract.py). Longer is better where episodes are few: M
+    must see what comes of standing still, or C finds out that in the dream nothing does.
+    """
+
+    def __init__(self, action_size: int, rng: np.random.Generator, longest: int = 10):
+        self.size, self.rng, self.longest, self.left = action_size, rng, longest, 0
 
     def __call__(self) -> np.ndarray:
-        """The next action, (1,) float32."""
+        """The next action, (A,) float32."""
         if self.left == 0:
-            self.action = self.rng.uniform(-1, 1, 1).astype(np.float32)
-            self.left = int(self.rng.integers(1, 11))
+            self.action = self.rng.uniform(-1, 1, self.size).astype(np.float32)
+            self.left = int(self.rng.integers(1, self.longest + 1))
         self.left -= 1
         return self.action.copy()
 
@@ -142,7 +146,7 @@ class CarRacing(gym.Env):
         self._resize = resizer(*self.game.observation_space.shape[:2])
 
     @staticmethod
-    def random_policy(rng: np.random.Generator) -> BrownianPolicy:
+    def data_policy(rng: np.random.Generator, hold: int = 10) -> BrownianPolicy:
         """A fresh random policy for one episode of data."""
         return BrownianPolicy(3, rng)
 
@@ -252,9 +256,9 @@ class TakeCover(gym.Env):
         self._guard(lambda: start_engine(game, os.path.dirname(vizdoom.__file__)))
 
     @staticmethod
-    def random_policy(rng: np.random.Generator) -> HeldPolicy:
+    def data_policy(rng: np.random.Generator, hold: int = 10) -> HeldPolicy:
         """A fresh random policy for one episode of data."""
-        return HeldPolicy(rng)
+        return HeldPolicy(1, rng, hold)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
@@ -351,9 +355,14 @@ def make_env(task: str, render_mode: str | None = None) -> gym.Env:
     return _class_of(task)(render_mode=render_mode)
 
 
-def random_policy(task: str, rng: np.random.Generator) -> Callable[[], np.ndarray]:
-    """The random policy that collects data of a task, for ONE episode: policy() -> action (A,) float32."""
-    return _class_of(task).random_policy(rng)
+def random_policy(task: str, rng: np.random.Generator, hold: int = 0) -> Callable[[], np.ndarray]:
+    """A random policy for ONE episode of a task: policy() -> action (A,) float32.
+
+    hold: 0: a uniform action at every step, what scores are compared with. More: the policy that collects data,
+    Brownian for CarRacing, for Doom uniform and held for up to so many steps.
+    """
+    env = _class_of(task)
+    return env.data_policy(rng, hold) if hold else HeldPolicy(env.action_size, rng, 1)
 
 
 def register() -> None:

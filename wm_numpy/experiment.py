@@ -190,7 +190,7 @@ class Experiment:
 
             some = {"log": self.log.line, "progress": progress, "paths": [paths[i] for i in missing]}
             if round_ == 1:
-                random_rollouts(c.task, seeds[missing], min_length=c.collect.min_length, **some)
+                random_rollouts(c.task, seeds[missing], min_length=c.collect.min_length, hold=c.collect.hold, **some)
             else:
                 agent = self._agent()
                 real_rollouts(agent, agent.vector[None], seeds[missing], noise=c.collect.noise, **some)

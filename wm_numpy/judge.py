@@ -39,7 +39,12 @@ def held_out(agent: Agent, episodes: int, seed: int = 0) -> list[dict[str, np.nd
     actions, z_size = agent.m.config.action_size, agent.config.vae.z_size
     rng, batches = np.random.default_rng([seed, 99]), []
     with TemporaryDirectory() as folder:
-        random_rollouts(agent.config.task, seeds, paths=[Path(folder) / f"{i:06d}.npy" for i in range(episodes)])
+        random_rollouts(
+            agent.config.task,
+            seeds,
+            paths=[Path(folder) / f"{i:06d}.npy" for i in range(episodes)],
+            hold=agent.config.collect.hold,
+        )
         records = Records(Path(folder), frame_dtype(actions))
         for i in range(episodes):
             episode = records.read(i)
@@ -78,7 +83,10 @@ def judge(agent: Agent, batches: list[dict[str, np.ndarray]]) -> dict[str, float
 
 def dream_random(agent: Agent, episodes: int, tau: float, seed: int = 0) -> dict[str, float]:
     """score() of the random policy in the dream: to be held beside its score in reality."""
-    policies = [random_policy(agent.config.task, np.random.default_rng([seed, i])) for i in range(episodes)]
+    policies = [
+        random_policy(agent.config.task, np.random.default_rng([seed, i]), agent.config.collect.hold)
+        for i in range(episodes)
+    ]
     act: Callable = lambda features: np.stack([policy() for policy in policies])  # noqa: E731
     returns, _ = rollout(Dream(agent, episodes, tau, horizon=0), act, episode_seeds("check", episodes, seed, 98))
     return score(returns)

@@ -108,12 +108,13 @@ def random_rollouts(
     progress: Callable[[int], None] = lambda n: None,
     paths: list[Path] | None = None,
     min_length: int = 1,
+    hold: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Episodes of the random policy -> returns, lengths (E,); recorded in `paths` where they are given.
+    """Episodes of envs.random_policy(task, rng, hold) -> returns, lengths (E,); recorded in `paths` if given.
 
     A recorded episode shorter than min_length is replaced by another (authors' extract.py).
     """
-    jobs = [(task, int(s), paths and paths[i], min_length) for i, s in enumerate(seeds)]
+    jobs = [(task, int(s), paths and paths[i], min_length, hold) for i, s in enumerate(seeds)]
     returns, lengths = np.zeros((2, len(seeds)))
     for i, result in parallel.processes(_play_random, jobs, retry=(EnvironmentDied,), log=log):
         returns[i], lengths[i] = result
@@ -174,11 +175,11 @@ def _play_group(vectors, seeds, noise, paths):
 
 
 @_forget_on_death
-def _play_random(task: str, seed: int, path: Path | None, min_length: int) -> tuple[float, int]:
+def _play_random(task: str, seed: int, path: Path | None, min_length: int, hold: int) -> tuple[float, int]:
     (env,) = _environments(task, 1)
     for attempt in range(100):
         rng = np.random.default_rng([seed, attempt])
-        policy, total, over = random_policy(task, rng), 0.0, False
+        policy, total, over = random_policy(task, rng, hold), 0.0, False
         env.reset(seed=seed if attempt == 0 else int(rng.integers(2**28)))
         while not over:
             _, reward, terminated, truncated, _ = env.step(policy())
