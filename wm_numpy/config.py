@@ -122,9 +122,10 @@ _SMOKE = {
     "evolve.horizon": 60, "evolve.check_every": 2, "evolve.check_episodes": 2, "evaluate.episodes": 4,
 }  # fmt: skip
 _QUICK = {
-    "vae.batch": 32, "vae.updates": 1800, "vae.learning_rate": 1e-3, "mdnrnn.hidden": 256, "mdnrnn.batch": 32,
-    "mdnrnn.window": 64, "mdnrnn.updates": 1500, "mdnrnn.decay": 0.998, "evolve.episodes": 4, "evolve.chunk": 64,
-    "evolve.generations": 30, "evolve.check_every": 10, "evolve.check_episodes": 16, "evaluate.episodes": 50,
+    "vae.batch": 32, "vae.updates": 1500, "vae.learning_rate": 1e-3, "mdnrnn.hidden": 256, "mdnrnn.batch": 16,
+    "mdnrnn.window": 64, "mdnrnn.updates": 2400, "mdnrnn.learning_rate": 2e-3, "mdnrnn.decay": 0.999,
+    "evolve.episodes": 4, "evolve.chunk": 64, "evolve.generations": 16, "evolve.check_every": 4,
+    "evolve.check_episodes": 16, "evaluate.episodes": 50,
 }  # fmt: skip
 _LAPTOP = {
     "collect.episodes": 1000, "vae.batch": 64, "vae.updates": 5000, "vae.learning_rate": 5e-4, "mdnrnn.batch": 32,
@@ -136,20 +137,14 @@ PRESETS: dict[str, dict[str, dict]] = {
     "doom": {
         "paper": _DOOM,
         "laptop": _DOOM | _LAPTOP,
-        "quick": _DOOM | _QUICK | {"collect.episodes": 250, "collect.hold": 60, "evolve.tau": 1.3},
+        # A young M dreams too kind a world, and only heat makes it hard enough to learn from: tau 2.
+        "quick": _DOOM | _QUICK | {"collect.episodes": 200, "collect.hold": 60, "evolve.tau": 2.0},
         "smoke": _DOOM | _SMOKE | {"collect.episodes": 4, "collect.min_length": 1},
     },
     "carracing": {
         "paper": {"vae.epochs": 1},
         "laptop": _CAR | _LAPTOP | {"collect.episodes": 400, "rounds": 3},
-        "quick": _CAR
-        | _QUICK
-        | {
-            "collect.episodes": 100,
-            "vae.updates": 1200,
-            "evolve.generations": 60,
-            "evolve.check_every": 20,
-        },
+        "quick": _CAR | _QUICK | {"collect.episodes": 100, "evolve.generations": 60, "evolve.check_every": 20},
         "smoke": _CAR | _SMOKE | {"collect.episodes": 2},
     },
 }

@@ -31,7 +31,7 @@ from .conv import (
     unfold_kernel,
 )
 
-TRAIN_PIECE, INFER_PIECE = 25, 16  # frames at a time for one thread: few enough for the caches
+TRAIN_PIECE, INFER_PIECE = 50, 16  # frames at a time for one thread: few enough for the caches
 WIDE_PIECE = 128  # rows of the wide layer's weights at a time for one thread
 
 
