@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     command("gradcheck", "check every hand-written gradient", run=False)
     bench = command("bench", "time the hot paths beside PyTorch, pycma and the bare environments", run=False)
     bench.add_argument("--json", type=Path, metavar="FILE")
+    bench.add_argument("--only", type=lambda names: names.split(","), metavar="NAME,...", help="these rows alone")
     bench.add_argument("--scaling", action="store_true", help="cost against threads, dreams, data and parameters")
     return main
 
@@ -193,7 +194,7 @@ def gradcheck(args: argparse.Namespace) -> int:
 def bench(args: argparse.Namespace) -> None:
     from tests import bench
 
-    bench.main(args.json, args.scaling)
+    bench.main(args.json, args.scaling, args.only)
 
 
 COMMANDS = {
