@@ -289,7 +289,7 @@ def test_report(doom_run, copy_of, capsys):
     assert {p.name for p in folder.iterdir()} - before == {"reconstructions.png", "dream.png", "curves.png"}
     assert size_of(folder / "reconstructions.png") == size(viewer.COLUMNS, 2, captions=False)
     assert size_of(folder / "dream.png") == size(viewer.COLUMNS, 3)
-    assert size_of(folder / "curves.png") == (3 * 420, 300)
+    assert size_of(folder / "curves.png") == (3 * 420, 310)
 
 
 def test_report_of_a_run_that_is_not_finished(sentence, car_run, monkeypatch):

@@ -69,7 +69,7 @@ def strips(rows: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequence[
 def curves(panels: Sequence[tuple[str, str, dict[str, tuple[Sequence[float], Sequence[float]]]]]):
     """Panels side by side -> surface. A panel: title, name of the x axis, {name of a line: (x, y)}."""
     pygame = _pygame()
-    width, height, left, right, top, bottom = 420, 300, 62, 14, 34, 44
+    width, height, left, right, top, bottom = 420, 310, 62, 14, 52, 44
     target = pygame.Surface((width * len(panels), height))
     target.fill(PAPER)
     for p, (title, x_name, lines) in enumerate(panels):
@@ -93,7 +93,7 @@ def curves(panels: Sequence[tuple[str, str, dict[str, tuple[Sequence[float], Seq
                 pygame.draw.aalines(target, colour, False, np.stack([x, y], axis=1).tolist())
             for point in zip(x, y, strict=True) if len(x) <= 60 else ():
                 pygame.draw.circle(target, colour, point, 2)
-            text(target, name, (box.right - 108, box.top + 4 + 16 * k), 18, colour)
+            text(target, name, (box.left + 120 * k, box.top - 18), 18, colour)
         pygame.draw.rect(target, INK, box, 1)
     return target
 
@@ -109,4 +109,4 @@ def _ticks(low: float, high: float) -> np.ndarray:
     """About five round values between low and high."""
     step = 10 ** np.floor(np.log10((high - low) / 4))
     step *= next(k for k in (1, 2, 5, 10) if (high - low) / (k * step) <= 6)
-    return np.round(np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step, 10)
+    return np.round(np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step, 10) + 0.0  # no -0

@@ -127,7 +127,7 @@ def _panels(path: Path) -> list[tuple]:
     """Curves of V, M and C, rounds one after the other."""
     wanted = (
         ("V", "vae", "updates", ("reconstruction", "kl")),
-        ("M, nats per dim", "mdnrnn", "updates", ("z", "done", "reward")),
+        ("M (z: nats per dim)", "mdnrnn", "updates", ("z", "done", "reward")),
         ("C, return", "evolve", "generations", ("fitness", "max", "check")),
     )
     log, panels = read_log(path), []
