@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.fixtures import make_vae
 
+from tests.fixtures import make_vae
 from wm_numpy import parallel
 from wm_numpy.gradcheck import relative_error
 from wm_numpy.optim import Adam
