@@ -76,9 +76,10 @@ class _Frame:
 
 def some(stream: Iterator, agent: Agent, every: int = 6) -> tuple[list[tuple[np.ndarray, ...]], list[str]]:
     """Every so-many-th step of a stream -> COLUMNS lists of pictures, and their captions."""
-    first = 60 if agent.config.task == "carracing" else 0  # CarRacing zooms in for its first 50 frames
-    shown = list(itertools.islice(stream, first + (COLUMNS - 1) * every + 1))
-    shown = shown[first::every] or shown[-1:]  # of a short episode its end
+    first = {"carracing": 60, "doom": 100}[agent.config.task]  # CarRacing zooms in; Doom's monsters come one by one
+    span = (COLUMNS - 1) * every + 1
+    shown = list(itertools.islice(stream, first + span))
+    shown = shown[max(0, min(first, len(shown) - span)) :: every]  # of a short episode its end
     images, captions = zip(*((images, f"step {step}") for images, _, step in shown), strict=True)
     return list(images), list(captions)
 
