@@ -316,7 +316,7 @@ def test_a_killed_game_is_played_again(doom_run, tmp_path, workers):
             os.kill(killed[0], signal.SIGKILL)
 
     seeds, paths = episode_seeds("collect", 6, 0, 1), [tmp_path / "episodes" / f"{i:06d}.npy" for i in range(6)]
-    returns, lengths = random_rollouts("doom", seeds, lines.append, kill_once, paths)
+    returns, lengths = random_rollouts("doom", seeds, lines.append, kill_once, paths, hold=10)
     assert len(lines) == 1 and "died" in lines[0] and "repeated (attempt 2 of 3)" in lines[0]
     assert [len(np.load(path)) - 1 for path in paths] == lengths.tolist() == returns.tolist()
     for path in paths[2:]:
