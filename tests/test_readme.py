@@ -1,0 +1,30 @@
+"""What the README says of the repository is so."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+LINES = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "wm_numpy").glob("*.py")}
+
+
+def test_the_reading_order_names_every_file_with_its_lines():
+    rows = dict(re.findall(r"^\| \[(\w+\.py)\]\(wm_numpy/\1\) \| (\d+) \|", README, re.MULTILINE))
+    expected = {name: lines for name, lines in LINES.items() if name != "__init__.py"}
+    assert {name: int(lines) for name, lines in rows.items()} == expected
+    assert f"{sum(expected.values()):,} lines in {len(expected)} files" in README
+
+
+def test_pictures_and_commands_exist():
+    assert all((ROOT / path).is_file() for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README))
+    known = re.findall(
+        r'command\("(\w+)"|add_parser\("(\w+)"|train = command\("(train)"', (ROOT / "run.py").read_text()
+    )
+    for name in re.findall(r"python run\.py (\w+)", README):
+        assert any(name in names for names in known), name
+
+
+def test_the_example_of_a_gradient_check_prints_what_it_says(capsys):
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "check_pair" in block)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith(re.search(r"# (\d\.\d)e-10", code).group(1))
