@@ -55,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--png", type=Path, metavar="FILE", help="write a strip of pictures instead")
         sub.add_argument("--seed", type=int, default=0)
 
+    export = command("export", "a run's weights in float16 with their configuration: to keep, ship or share")
+    export.add_argument("folder", type=Path, help="where they go; RUN of every command")
     command("report", "tables and pictures of a run")
     command("gradcheck", "check every hand-written gradient", run=False)
     bench = command("bench", "time the hot paths beside PyTorch, pycma and the bare environments", run=False)
@@ -185,6 +187,12 @@ def report(args: argparse.Namespace) -> None:
     print(report.table(folder))
 
 
+def export(args: argparse.Namespace) -> None:
+    from wm_numpy import agent
+
+    agent.export(args.run, args.folder)
+
+
 def gradcheck(args: argparse.Namespace) -> int:
     from wm_numpy import gradcases
 
@@ -199,7 +207,7 @@ def bench(args: argparse.Namespace) -> None:
 
 COMMANDS = {
     "train": train, "sweep": sweep, "judge": judge, "settings": settings, "evaluate": evaluate,
-    "watch": watch, "dream": dream, "report": report, "gradcheck": gradcheck, "bench": bench,
+    "watch": watch, "dream": dream, "report": report, "export": export, "gradcheck": gradcheck, "bench": bench,
 }  # fmt: skip
 
 if __name__ == "__main__":

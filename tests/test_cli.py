@@ -11,6 +11,7 @@ import pytest
 
 import run
 from tests.conftest import ROOT, TINY, tiny_agent
+from wm_numpy import agent as agents
 from wm_numpy import data, viewer
 
 
@@ -313,3 +314,26 @@ def test_no_display(doom_run, tmp_path, command):
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, env=env, cwd=tmp_path)
     assert done.returncode == 1 and "no window can be opened" in done.stderr and "--png" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("run.py: ") and "Traceback" not in done.stderr
+
+
+# --------------------------------------------------------------------------------------------------- shipped weights
+
+
+def test_export_keeps_the_agent(sentence, doom_run, tmp_path):
+    assert run.main(["export", str(doom_run), str(tmp_path / "half")]) == 0
+    agent, half = agents.load(doom_run), agents.load(tmp_path / "half")
+    for full, rounded in ((agent.v.params.flat, half.v.params.flat), (agent.m.params.flat, half.m.params.flat)):
+        np.testing.assert_allclose(rounded, full, rtol=2**-11, atol=2**-24)
+    np.testing.assert_allclose(half.vector, agent.vector, rtol=2**-11, atol=2**-24)
+    assert half.config == agent.config
+    assert "is not empty" in sentence("export", doom_run, tmp_path / "half", code=1)
+
+
+def test_the_weights_that_come_with_the_package(capsys, tmp_path):
+    agent = agents.load("doom")
+    assert (agent.v.params.flat.size, agent.m.params.flat.size, agent.vector.size) == (4_446_915, 1_678_785, 1_088)
+    assert sum(f.stat().st_size for f in agents.SHIPPED.rglob("*")) < 20e6
+    assert run.main(["evaluate", "doom", "--episodes", "2", "--json", str(tmp_path / "score.json")]) == 0
+    assert {"mean", "sd", "ci95", "episodes"} <= json.loads((tmp_path / "score.json").read_text()).keys()
+    assert run.main(["dream", "doom", "--png", str(tmp_path / "dream.png")]) == 0
+    assert (tmp_path / "dream.png").is_file()

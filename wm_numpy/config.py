@@ -43,7 +43,9 @@ class V:
     batch: int = setting(100, "frames per update", 1)
     epochs: int = setting(1, "passes over all frames, when updates is 0", 1)
     updates: int = setting(0, "updates per round; 0: by epochs", 0)
-    learning_rate: float = setting(1e-4, "Adam's", 0)
+    learning_rate: float = setting(1e-4, "Adam's, at the start", 0)
+    final_rate: float = setting(0.0, "where the learning rate decays to", 0)
+    decay: float = setting(1.0, "its excess over the final rate is multiplied by this at every update", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -128,22 +130,22 @@ _QUICK = {
     "evolve.check_episodes": 16, "evaluate.episodes": 50,
 }  # fmt: skip
 _LAPTOP = {
-    "collect.episodes": 1000, "vae.batch": 64, "vae.updates": 5000, "vae.learning_rate": 5e-4, "mdnrnn.batch": 32,
-    "mdnrnn.window": 128, "mdnrnn.updates": 5000, "mdnrnn.decay": 0.9995, "evolve.generations": 100,
-    "evolve.check_every": 10, "evolve.check_episodes": 48,
+    "vae.batch": 64, "vae.updates": 12_500, "vae.learning_rate": 1e-3, "vae.decay": 0.99978,
+    "mdnrnn.batch": 64, "mdnrnn.window": 100, "mdnrnn.updates": 3500, "mdnrnn.decay": 0.9992,
+    "evolve.generations": 60, "evolve.check_every": 10, "evolve.check_episodes": 64,
 }  # fmt: skip
 _CAR = {"mdnrnn.reward_head": True, "evolve.world": "dream", "evolve.horizon": 300}  # driven in the dream
 PRESETS: dict[str, dict[str, dict]] = {
     "doom": {
         "paper": _DOOM,
-        "laptop": _DOOM | _LAPTOP,
+        "laptop": _DOOM | _LAPTOP | {"collect.episodes": 2000},
         # A young M dreams too kind a world, and only heat makes it hard enough to learn from: tau 2.
         "quick": _DOOM | _QUICK | {"collect.episodes": 200, "collect.hold": 60, "evolve.tau": 2.0},
         "smoke": _DOOM | _SMOKE | {"collect.episodes": 4, "collect.min_length": 1},
     },
     "carracing": {
         "paper": {"vae.epochs": 1},
-        "laptop": _CAR | _LAPTOP | {"collect.episodes": 400, "rounds": 3},
+        "laptop": _CAR | _LAPTOP | {"collect.episodes": 400, "vae.updates": 5000, "rounds": 3},
         "quick": _CAR | _QUICK | {"collect.episodes": 100, "evolve.generations": 60, "evolve.check_every": 20},
         "smoke": _CAR | _SMOKE | {"collect.episodes": 2},
     },

@@ -211,7 +211,7 @@ class Experiment:
             return v.loss_and_grad(frames, noise)
 
         updates = c.updates or c.epochs * batches.per_epoch
-        self._fit("vae", round_, v.params, loss_and_grad, updates, lambda update: c.learning_rate)
+        self._fit("vae", round_, v.params, loss_and_grad, updates, c)
         self._finish(path, round_, params=v.params.flat)
 
     def _encode(self, round_: int) -> None:
@@ -248,11 +248,7 @@ class Experiment:
         series = Records(self.folder / "series" / str(round_), self._series_dtype)
         batches = SeriesBatches(series, c.batch, c.window, seed)
         updates = c.updates or c.epochs * batches.per_epoch
-
-        def rate(update: int) -> float:
-            return c.final_rate + (c.learning_rate - c.final_rate) * c.decay**update
-
-        self._fit("mdnrnn", round_, m.params, lambda u: m.loss_and_grad(batches(u)), updates, rate, c.clip)
+        self._fit("mdnrnn", round_, m.params, lambda u: m.loss_and_grad(batches(u)), updates, c, c.clip)
         firsts = [series.read(i, 0, 1)[0] for i in range(min(STARTS, len(series.paths)))]
         starts = np.stack([[first["mu"] for first in firsts], [first["logvar"] for first in firsts]])
         self._finish(path, round_, params=m.params.flat, starts=starts)
@@ -309,7 +305,10 @@ class Experiment:
 
     # ------------------------------------------------------------------------------------------------- what they share
 
-    def _fit(self, stage: str, round_: int, params, loss_and_grad: Callable, updates: int, rate, clip=None) -> None:
+    def _fit(self, stage: str, round_: int, params, loss_and_grad: Callable, updates: int, c, clip=None) -> None:
+        def rate(update: int) -> float:
+            return c.final_rate + (c.learning_rate - c.final_rate) * c.decay**update
+
         with self.log.progress(stage, round_, updates, "updates") as tell:
             report = lambda n, losses: tell(n, **losses)  # noqa: E731
             fit(params, loss_and_grad, updates, rate, self._state(stage, round_), report, clip)
