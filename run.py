@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--out", type=Path, help="where the runs go; runs/RUN-sweep")
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all")
 
-    judge = command("judge", "M on held-out episodes; the random policy in the dream and in reality")
+    judge = command("judge", "M on held-out episodes; the same policies in the dream and in reality")
     judge.add_argument("--episodes", type=int, default=50)
     judge.add_argument("--tau", default="0.5,1.0,1.15,1.3", help="temperatures, with commas between")
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.conftest import ROOT, TINY, tiny_config
 from wm_numpy import agent as agents
 from wm_numpy import data, experiment, train, vae
 from wm_numpy.cmaes import CMAES
+from wm_numpy.envs import random_policy
 from wm_numpy.experiment import PURPOSES, STAGES, Experiment, RunError, episode_seeds, score
 from wm_numpy.rollout import random_rollouts
 from wm_numpy.train import DivergedError
@@ -316,7 +318,9 @@ def test_a_killed_game_is_played_again(doom_run, tmp_path, workers):
             os.kill(killed[0], signal.SIGKILL)
 
     seeds, paths = episode_seeds("collect", 6, 0, 1), [tmp_path / "episodes" / f"{i:06d}.npy" for i in range(6)]
-    returns, lengths = random_rollouts("doom", seeds, lines.append, kill_once, paths, hold=10)
+    returns, lengths = random_rollouts(
+        "doom", seeds, lines.append, kill_once, paths, make_policy=partial(random_policy, "doom", hold=10)
+    )
     assert len(lines) == 1 and "died" in lines[0] and "repeated (attempt 2 of 3)" in lines[0]
     assert [len(np.load(path)) - 1 for path in paths] == lengths.tolist() == returns.tolist()
     for path in paths[2:]:

@@ -97,11 +97,13 @@ def _scatter(y: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
     (n, h, wd, o), (k, _, c, _) = y.shape, w.shape
     tap = _scratch("tap", (n * h * wd, c), y.dtype)
     kept = np.setbufsize(256)  # NumPy copies runs shorter than this before it adds them: 0.5 -> 0.16 ns per number
-    for i in range(k):
-        for j in range(k):
-            np.matmul(y.reshape(-1, o), w[i, j].T, out=tap)
-            out[:, i : i + h, j : j + wd] += tap.reshape(n, h, wd, c)
-    np.setbufsize(kept)
+    try:
+        for i in range(k):
+            for j in range(k):
+                np.matmul(y.reshape(-1, o), w[i, j].T, out=tap)
+                out[:, i : i + h, j : j + wd] += tap.reshape(n, h, wd, c)
+    finally:
+        np.setbufsize(kept)
 
 
 # ------------------------------------------------------------------------------------------------ convolution

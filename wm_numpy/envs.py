@@ -80,10 +80,10 @@ class BrownianPolicy:
 
 
 class HeldPolicy:
-    """Uniform actions in [-1, 1], each held for 1 to `longest` steps; 1 is the paper's random policy of table 2.
+    """Uniform actions in [-1, 1], each held for 1 to `longest` steps.
 
-    Collecting Take Cover, the authors hold for up to 10 (extract.py). Longer is better where episodes are few: M
-    must see what comes of standing still, or C finds out that in the dream nothing does.
+    Collecting Take Cover, the authors hold for up to 10 (extract.py). With 1 it lives as long in Take Cover as the
+    paper's random policy (table 2).
     """
 
     def __init__(self, action_size: int, rng: np.random.Generator, longest: int = 10):
@@ -95,6 +95,17 @@ class HeldPolicy:
             self.action = self.rng.uniform(-1, 1, self.size).astype(np.float32)
             self.left = int(self.rng.integers(1, self.longest + 1))
         self.left -= 1
+        return self.action.copy()
+
+
+class FixedPolicy:
+    """One action (A,) for a whole episode; draws nothing from its rng."""
+
+    def __init__(self, action: np.ndarray, rng: np.random.Generator | None = None):
+        self.action = np.asarray(action, np.float32)
+
+    def __call__(self) -> np.ndarray:
+        """The action, (A,) float32."""
         return self.action.copy()
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from .data import (
     write_arrays,
     write_text,
 )
-from .envs import ENVIRONMENTS
+from .envs import ENVIRONMENTS, random_policy
 from .rollout import GROUP, dream_rollouts, random_rollouts, real_rollouts
 from .train import evolve, fit
 
@@ -190,7 +191,8 @@ class Experiment:
 
             some = {"log": self.log.line, "progress": progress, "paths": [paths[i] for i in missing]}
             if round_ == 1:
-                random_rollouts(c.task, seeds[missing], min_length=c.collect.min_length, hold=c.collect.hold, **some)
+                policy = partial(random_policy, c.task, hold=c.collect.hold)
+                random_rollouts(c.task, seeds[missing], min_length=c.collect.min_length, make_policy=policy, **some)
             else:
                 agent = self._agent()
                 real_rollouts(agent, agent.vector[None], seeds[missing], noise=c.collect.noise, **some)

@@ -1,12 +1,13 @@
-"""M judged as a model: on episodes of the random policy that it never saw, and by living in its dream.
+"""M judged as a model: on episodes of the collecting policy that it never saw, and by living in its dream.
 
 Likelihood per latent dimension beside that of a Gaussian that knows nothing; recall and precision of the end;
-the reward predicted against the one received; and how long fixed policies live in the dream and in reality.
+the reward predicted against the one received; and how long the same policies live in the dream and in reality.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,27 +15,28 @@ import numpy as np
 
 from .agent import Agent
 from .data import Records, frame_dtype, series_dtype, transitions
-from .envs import random_policy
+from .envs import FixedPolicy, random_policy
 from .experiment import episode_seeds, score
-from .rollout import random_rollouts, rollout
+from .rollout import random_rollouts, real_rollouts, rollout
 from .worlds import Dream
 
 
 def table(agent: Agent, episodes: int, taus: Sequence[float], seed: int = 0) -> str:
-    """The figures of `judge` and the lives of the random policy, as text."""
-    batches = held_out(agent, episodes, seed)
-    lines = [f"M on {episodes} held-out episodes of the random policy"]
-    lines += [f"  {name:24} {value:8.3f}" for name, value in judge(agent, batches).items()]
-    real = score(np.array([batch["reward"].sum() for batch in batches]))
-    lines.append("the random policy, mean return +- SD [95 %]")
-    for name, result in [("reality", real)] + [(f"dream, tau {t:g}", dream_random(agent, 200, t, seed)) for t in taus]:
+    """The figures of `judge` and the lives of the same policies in both worlds, as text."""
+    lines = [f"M on {episodes} held-out episodes of the policy that collects data"]
+    lines += [f"  {name:24} {value:8.3f}" for name, value in judge(agent, held_out(agent, episodes, seed)).items()]
+    lines.append(f"{'policy':10} {'world':14} {'return +- SD [95 % of the mean]':36} steps: 25, 50, 75 % ended by")
+    for policy, world, returns, lengths in survival(agent, episodes, taus, seed):
+        result = score(returns)
         low, high = result["ci95"]
-        lines.append(f"  {name:24} {result['mean']:8.1f} +- {result['sd']:.1f} [{low:.1f}, {high:.1f}]")
+        mean = f"{result['mean']:.1f} +- {result['sd']:.1f} [{low:.1f}, {high:.1f}]"
+        quartiles = "  ".join(f"{q:5.0f}" for q in np.quantile(lengths, (0.25, 0.5, 0.75)))
+        lines.append(f"{policy:10} {world:14} {mean:36} {quartiles}")
     return "\n".join(lines)
 
 
 def held_out(agent: Agent, episodes: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Play episodes of the random policy on seeds of their own -> their transitions, z sampled, a batch axis of 1."""
+    """Episodes of the collecting policy on seeds of their own -> their transitions, z sampled, a batch axis of 1."""
     seeds = episode_seeds("check", episodes, seed, 99)
     actions, z_size = agent.m.config.action_size, agent.config.vae.z_size
     rng, batches = np.random.default_rng([seed, 99]), []
@@ -43,7 +45,7 @@ def held_out(agent: Agent, episodes: int, seed: int = 0) -> list[dict[str, np.nd
             agent.config.task,
             seeds,
             paths=[Path(folder) / f"{i:06d}.npy" for i in range(episodes)],
-            hold=agent.config.collect.hold,
+            make_policy=partial(random_policy, agent.config.task, hold=agent.config.collect.hold),
         )
         records = Records(Path(folder), frame_dtype(actions))
         for i in range(episodes):
@@ -81,12 +83,33 @@ def judge(agent: Agent, batches: list[dict[str, np.ndarray]]) -> dict[str, float
     return figures
 
 
-def dream_random(agent: Agent, episodes: int, tau: float, seed: int = 0) -> dict[str, float]:
-    """score() of the random policy in the dream: to be held beside its score in reality."""
-    policies = [
-        random_policy(agent.config.task, np.random.default_rng([seed, i]), agent.config.collect.hold)
-        for i in range(episodes)
-    ]
-    act: Callable = lambda features: np.stack([policy() for policy in policies])  # noqa: E731
-    returns, _ = rollout(Dream(agent, episodes, tau, horizon=0), act, episode_seeds("check", episodes, seed, 98))
-    return score(returns)
+def survival(
+    agent: Agent, episodes: int, taus: Sequence[float], seed: int = 0
+) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """The same policies in reality and in dreams: where their lives differ, M is wrong about the world.
+
+    The policies: the one that collects data, the first action held at -1, 0 and 1 (left, middle, right, the others
+    at 0), and C. On M's own data a dream may be right and still be wrong where C leads it.
+
+    Yields:
+        policy, world, returns (E,), lengths (E,): reality first, then a dream of each temperature.
+    """
+    task, size = agent.config.task, agent.m.config.action_size
+    first = np.eye(size, dtype=np.float32)[0]
+    blind = {"collecting": partial(random_policy, task, hold=agent.config.collect.hold)}
+    blind |= {name: partial(FixedPolicy, x * first) for name, x in (("left", -1), ("middle", 0), ("right", 1))}
+    seeds = episode_seeds("check", episodes, seed, 98)
+    for name, make_policy in blind.items():
+        yield name, "reality", *random_rollouts(task, seeds, make_policy=make_policy)
+        for tau in taus:
+            policies = [make_policy(np.random.default_rng([seed, i])) for i in range(episodes)]
+            yield name, f"dream {tau:g}", *_dream(agent, lambda _, p=policies: np.stack([f() for f in p]), seeds, tau)
+    returns, lengths = real_rollouts(agent, agent.vector[None], seeds)
+    yield "C", "reality", returns[0], lengths[0]
+    for tau in taus:
+        yield "C", f"dream {tau:g}", *_dream(agent, agent.controller(), seeds, tau)
+
+
+def _dream(agent: Agent, act: Callable, seeds: np.ndarray, tau: float) -> tuple[np.ndarray, np.ndarray]:
+    """Dreams as long as the task's episodes can be -> returns, lengths (E,)."""
+    return rollout(Dream(agent, len(seeds), tau, horizon=0), act, seeds)

@@ -93,7 +93,7 @@ def curves(panels: Sequence[tuple[str, str, dict[str, tuple[Sequence[float], Seq
                 pygame.draw.aalines(target, colour, False, np.stack([x, y], axis=1).tolist())
             for point in zip(x, y, strict=True) if len(x) <= 60 else ():
                 pygame.draw.circle(target, colour, point, 2)
-            text(target, name, (box.left + 120 * k, box.top - 18), 18, colour)
+            text(target, name, (box.left + box.width // max(len(lines), 3) * k, box.top - 18), 18, colour)
         pygame.draw.rect(target, INK, box, 1)
     return target
 

@@ -8,7 +8,7 @@ Letters: P population, E episodes, n = P * E.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 
 import numpy as np
@@ -108,13 +108,15 @@ def random_rollouts(
     progress: Callable[[int], None] = lambda n: None,
     paths: list[Path] | None = None,
     min_length: int = 1,
-    hold: int = 0,
+    make_policy: Callable[[np.random.Generator], Callable[[], np.ndarray]] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Episodes of envs.random_policy(task, rng, hold) -> returns, lengths (E,); recorded in `paths` if given.
+    """Episodes of a policy that sees nothing -> returns, lengths (E,); recorded in `paths` if given.
 
-    A recorded episode shorter than min_length is replaced by another (authors' extract.py).
+    Each episode has a policy of its own, make_policy(rng); by default the one that scores are compared with. A
+    recorded episode shorter than min_length is replaced by another (authors' extract.py).
     """
-    jobs = [(task, int(s), paths and paths[i], min_length, hold) for i, s in enumerate(seeds)]
+    make_policy = make_policy or partial(random_policy, task)
+    jobs = [(task, int(s), paths and paths[i], min_length, make_policy) for i, s in enumerate(seeds)]
     returns, lengths = np.zeros((2, len(seeds)))
     for i, result in parallel.processes(_play_random, jobs, retry=(EnvironmentDied,), log=log):
         returns[i], lengths[i] = result
@@ -175,11 +177,11 @@ def _play_group(vectors, seeds, noise, paths):
 
 
 @_forget_on_death
-def _play_random(task: str, seed: int, path: Path | None, min_length: int, hold: int) -> tuple[float, int]:
+def _play_random(task: str, seed: int, path: Path | None, min_length: int, make_policy) -> tuple[float, int]:
     (env,) = _environments(task, 1)
     for attempt in range(100):
         rng = np.random.default_rng([seed, attempt])
-        policy, total, over = random_policy(task, rng, hold), 0.0, False
+        policy, total, over = make_policy(rng), 0.0, False
         env.reset(seed=seed if attempt == 0 else int(rng.integers(2**28)))
         while not over:
             _, reward, terminated, truncated, _ = env.step(policy())
