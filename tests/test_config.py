@@ -30,6 +30,7 @@ from wm_numpy.config import Config, SettingError, flat, from_flat, from_json, re
         ("doom", "quick", ["rounds=0"], "out of range"),
         ("doom", "quick", ["mdnrnn.decay=1.1"], "0 to 1"),
         ("doom", "quick", ["evolve.tau=nan"], "out of range"),
+        ("doom", "quick", ["evolve.tau=inf"], "out of range"),
         ("doom", "quick", ["evolve.tau=-1"], "out of range"),
     ],
 )

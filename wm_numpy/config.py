@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -236,7 +237,11 @@ def _parsed(key: str, value, section, field: dataclasses.Field):
     if choices and value not in choices:
         raise SettingError(f"{key} is one of {', '.join(choices)}, not {value!r}")
     # written so that nan, which compares false with everything, is refused too
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
+    if (
+        (kind is float and value == math.inf)
+        or (low is not None and not value >= low)
+        or (high is not None and not value <= high)
+    ):
         raise SettingError(
             f"{key} = {value} is out of range: {f'at least {low}' if high is None else f'{low} to {high}'}"
         )

@@ -23,6 +23,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .core import scratch
+
 BLOCK = 1 << 19  # numbers (2 MB): patches are made for so few images at a time that they stay in cache
 _local = threading.local()
 
@@ -74,19 +76,11 @@ def _blocks(n: int, numbers: int) -> Iterator[slice]:
     return (slice(i, i + step) for i in range(0, n, step))
 
 
-def _scratch(use: str, shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Memory that this thread uses again and again: fresh memory costs a page fault per 4 KB."""
-    key, size = use + np.dtype(dtype).char, int(np.prod(shape))
-    if getattr(_local, key, np.empty(0)).size < size:
-        setattr(_local, key, np.empty(size, dtype))
-    return getattr(_local, key)[:size].reshape(shape)
-
-
 def _gather(x: np.ndarray, k: int) -> np.ndarray:
     """(N, H, W, C) -> patches (N * (H-k+1) * (W-k+1), k * k * C), in scratch memory."""
     n, h, w, c = x.shape
     h, w = h - k + 1, w - k + 1
-    patches = _scratch("patches", (n, h, w, k, k * c), x.dtype)
+    patches = scratch(vars(_local), "patches", (n, h, w, k, k * c), x.dtype)
     s = x.strides
     patches[...] = np.lib.stride_tricks.as_strided(x, patches.shape, (s[0], s[1], s[2], s[1], s[3]))
     return patches.reshape(n * h * w, k * k * c)
@@ -95,7 +89,7 @@ def _gather(x: np.ndarray, k: int) -> np.ndarray:
 def _scatter(y: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
     """out (N, H, W, C) += patches y w^T, each in its place.  y (N, H-k+1, W-k+1, O), w (k, k, C, O)."""
     (n, h, wd, o), (k, _, c, _) = y.shape, w.shape
-    tap = _scratch("tap", (n * h * wd, c), y.dtype)
+    tap = scratch(vars(_local), "tap", (n * h * wd, c), y.dtype)
     kept = np.setbufsize(256)  # NumPy copies runs shorter than this before it adds them: 0.5 -> 0.16 ns per number
     try:
         for i in range(k):
@@ -174,4 +168,4 @@ def _sum_rows(x: np.ndarray) -> np.ndarray:
 
 def _add_product(total: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     """total += a b, without fresh memory."""
-    total += np.matmul(a, b, out=_scratch("product", total.shape, total.dtype))
+    total += np.matmul(a, b, out=scratch(vars(_local), "product", total.shape, total.dtype))

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .core import scratch
+
 FORGET_BIAS = 1.0
 BLOCK = 800  # rows (steps x batch) of gate gradients that backward holds at a time
 
@@ -36,7 +38,7 @@ def lstm_forward(
         b: (G,).
         restart: (T, B) of 0 and 1; where it is 1 the state is zeroed BEFORE that step.
         memory: one thread's dict, where arrays lie from call to call. Results and cache lie there, too: they
-            are good until the next call that is given it. None: fresh arrays (page faults: 5 % of an update).
+            are good until the next call that is given it. None: fresh arrays (5 % of an update).
     """
     (T, B, I), H = x.shape, h0.shape[1]
     keep = None if restart is None else np.subtract(1, restart, dtype=x.dtype)[:, :, None]  # (T, B, 1)
@@ -44,11 +46,11 @@ def lstm_forward(
     bias[H : 2 * H] += FORGET_BIAS
 
     # [x h] in one row: one product per step for both, of full depth (two products and their sum: 4 % slower)
-    xh = _array(memory, "xh", (T, B, I + H), x.dtype)
+    xh = scratch(memory, "xh", (T, B, I + H), x.dtype)
     xh[:, :, :I] = x
-    gates = _array(memory, "gates", (T, B, 4 * H), x.dtype)
-    h = _array(memory, "h", (T, B, H), x.dtype)
-    c = _array(memory, "c", (T + 1, B, H), x.dtype)  # c[t] is what step t starts from
+    gates = scratch(memory, "gates", (T, B, 4 * H), x.dtype)
+    h = scratch(memory, "h", (T, B, H), x.dtype)
+    c = scratch(memory, "c", (T + 1, B, H), x.dtype)  # c[t] is what step t starts from
     c[0] = c0
     for t in range(T):
         h_prev, c_prev = h[t - 1] if t else h0, c[t]  # (B, H)
@@ -83,7 +85,7 @@ def lstm_backward(dy, cache):
     span = max(1, BLOCK // B)
     for last in range(T, 0, -span):
         first = max(0, last - span)
-        da_block = _array(memory, "da", (last - first, B, 4 * H), w.dtype)
+        da_block = scratch(memory, "da", (last - first, B, 4 * H), w.dtype)
         for t in reversed(range(first, last)):
             i, f, o, g = _split(gates[t])
             da = da_block[t - first]  # (B, G)
@@ -121,13 +123,3 @@ def _split(a: np.ndarray) -> list[np.ndarray]:
     """(B, G) -> views i, f, o, g, (B, H) each."""
     H = a.shape[1] // 4
     return [a[:, k * H : (k + 1) * H] for k in range(4)]
-
-
-def _array(memory: dict | None, name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
-    """np.empty, or what lies under that name in the memory, when that is large enough."""
-    if memory is None:
-        return np.empty(shape, dtype)
-    size = int(np.prod(shape))
-    if name not in memory or memory[name].size < size or memory[name].dtype != dtype:
-        memory[name] = np.empty(size, dtype)
-    return memory[name][:size].reshape(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,9 @@ def write(folder: Path) -> list[Path]:
         ("V's view", [i[1] for i in real]),
         ("dream", [i[0] for i in dream]),
     ]
-    pictures.save(pictures.strips(rows, max(captions, more, key=len)), made[1])
+    # the end of a short dream stands under an earlier step of reality
+    both = [a if a == b else f"{a} / {b}" for a, b in zip_longest(captions, more, fillvalue="-")]
+    pictures.save(pictures.strips(rows, both), made[1])
     panels = _panels(folder / "log.jsonl", AUTHORS[agent.config.task])
     if panels:
         pictures.save(pictures.curves(panels), made[2])
