@@ -194,6 +194,14 @@ def test_dream_cuts_done_at_zero_and_takes_the_expected_reward(m):
     assert not m.dream(state, 1.0, rng)[2].any()
 
 
+def test_dream_draws_done_at_the_odds_it_is_given(m):
+    rng, n = np.random.default_rng(11), 20_000
+    m.params["done.w"][:, 0], m.params["done.b"][0] = 0, np.log(2)  # odds of 2 to 1
+    state = m.initial_state(n)
+    for factor, p in ((1.0, 2 / 3), (0.1, 0.2 / 1.2), (3.0, 6 / 7)):
+        assert m.dream(state, 1.0, rng, factor)[2].mean() == pytest.approx(p, abs=0.012)
+
+
 def test_dream_without_heads_survives():
     m = MDNRNN(MDNRNNConfig(Z, A, H, K), np.random.default_rng(12))
     z, reward, done = m.dream(m.initial_state(3), 1.0, np.random.default_rng(13))

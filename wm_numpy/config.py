@@ -82,6 +82,7 @@ class Evolve:
     generations: int = setting(200, "generations per round", 1)
     sigma: float = setting(0.1, "CMA-ES' first step size", 1e-9)
     tau: float = setting(1.0, "temperature of the dream", 1e-3)
+    done_odds: float = setting(0.0, "how a dream ends: 0: done at a logit above 0; more: drawn, odds times this", 0)
     horizon: int = setting(0, "steps after which a dream is cut; 0: the task's limit", 0)
     penalty: float = setting(0.01, "fitness = mean return - penalty * mean(w^2) (authors' code)", 0)
     chunk: int = setting(256, "dreams that one thread steps together", 1)

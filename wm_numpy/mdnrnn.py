@@ -21,6 +21,7 @@ from .core import (
     linear_forward,
     logistic_loss_backward,
     logistic_loss_forward,
+    sigmoid,
     squared_error_backward,
     squared_error_forward,
 )
@@ -117,16 +118,22 @@ class MDNRNN:
         return Prediction(*y.reshape(3, cfg.mixtures, cfg.z_size, len(h)), scalars.get("done"), scalars.get("reward"))
 
     def dream(
-        self, state: tuple[np.ndarray, np.ndarray], tau: float, rng: np.random.Generator
+        self, state: tuple[np.ndarray, np.ndarray], tau: float, rng: np.random.Generator, done_odds: float = 0.0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The state after a step -> what came of that step: z_next (n, Z), reward (n,), done (n,) bool.
 
-        done when its logit is above 0: a cutoff, not a draw. Without a reward head every step is worth 1.
+        done when its logit is above 0, a cutoff (authors' code); with done_odds it is drawn, at so many times the
+        odds exp(logit): below a cutoff C lives at no risk. Without a reward head every step is worth 1.
         """
         y = self.predict(state[0])
         z = np.ascontiguousarray(sample_mixture(y.logmix, y.mean, y.logstd, tau, rng).T)  # (n, Z)
         reward = np.ones(len(z), z.dtype) if y.reward is None else y.reward
-        done = np.zeros(len(z), bool) if y.done_logit is None else y.done_logit > 0
+        if y.done_logit is None:
+            done = np.zeros(len(z), bool)
+        elif done_odds:
+            done = rng.random(len(z)) < sigmoid(y.done_logit + np.log(done_odds))
+        else:
+            done = y.done_logit > 0
         return z, reward, done
 
     def _run(self, z, action, restart, state):

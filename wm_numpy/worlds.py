@@ -145,7 +145,7 @@ class Dream(World):
         return mu + np.exp(logvar / 2) * self.rng.standard_normal(mu.shape, np.float32)
 
     def _next(self, action):
-        z, reward, done = self.m.dream(self.state, self.tau, self.rng)
+        z, reward, done = self.m.dream(self.state, self.tau, self.rng, self.agent.config.evolve.done_odds)
         return z, reward, done, np.full(len(z), self.steps >= self.limit) & ~done
 
 
