@@ -19,7 +19,7 @@ from wm_numpy import data, experiment, train, vae
 from wm_numpy.cmaes import CMAES
 from wm_numpy.envs import random_policy
 from wm_numpy.experiment import PURPOSES, STAGES, Experiment, RunError, episode_seeds, score
-from wm_numpy.rollout import random_rollouts
+from wm_numpy.rollout import blind_rollouts
 from wm_numpy.train import DivergedError
 
 RESULTS = ("vae.npz", "mdnrnn.npz", "controller.npz")
@@ -318,7 +318,7 @@ def test_a_killed_game_is_played_again(doom_run, tmp_path, workers):
             os.kill(killed[0], signal.SIGKILL)
 
     seeds, paths = episode_seeds("collect", 6, 0, 1), [tmp_path / "episodes" / f"{i:06d}.npy" for i in range(6)]
-    returns, lengths = random_rollouts(
+    returns, lengths = blind_rollouts(
         "doom", seeds, lines.append, kill_once, paths, make_policy=partial(random_policy, "doom", hold=10)
     )
     assert len(lines) == 1 and "died" in lines[0] and "repeated (attempt 2 of 3)" in lines[0]
@@ -347,7 +347,7 @@ def test_the_score_is_on_seeds_of_its_own(monkeypatch):
         seen.extend(seeds)
         return np.arange(4.0), np.ones(4, int)
 
-    monkeypatch.setattr(experiment, "random_rollouts", rollouts)
+    monkeypatch.setattr(experiment, "blind_rollouts", rollouts)
     assert experiment.evaluate("doom", None, 4, 0, experiment.Log())["mean"] == 1.5
     assert len(set(seen)) == 4 and all(s // 2**28 == PURPOSES.index("evaluate") for s in seen)
 
@@ -357,6 +357,19 @@ def test_score():
     half = 1.96 * np.sqrt(14 / 3) / 2
     assert got["mean"] == 3 and got["sd"] == pytest.approx(np.sqrt(14 / 3)) and got["episodes"] == 4
     assert got["ci95"] == pytest.approx([3 - half, 3 + half])
+
+
+def test_learning_curve_over_the_authors(tmp_path):
+    """Their log as far as the run has come, in the panel of C alone."""
+    from wm_numpy import report
+
+    log = experiment.Log(tmp_path)
+    log.record(stage="vae", round=1, step=9, reconstruction=3.0)
+    for generation in (1, 12):
+        log.record(stage="evolve", round=1, step=generation, fitness=300.0 + generation, check=200.0)
+    v, c = report._panels(log.path, report.AUTHORS["doom"])
+    assert set(v[2]) == {"reconstruction"} and c[2]["fitness"] == ((1, 12), (301.0, 312.0))
+    assert c[2]["authors' fitness"] == ((1, 5, 10), (305, 350, 355))
 
 
 def test_log_of_a_killed_run(tmp_path):

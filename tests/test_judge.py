@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import tiny_agent
 from wm_numpy.envs import make_env
+from wm_numpy.experiment import episode_seeds
 from wm_numpy.judge import judge, survival, table
 
 
@@ -58,8 +59,6 @@ def test_lives_of_the_same_policies_in_both_worlds():
 
 
 def test_a_fixed_policy_does_what_it_says(monkeypatch):
-    from wm_numpy import judge as module
-
     seen = {}
 
     def played(task, seeds, make_policy):
@@ -67,7 +66,7 @@ def test_a_fixed_policy_does_what_it_says(monkeypatch):
         seen[len(seen)] = [policy() for _ in range(3)]
         return np.zeros(len(seeds)), np.ones(len(seeds), int)
 
-    monkeypatch.setattr(module, "random_rollouts", played)
+    monkeypatch.setattr("wm_numpy.judge.blind_rollouts", played)
     list(survival(tiny_agent("carracing"), 2, []))
     for k, steering in ((1, -1), (2, 0), (3, 1)):
         assert np.array_equal(seen[k], np.tile([steering, 0, 0], (3, 1)))
@@ -75,8 +74,6 @@ def test_a_fixed_policy_does_what_it_says(monkeypatch):
 
 def test_left_in_reality_is_left():
     env, (*_, lengths) = make_env("doom"), next(row for row in survival(tiny_agent(), 2, []) if row[0] == "left")
-    from wm_numpy.experiment import episode_seeds
-
     for seed, length in zip(episode_seeds("check", 2, 0, 98), lengths, strict=True):
         env.reset(seed=int(seed))
         steps, over = 0, False
@@ -92,5 +89,5 @@ def test_table():
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[1:5]] == ["nll", "gaussian", "recall", "precision"]
     assert [line.split()[0] for line in lines[6:]] == [
-        p for p in ("collecting", "left", "middle", "right", "C") for _ in "ab"
+        p for p in ("collecting", "left", "middle", "right", "C") for _ in ("reality", "dream")
     ]

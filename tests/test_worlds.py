@@ -407,3 +407,12 @@ def test_gymnasium_accepts_the_dream(run, request):
 def test_the_dream_of_no_run():
     with pytest.raises(worlds.agents.DataError, match="not a run folder"):
         gym.make("wm_numpy/Dream-v0", run="nowhere")
+
+
+def test_a_dream_ends_by_the_odds_of_its_configuration():
+    ends = {}
+    for odds in ("0", "1e-30", "1e30"):
+        world = Dream(tiny_agent("doom", f"evolve.done_odds={odds}"), 20)
+        world.reset(seed=0)
+        ends[odds] = world.step(np.zeros((20, 1), np.float32))[2]
+    assert ends["1e30"].all() and not ends["1e-30"].any() and ends["0"].dtype == bool

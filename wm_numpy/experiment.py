@@ -35,7 +35,7 @@ from .data import (
     write_text,
 )
 from .envs import ENVIRONMENTS, random_policy
-from .rollout import GROUP, dream_rollouts, random_rollouts, real_rollouts
+from .rollout import GROUP, blind_rollouts, dream_rollouts, real_rollouts
 from .train import evolve, fit
 
 STAGES = ("collect", "vae", "encode", "mdnrnn", "evolve", "evaluate")
@@ -192,7 +192,7 @@ class Experiment:
             some = {"log": self.log.line, "progress": progress, "paths": [paths[i] for i in missing]}
             if round_ == 1:
                 policy = partial(random_policy, c.task, hold=c.collect.hold)
-                random_rollouts(c.task, seeds[missing], min_length=c.collect.min_length, make_policy=policy, **some)
+                blind_rollouts(c.task, seeds[missing], min_length=c.collect.min_length, make_policy=policy, **some)
             else:
                 agent = self._agent()
                 real_rollouts(agent, agent.vector[None], seeds[missing], noise=c.collect.noise, **some)
@@ -391,7 +391,7 @@ def evaluate(task: str, agent: Agent | None, episodes: int, seed: int, log: Log,
             tell(done)
 
         if agent is None:
-            returns, lengths = random_rollouts(task, seeds, log.line, progress)
+            returns, lengths = blind_rollouts(task, seeds, log.line, progress)
         else:
             returns, lengths = real_rollouts(agent, agent.vector[None], seeds, log.line, progress)
     return score(returns) | {"length": float(lengths.mean()), "seed": seed}

@@ -17,7 +17,7 @@ from .agent import Agent
 from .data import Records, frame_dtype, series_dtype, transitions
 from .envs import FixedPolicy, random_policy
 from .experiment import episode_seeds, score
-from .rollout import random_rollouts, real_rollouts, rollout
+from .rollout import blind_rollouts, real_rollouts, rollout
 from .worlds import Dream
 
 
@@ -41,7 +41,7 @@ def held_out(agent: Agent, episodes: int, seed: int = 0) -> list[dict[str, np.nd
     actions, z_size = agent.m.config.action_size, agent.config.vae.z_size
     rng, batches = np.random.default_rng([seed, 99]), []
     with TemporaryDirectory() as folder:
-        random_rollouts(
+        blind_rollouts(
             agent.config.task,
             seeds,
             paths=[Path(folder) / f"{i:06d}.npy" for i in range(episodes)],
@@ -63,7 +63,7 @@ def judge(agent: Agent, batches: list[dict[str, np.ndarray]]) -> dict[str, float
 
     Returns:
         nll: nats per dim and step; gaussian: the same of one Gaussian per dim fitted to these very z; recall and
-        precision of done at a cutoff of 0, as dreamt; reward_error: root mean square, and reward_sd, what
+        precision of done at a logit of 0; reward_error: root mean square, and reward_sd, what
         predicting the mean would have. What M has no head for is left out.
     """
     steps = np.array([b["z_mask"].sum() for b in batches])
@@ -100,7 +100,7 @@ def survival(
     blind |= {name: partial(FixedPolicy, x * first) for name, x in (("left", -1), ("middle", 0), ("right", 1))}
     seeds = episode_seeds("check", episodes, seed, 98)
     for name, make_policy in blind.items():
-        yield name, "reality", *random_rollouts(task, seeds, make_policy=make_policy)
+        yield name, "reality", *blind_rollouts(task, seeds, make_policy=make_policy)
         for tau in taus:
             policies = [make_policy(np.random.default_rng([seed, i])) for i in range(episodes)]
             yield name, f"dream {tau:g}", *_dream(agent, lambda _, p=policies: np.stack([f() for f in p]), seeds, tau)

@@ -101,7 +101,7 @@ def real_rollouts(
     return returns, lengths.astype(int)
 
 
-def random_rollouts(
+def blind_rollouts(
     task: str,
     seeds: np.ndarray,
     log: Callable[[str], None] = print,
@@ -118,7 +118,7 @@ def random_rollouts(
     make_policy = make_policy or partial(random_policy, task)
     jobs = [(task, int(s), paths and paths[i], min_length, make_policy) for i, s in enumerate(seeds)]
     returns, lengths = np.zeros((2, len(seeds)))
-    for i, result in parallel.processes(_play_random, jobs, retry=(EnvironmentDied,), log=log):
+    for i, result in parallel.processes(_play_blind, jobs, retry=(EnvironmentDied,), log=log):
         returns[i], lengths[i] = result
         progress(1)
     return returns, lengths.astype(int)
@@ -177,7 +177,7 @@ def _play_group(vectors, seeds, noise, paths):
 
 
 @_forget_on_death
-def _play_random(task: str, seed: int, path: Path | None, min_length: int, make_policy) -> tuple[float, int]:
+def _play_blind(task: str, seed: int, path: Path | None, min_length: int, make_policy) -> tuple[float, int]:
     (env,) = _environments(task, 1)
     for attempt in range(100):
         rng = np.random.default_rng([seed, attempt])

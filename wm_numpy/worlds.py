@@ -168,7 +168,8 @@ class DreamEnv(gym.Env):
     A recorded first frame, drawn by the seed, and zero memory.
 
     ## Episode End
-    Terminated when M's done logit is above 0, where it has a done head; truncated at the step limit.
+    Where M has a done head, terminated when its logit is above 0, or as `evolve.done_odds` draws it; truncated at the
+    step limit.
 
     ## Arguments
     run: a run folder, or the name of weights that come with the package; tau: temperature; horizon: step limit.
