@@ -295,3 +295,6 @@ def test_the_random_policy_of_the_table_is_uniform_at_every_step():
         assert abs(np.corrcoef(actions[:-1, 0], actions[1:, 0])[0, 1]) < 0.02
     held = envs.random_policy("doom", np.random.default_rng(0), hold=60)
     assert np.mean(np.diff([held()[0] for _ in range(6000)]) != 0) == pytest.approx(1 / 30.5, rel=0.2)
+    longer = [envs.random_policy("doom", np.random.default_rng(i), hold=2, long_hold=60) for i in range(200)]
+    changes = np.array([np.mean(np.diff([policy()[0] for _ in range(300)]) != 0) for policy in longer])
+    assert 70 < np.sum(changes < 0.1) < 130 and 70 < np.sum(changes > 0.5) < 130

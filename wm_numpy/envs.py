@@ -366,12 +366,15 @@ def make_env(task: str, render_mode: str | None = None) -> gym.Env:
     return _class_of(task)(render_mode=render_mode)
 
 
-def random_policy(task: str, rng: np.random.Generator, hold: int = 0) -> Callable[[], np.ndarray]:
+def random_policy(task: str, rng: np.random.Generator, hold: int = 0, long_hold: int = 0) -> Callable[[], np.ndarray]:
     """A random policy for ONE episode of a task: policy() -> action (A,) float32.
 
     hold: 0: a uniform action at every step, what scores are compared with. More: the policy that collects data,
-    Brownian for CarRacing, for Doom uniform and held for up to so many steps.
+    Brownian for CarRacing, for Doom uniform and held for up to so many steps, or for up to long_hold in half of the
+    episodes.
     """
+    if long_hold and rng.random() < 0.5:
+        hold = long_hold
     env = _class_of(task)
     return env.data_policy(rng, hold) if hold else HeldPolicy(env.action_size, rng, 1)
 

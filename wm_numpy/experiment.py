@@ -54,6 +54,11 @@ def episode_seeds(purpose: str, n: int, *key: int) -> np.ndarray:
     return (drawn + PURPOSES.index(purpose) * 2**28).astype(np.int64)
 
 
+def collecting_policy(config: Config) -> Callable:
+    """rng -> the random policy of one episode, as the first round collects with it."""
+    return partial(random_policy, config.task, hold=config.collect.hold, long_hold=config.collect.long_hold)
+
+
 def score(returns: np.ndarray) -> dict[str, float]:
     """Mean, standard deviation and 95 % interval of the mean (normal) of the returns of episodes."""
     mean, sd = float(np.mean(returns)), float(np.std(returns, ddof=1))
@@ -191,8 +196,8 @@ class Experiment:
 
             some = {"log": self.log.line, "progress": progress, "paths": [paths[i] for i in missing]}
             if round_ == 1:
-                policy = partial(random_policy, c.task, hold=c.collect.hold)
-                blind_rollouts(c.task, seeds[missing], min_length=c.collect.min_length, make_policy=policy, **some)
+                policy, shortest = collecting_policy(c), c.collect.min_length
+                blind_rollouts(c.task, seeds[missing], min_length=shortest, make_policy=policy, **some)
             else:
                 agent = self._agent()
                 real_rollouts(agent, agent.vector[None], seeds[missing], noise=c.collect.noise, **some)

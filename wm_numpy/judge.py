@@ -15,8 +15,8 @@ import numpy as np
 
 from .agent import Agent
 from .data import Records, frame_dtype, series_dtype, transitions
-from .envs import FixedPolicy, random_policy
-from .experiment import episode_seeds, score
+from .envs import FixedPolicy
+from .experiment import collecting_policy, episode_seeds, score
 from .rollout import blind_rollouts, real_rollouts, rollout
 from .worlds import Dream
 
@@ -45,7 +45,7 @@ def held_out(agent: Agent, episodes: int, seed: int = 0) -> list[dict[str, np.nd
             agent.config.task,
             seeds,
             paths=[Path(folder) / f"{i:06d}.npy" for i in range(episodes)],
-            make_policy=partial(random_policy, agent.config.task, hold=agent.config.collect.hold),
+            make_policy=collecting_policy(agent.config),
         )
         records = Records(Path(folder), frame_dtype(actions))
         for i in range(episodes):
@@ -96,7 +96,7 @@ def survival(
     """
     task, size = agent.config.task, agent.m.config.action_size
     first = np.eye(size, dtype=np.float32)[0]
-    blind = {"collecting": partial(random_policy, task, hold=agent.config.collect.hold)}
+    blind = {"collecting": collecting_policy(agent.config)}
     blind |= {name: partial(FixedPolicy, x * first) for name, x in (("left", -1), ("middle", 0), ("right", 1))}
     seeds = episode_seeds("check", episodes, seed, 98)
     for name, make_policy in blind.items():
