@@ -33,13 +33,12 @@ from wm_numpy import agent as agents
 from wm_numpy import config, data, parallel, pictures
 from wm_numpy.cmaes import CMAES
 from wm_numpy.envs import ENVIRONMENTS, make_env, random_policy
-from wm_numpy.mdnrnn import MDNRNN, MDNRNNConfig
 from wm_numpy.optim import Adam
 from wm_numpy.rollout import GROUP, dream_rollouts, real_rollouts
-from wm_numpy.vae import VAE, VAEConfig
+from wm_numpy.vae import VAE
 
 BATCH, POPULATION = 100, 64
-CAR, DOOM = MDNRNNConfig(), MDNRNNConfig(64, 1, 512, restart_input=True, done_head=True)
+CAR, DOOM = config.resolve("carracing", "paper"), config.resolve("doom", "paper")
 MODULES = {"PyTorch": "torch", "pycma": "cma", "gymnasium": "gymnasium"}
 PAUSE = 0.1  # seconds between turns, in which the threads of the other side go to sleep
 Repeat = Callable[[int], int]  # does repetition k -> units of work done; what comes before it is not timed
@@ -54,7 +53,7 @@ def v_data(n: int) -> np.ndarray:
 def v_ours(mode: str, n: int, calls: int) -> Repeat:
     """`calls` times: an update, or the encoding or decoding of n images."""
     rng, frames = np.random.default_rng(0), v_data(n)
-    v = VAE(VAEConfig(), rng)
+    v = VAE(config.V(), rng)
     adam, z = Adam(v.params.size), rng.standard_normal((n, 32), np.float32)
 
     def train() -> None:
@@ -65,21 +64,21 @@ def v_ours(mode: str, n: int, calls: int) -> Repeat:
     return lambda k: n * len([once() for _ in range(calls)])
 
 
-def m_data(c: MDNRNNConfig, steps: int) -> dict[str, np.ndarray]:
+def m_data(c: config.Config, steps: int) -> dict[str, np.ndarray]:
     """A batch in which every window begins an episode and no other does: what PyTorch's LSTM can be given whole."""
     rng = np.random.default_rng(0)
-    z = rng.standard_normal((BATCH, steps + 1, c.z_size), np.float32)
-    action = rng.uniform(-1, 1, (BATCH, steps, c.action_size)).astype(np.float32)
+    z = rng.standard_normal((BATCH, steps + 1, c.vae.z_size), np.float32)
+    action = rng.uniform(-1, 1, (BATCH, steps, ENVIRONMENTS[c.task].action_size)).astype(np.float32)
     batch = {"z": z[:, :-1], "z_next": z[:, 1:], "action": action}
-    if c.done_head:
+    if c.mdnrnn.done_head:
         batch["done"] = (rng.random((BATCH, steps)) < 0.005).astype(np.float32)
         batch["restart"] = np.tile(np.eye(1, steps, dtype=np.float32), (BATCH, 1))
     return batch
 
 
-def m_ours(c: MDNRNNConfig, steps: int) -> Repeat:
+def m_ours(c: config.Config, steps: int) -> Repeat:
     """An update: mixture loss, done loss where there is the head, clipping by value, Adam."""
-    m, batch = MDNRNN(c, np.random.default_rng(0)), m_data(c, steps)
+    m, batch = agents.new_mdnrnn(c, np.random.default_rng(0)), m_data(c, steps)
     adam = Adam(m.params.size, clip=1.0)
 
     def update(k: int) -> int:
@@ -231,10 +230,9 @@ def torch_row(unit: str, ours: Callable, macs: float, *args) -> Row:
     return Row(unit, partial(ours, *args), peer, "PyTorch", 2 * macs)
 
 
-def m_macs(c: MDNRNNConfig) -> int:
-    """Multiply-adds of one step."""
-    inputs, head = c.z_size + c.action_size + c.restart_input, 3 * c.mixtures * c.z_size + c.done_head
-    return (inputs + c.hidden) * 4 * c.hidden + c.hidden * head
+def m_macs(c: config.Config) -> int:
+    """Multiply-adds of one step: one for each weight."""
+    return sum(w.size for name, w in agents.new_mdnrnn(c).params.items() if name.endswith(".w"))
 
 
 # Multiply-adds per image, layer by layer

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from tests import bench
 from wm_numpy import agent, parallel
+from wm_numpy.config import Config
 from wm_numpy.conv import unfold_kernel
-from wm_numpy.mdnrnn import MDNRNNConfig
+from wm_numpy.envs import ENVIRONMENTS
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -71,12 +72,13 @@ class V(nn.Module):
 class M(nn.Module):
     """LSTM and head. nn.LSTM has two biases: the second is not trained but holds the forget bias, 1."""
 
-    def __init__(self, config: MDNRNNConfig):
+    def __init__(self, c: Config):
         super().__init__()
-        self.config, hidden = config, config.hidden
-        self.lstm = nn.LSTM(config.z_size + config.action_size + config.restart_input, hidden)  # gates i, f, g, o
-        self.mixture = nn.Linear(hidden, 3 * config.mixtures * config.z_size)
-        self.done = nn.Linear(hidden, 1) if config.done_head else None
+        self.config, self.z_size, hidden = c.mdnrnn, c.vae.z_size, c.mdnrnn.hidden
+        inputs = self.z_size + ENVIRONMENTS[c.task].action_size + c.mdnrnn.restart_input
+        self.lstm = nn.LSTM(inputs, hidden)  # gates i, f, g, o
+        self.mixture = nn.Linear(hidden, 3 * c.mdnrnn.mixtures * self.z_size)
+        self.done = nn.Linear(hidden, 1) if c.mdnrnn.done_head else None
         self.lstm.bias_hh_l0.requires_grad_(False).zero_()[hidden : 2 * hidden] = 1
 
     def trained(self) -> list[Tensor]:
@@ -88,7 +90,7 @@ class M(nn.Module):
         Whole sequences from a zero state: restarts inside them would need one step at a time, which is slower.
         """
         h = self.lstm(x)[0].flatten(0, 1)  # (TB, H)
-        z_size, mixtures = self.config.z_size, self.config.mixtures
+        z_size, mixtures = self.z_size, self.config.mixtures
         logmix, mean, logstd = self.mixture(h).view(-1, 3, mixtures, z_size).unbind(1)  # (TB, K, Z)
         u = (z_next.reshape(-1, 1, z_size) - mean) * torch.exp(-logstd)
         nll = torch.logsumexp(logmix, 1) - torch.logsumexp(logmix - logstd - 0.5 * u * u, 1)
@@ -117,7 +119,7 @@ class M(nn.Module):
     def sample(self, h: Tensor, tau: float) -> Tensor:
         """h (n, H) -> z' (n, Z), a component per latent dim, by inverse CDF: 4 x faster than multinomial or Gumbel."""
         y = torch.addmm(self.mixture.bias[:, None], self.mixture.weight, h.T)  # (3KZ, n)
-        logmix, mean, logstd = y.view(3, self.config.mixtures, self.config.z_size, len(h))
+        logmix, mean, logstd = y.view(3, self.config.mixtures, self.z_size, len(h))
         cdf = torch.softmax(logmix / tau, 0).cumsum_(0)
         k = (torch.rand_like(mean[:1]) >= cdf[:-1]).sum(0, keepdim=True)  # (1, Z, n)
         noise = torch.randn_like(mean[:1])
@@ -155,7 +157,7 @@ def v_peer(mode: str, n: int, calls: int) -> Callable[[int], int]:
     return lambda k: n * len([once() for _ in range(calls)])
 
 
-def m_peer(c: MDNRNNConfig, steps: int) -> Callable[[int], int]:
+def m_peer(c: Config, steps: int) -> Callable[[int], int]:
     torch.set_num_threads(parallel.workers())
     m, batch = M(c), m_batch(bench.m_data(c, steps))
     trainer = Trainer(m.trained(), 1e-3, clip=1.0)
@@ -170,9 +172,9 @@ def m_peer(c: MDNRNNConfig, steps: int) -> Callable[[int], int]:
 def dream_peer(task: str, episodes: int, steps: int) -> Callable[[int], int]:
     torch.set_num_threads(parallel.workers())
     c = bench.dream_config(task, steps)
-    m, n = M(agent.new_mdnrnn(c).config), bench.POPULATION * episodes
-    weights = 0.1 * torch.randn(bench.POPULATION, agent.feature_size(c), m.config.action_size)
-    bias = torch.zeros(bench.POPULATION, 1, m.config.action_size)
+    m, n = M(c), bench.POPULATION * episodes
+    weights = 0.1 * torch.randn(bench.POPULATION, agent.feature_size(c), ENVIRONMENTS[task].action_size)
+    bias = torch.zeros(bench.POPULATION, 1, ENVIRONMENTS[task].action_size)
 
     @torch.inference_mode()
     def play(k: int) -> int:

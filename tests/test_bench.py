@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from tests import bench
-from wm_numpy import config
-from wm_numpy.mdnrnn import MDNRNN
-from wm_numpy.vae import VAE, VAEConfig
+from wm_numpy import agent, config
+from wm_numpy.vae import VAE
 
 KEYS = ["name", "ours", "peer", "peer_name", "unit", "ratio", "gemm_fraction"]
 
@@ -90,7 +89,7 @@ def test_v_equals_the_peers(z_size):
     from tests import peer
 
     rng = np.random.default_rng(0)
-    ours = VAE(VAEConfig(z_size), rng)
+    ours = VAE(config.V(z_size), rng)
     ours.params.flat[:] += 0.01 * rng.standard_normal(ours.params.size)  # biases, too
     theirs = peer.load_v(peer.V(z_size), ours.params)
     assert sum(p.numel() for p in theirs.parameters()) == ours.params.size
@@ -109,12 +108,12 @@ def test_m_equals_the_peers(monkeypatch, c):
 
     monkeypatch.setattr(bench, "BATCH", 4)
     rng = np.random.default_rng(0)
-    ours = MDNRNN(c, rng)
+    ours = agent.new_mdnrnn(c, rng)
     ours.params.flat[:] += 0.01 * rng.standard_normal(ours.params.size)
     theirs = peer.load_m(peer.M(c), ours.params)
     assert sum(p.numel() for p in theirs.trained()) == ours.params.size
     batch = bench.m_data(c, 30)
-    if c.done_head:
+    if c.mdnrnn.done_head:
         batch["done"][0, 5] = 1
     loss, gradient = ours.loss_and_grad(batch)
     their_loss = theirs.loss(*peer.m_batch(batch))
@@ -129,7 +128,7 @@ def test_the_peers_sampler_draws_from_the_same_mixture():
     from tests import peer
 
     rng, tau = np.random.default_rng(0), 1.15
-    ours = MDNRNN(bench.CAR, rng)
+    ours = agent.new_mdnrnn(bench.CAR, rng)
     ours.params.flat[:] += 0.2 * rng.standard_normal(ours.params.size)
     h = np.tile(rng.uniform(-0.5, 0.5, (1, 256)).astype(np.float32), (20_000, 1))
     y = ours.predict(h[:1].astype(np.float32))

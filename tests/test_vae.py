@@ -7,15 +7,16 @@ import pytest
 
 from tests.fixtures import make_vae
 from wm_numpy import parallel
+from wm_numpy.config import V
 from wm_numpy.gradcheck import relative_error
 from wm_numpy.optim import Adam
-from wm_numpy.vae import VAE, VAEConfig
+from wm_numpy.vae import VAE
 
 FIXTURE = Path(__file__).parent / "fixtures" / "vae.npz"
 
 
 def filled(dtype=np.float64, kl_floor=0.5) -> VAE:
-    v = VAE(VAEConfig(32, kl_floor), dtype=dtype)
+    v = VAE(V(32, kl_floor), dtype=dtype)
     make_vae.fill(v.params)
     return v
 
@@ -27,7 +28,7 @@ def rng():
 
 @pytest.mark.parametrize(("z_size", "count"), [(32, 4_348_547), (64, 4_446_915)])
 def test_parameter_counts_of_the_paper(z_size, count):
-    assert VAE(VAEConfig(z_size)).params.size == count
+    assert VAE(V(z_size)).params.size == count
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-4)])
@@ -120,7 +121,7 @@ def test_bytes_equal_floats():
 
 
 def test_same_bits_on_any_number_of_threads(rng):
-    v = VAE(VAEConfig(32), rng)
+    v = VAE(V(32), rng)
     frames, noise = make_vae.batch(60)
     kept, results = parallel.workers(), []
     try:
@@ -149,7 +150,7 @@ def test_any_number_of_frames(rng, n):
 
 
 def test_initial_weights(rng):
-    v = VAE(VAEConfig(32), rng)
+    v = VAE(V(32), rng)
     for name, w in v.params.items():
         assert (np.abs(w).max() == 0) == name.endswith(".b")
     limit = np.sqrt(6 / (16 * (32 + 64)))  # Glorot: kernel 4x4, 32 to 64 channels
@@ -163,7 +164,7 @@ def test_learns(rng):
     centres = rng.integers(16, 48, (12, 2))
     inside = (row - centres[:, :1, None]) ** 2 + (column - centres[:, 1:, None]) ** 2 < 100
     frames = np.where(inside[..., None], [230, 60, 40], [40, 120, 60]).astype(np.uint8)
-    v = VAE(VAEConfig(32), rng)
+    v = VAE(V(32), rng)
     adam, history = Adam(v.params.size), []
     for _ in range(30):
         losses, gradient = v.loss_and_grad(frames, rng.standard_normal((12, 32)))

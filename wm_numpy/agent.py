@@ -16,8 +16,8 @@ from .config import Config
 from .controller import Controller, controller_size
 from .data import DataError, read_arrays, write_arrays, write_text
 from .envs import ENVIRONMENTS
-from .mdnrnn import MDNRNN, MDNRNNConfig
-from .vae import VAE, VAEConfig
+from .mdnrnn import MDNRNN
+from .vae import VAE
 
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -42,29 +42,17 @@ class Agent:
     def controller(self, vectors: np.ndarray | None = None) -> Controller:
         """C with its own parameters, or with those of a population (P, n)."""
         bias = self.config.evolve.bias
-        return Controller(self.vector if vectors is None else vectors, self.m.config.action_size, bias)
+        return Controller(self.vector if vectors is None else vectors, self.m.action_size, bias)
 
 
 def new_vae(config: Config, rng: np.random.Generator | None = None) -> VAE:
     """V of a configuration; its weights are drawn from rng, or zero."""
-    return VAE(VAEConfig(config.vae.z_size, config.vae.kl_floor), rng)
+    return VAE(config.vae, rng)
 
 
 def new_mdnrnn(config: Config, rng: np.random.Generator | None = None) -> MDNRNN:
     """M of a configuration; its weights are drawn from rng, or zero."""
-    m = config.mdnrnn
-    sizes = MDNRNNConfig(
-        z_size=config.vae.z_size,
-        action_size=ENVIRONMENTS[config.task].action_size,
-        hidden=m.hidden,
-        mixtures=m.mixtures,
-        restart_input=m.restart_input,
-        done_head=m.done_head,
-        reward_head=m.reward_head,
-        done_weight=m.done_weight,
-        reward_weight=m.reward_weight,
-    )
-    return MDNRNN(sizes, rng)
+    return MDNRNN(config.mdnrnn, config.vae.z_size, ENVIRONMENTS[config.task].action_size, rng)
 
 
 def feature_size(config: Config) -> int:

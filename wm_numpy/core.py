@@ -23,10 +23,7 @@ class Params(Mapping):
     """Named arrays that are views of ONE flat vector, `flat`.
 
     Adam, clipping, checkpoints and evolution work on the vector; the network works on the names.
-
-    Args:
-        shapes: name -> shape, in the order in which they lie in the vector.
-        flat: the vector to view, of the total size; zeros of `dtype` when None.
+    shapes: name -> shape, in the order of the vector. flat: the vector to view; zeros of `dtype` when None.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], flat: np.ndarray | None = None, dtype=np.float32):
@@ -57,14 +54,6 @@ class Params(Mapping):
 
     def __reduce__(self):
         return Params, (self.shapes, self.flat)  # a copy in another process has views of its own vector again
-
-    def zeros_like(self) -> Params:
-        """Fresh zeros of the same names, shapes and dtype: where gradients go."""
-        return Params(self.shapes, np.zeros_like(self.flat))
-
-    def astype(self, dtype) -> Params:
-        """A copy in another dtype (float64 for gradient checks)."""
-        return Params(self.shapes, self.flat.astype(dtype))
 
 
 def scratch(memory: dict | None, name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
@@ -127,18 +116,6 @@ def sigmoid_backward(dy: np.ndarray, cache):
     """-> dx = dy y (1 - y)."""
     (y,) = cache
     return (dy * y * (1 - y),)
-
-
-def tanh_forward(x: np.ndarray):
-    """y = tanh(x), any shape."""
-    y = np.tanh(x)
-    return y, (y,)
-
-
-def tanh_backward(dy: np.ndarray, cache):
-    """-> dx = dy (1 - y^2)."""
-    (y,) = cache
-    return (dy * (1 - y * y),)
 
 
 # --------------------------------------------------------------------------------------- the Gaussian code of a frame

@@ -9,12 +9,12 @@ Letters: B batch, T time, Z latent, A action, H hidden, K mixtures, n rows.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from . import parallel
+from .config import M
 from .core import (
     Params,
     linear_backward,
@@ -33,21 +33,6 @@ ROWS = 256  # states whose mixtures are made at a time: they stay in cache, and 
 _local = threading.local()
 
 
-@dataclass(frozen=True)
-class MDNRNNConfig:
-    """Sizes and heads of M; the defaults are CarRacing's in the paper."""
-
-    z_size: int = 32  # latent dims: 32 CarRacing, 64 Doom
-    action_size: int = 3  # 3 CarRacing, 1 Doom
-    hidden: int = 256  # LSTM units: 256 CarRacing, 512 Doom
-    mixtures: int = 5  # Gaussians per latent dim
-    restart_input: bool = False  # the restart flag is an input, too (Doom)
-    done_head: bool = False  # predict the end of the episode (Doom)
-    reward_head: bool = False  # predict the reward
-    done_weight: float = 10.0  # how much more the step that ends an episode counts (authors: 10 for Doom)
-    reward_weight: float = 1.0  # of the squared error in the loss
-
-
 class Prediction(NamedTuple):
     """What the head says of n states; None where M has no such head."""
 
@@ -59,24 +44,17 @@ class Prediction(NamedTuple):
 
 
 class MDNRNN:
-    """M and its gradient.
+    """M and its gradient: units, mixtures and heads of `config`, for latents (Z,) and actions (A,).
 
-    Args:
-        config: sizes and heads.
-        rng: draws the initial weights; zeros when None, to be filled from a checkpoint.
-        dtype: float32 to compute, float64 to check gradients.
+    rng draws the initial weights; None leaves zeros, to be filled from a checkpoint. dtype: float64 checks gradients.
     """
 
-    def __init__(self, config: MDNRNNConfig, rng: np.random.Generator | None = None, dtype=np.float32):
-        self.config = config
-        I = config.z_size + config.action_size + config.restart_input
-        H, mixture = config.hidden, 3 * config.mixtures * config.z_size
-        shapes = {
-            "lstm.w": (I + H, 4 * H),
-            "lstm.b": (4 * H,),
-            "mixture.w": (mixture, H),
-            "mixture.b": (mixture,),
-        }
+    def __init__(
+        self, config: M, z_size: int, action_size: int, rng: np.random.Generator | None = None, dtype=np.float32
+    ):
+        self.config, self.z_size, self.action_size = config, z_size, action_size
+        I, H, mixture = z_size + action_size + config.restart_input, config.hidden, 3 * config.mixtures * z_size
+        shapes = {"lstm.w": (I + H, 4 * H), "lstm.b": (4 * H,), "mixture.w": (mixture, H), "mixture.b": (mixture,)}
         self._scalars = [name for name in ("done", "reward") if getattr(config, name + "_head")]
         for name in self._scalars:
             shapes |= {name + ".w": (H, 1), name + ".b": (1,)}
@@ -95,11 +73,7 @@ class MDNRNN:
         return h, c
 
     def step(
-        self,
-        z: np.ndarray,
-        action: np.ndarray,
-        state: tuple[np.ndarray, np.ndarray],
-        restart: np.ndarray | None = None,
+        self, z: np.ndarray, action: np.ndarray, state: tuple, restart: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """z (n, Z), action (n, A), state (h, c) -> the next state.
 
@@ -111,14 +85,15 @@ class MDNRNN:
 
     def predict(self, h: np.ndarray) -> Prediction:
         """The head at h (n, H)."""
-        cfg, p = self.config, self.params
+        p = self.params
         y = p["mixture.w"] @ h.T  # (3KZ, n)
         y += p["mixture.b"][:, None]
         scalars = {name: linear_forward(h, p[name + ".w"], p[name + ".b"])[0][:, 0] for name in self._scalars}
-        return Prediction(*y.reshape(3, cfg.mixtures, cfg.z_size, len(h)), scalars.get("done"), scalars.get("reward"))
+        mixture = y.reshape(3, self.config.mixtures, self.z_size, len(h))
+        return Prediction(*mixture, scalars.get("done"), scalars.get("reward"))
 
     def dream(
-        self, state: tuple[np.ndarray, np.ndarray], tau: float, rng: np.random.Generator, done_odds: float = 0.0
+        self, state: tuple, tau: float, rng: np.random.Generator, done_odds: float = 0.0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The state after a step -> what came of that step: z_next (n, Z), reward (n,), done (n,) bool.
 
@@ -147,46 +122,40 @@ class MDNRNN:
 
     # ---------------------------------------------------------------------------------------------- training
 
-    def loss_and_grad(
-        self, batch: dict[str, np.ndarray], gradient: bool = True
-    ) -> tuple[dict[str, float], np.ndarray | None]:
+    def loss_and_grad(self, batch: dict[str, np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
         """The loss of a batch of sequences, each from a zero state, and its gradient.
 
         Args:
             batch: z, z_next (B, T, Z), action (B, T, A), and (B, T) each: done, reward, where M has the head;
                 restart, 1 at an episode's first step; z_mask, 0 where there is no z_next. z_mask may be left
                 out, and restart without restart_input.
-            gradient: False: losses only, in a third of the time.
 
         Returns:
             dict of loss = z + done + reward: z in nats, mean over dims and steps; done and reward weighted,
-            means over steps. And the gradient, flat like params.flat, or None.
+            means over steps. And the gradient, flat like params.flat.
         """
         B, T = batch["z"].shape[:2]
         z_steps = float(np.sum(batch["z_mask"])) if "z_mask" in batch else B * T
         scale = {
-            "z": 1 / (max(z_steps, 1) * self.config.z_size),
+            "z": 1 / (max(z_steps, 1) * self.z_size),
             "done": 1 / (B * T),
             "reward": self.config.reward_weight / (B * T),
         }
-        results = parallel.threads(
-            lambda s: self._piece({k: v[s] for k, v in batch.items()}, scale, gradient), _pieces(B)
-        )
-        losses = {name: float(sum(r[0][name] for r in results)) for name in scale}
-        total = results[0][1]
-        for _, more in results[1:] if gradient else ():
-            total += more
-        return dict(loss=sum(losses.values()), **losses), total
+        size = max(1, min(PIECE, -(-B // 2)))  # two pieces at least
+        pieces = [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, B, size)]
+        parts, grads = zip(*parallel.threads(lambda piece: self._piece(piece, scale), pieces), strict=True)
+        losses = {name: float(sum(part[name] for part in parts)) for name in scale}
+        for more in grads[1:]:
+            np.add(grads[0], more, out=grads[0])
+        return dict(loss=sum(losses.values()), **losses), grads[0]
 
-    def _piece(self, batch: dict[str, np.ndarray], scale: dict[str, float], gradient: bool):
-        """Some sequences' share of the loss -> losses, gradient."""
-        p, grads = self.params, self.params.zeros_like() if gradient else None
-        batch = {k: v.swapaxes(0, 1) for k, v in batch.items()}  # (T, b, ...)
-        state = self.initial_state(batch["z"].shape[1])
-        (h, c), cache = self._run(batch["z"], batch["action"], batch.get("restart"), state)
+    def _piece(self, batch: dict[str, np.ndarray], scale: dict[str, float]) -> tuple[dict[str, float], np.ndarray]:
+        """Some sequences' share of the loss and of its gradient."""
+        p, grads = self.params, Params(self.params.shapes, np.zeros_like(self.params.flat))
+        (h, c), cache = self._run_batch(batch)
         h2 = h.reshape(-1, h.shape[2])  # (T b, H)
-        dh2 = np.zeros_like(h2) if gradient else None
-        flat = {k: v.reshape(len(h2), -1).astype(h.dtype, copy=False) for k, v in batch.items()}  # (T b, ...)
+        dh2 = np.zeros_like(h2)
+        flat = {k: v.swapaxes(0, 1).reshape(len(h2), -1).astype(h.dtype, copy=False) for k, v in batch.items()}
         losses = dict.fromkeys(scale, 0.0)
 
         weight = flat.get("z_mask", np.ones((len(h2), 1), h.dtype))[:, 0] * scale["z"]
@@ -196,55 +165,36 @@ class MDNRNN:
             target = np.ascontiguousarray(flat["z_next"][rows].T)  # (Z, n)
             loss, mixture_cache = mixture_nll_forward(y.logmix, y.mean, y.logstd, target, weight[rows])
             losses["z"] += loss
-            if gradient:
-                dy = np.concatenate(mixture_nll_backward(1, mixture_cache))
-                dy = dy.reshape(-1, target.shape[1])  # (3KZ, n)
-                np.matmul(dy.T, p["mixture.w"], out=dh2[rows])  # y = w h.T + b
-                grads["mixture.w"][...] += dy @ h2[rows]
-                grads["mixture.b"][...] += dy.sum(axis=1)
+            dy = np.concatenate(mixture_nll_backward(1, mixture_cache)).reshape(-1, target.shape[1])  # (3KZ, n)
+            np.matmul(dy.T, p["mixture.w"], out=dh2[rows])  # y = w h.T + b
+            grads["mixture.w"][...] += dy @ h2[rows]
+            grads["mixture.b"][...] += dy.sum(axis=1)
 
         for name in self._scalars:
             y, linear_cache = linear_forward(h2, p[name + ".w"], p[name + ".b"])  # (T b, 1)
-            target = flat[name]
             if name == "done":
-                weight = scale[name] * (1 + (self.config.done_weight - 1) * target)
-                losses[name], loss_cache = logistic_loss_forward(y, target, weight)
-                (dy,) = logistic_loss_backward(1, loss_cache) if gradient else (None,)
+                weight = scale[name] * (1 + (self.config.done_weight - 1) * flat[name])
+                losses[name], loss_cache = logistic_loss_forward(y, flat[name], weight)
+                (dy,) = logistic_loss_backward(1, loss_cache)
             else:
-                losses[name], loss_cache = squared_error_forward(y, target, scale[name])
-                (dy,) = squared_error_backward(1, loss_cache) if gradient else (None,)
-            if gradient:
-                dh, grads[name + ".w"][...], grads[name + ".b"][...] = linear_backward(dy, linear_cache)
-                dh2 += dh
+                losses[name], loss_cache = squared_error_forward(y, flat[name], scale[name])
+                (dy,) = squared_error_backward(1, loss_cache)
+            dh, grads[name + ".w"][...], grads[name + ".b"][...] = linear_backward(dy, linear_cache)
+            dh2 += dh
 
-        if not gradient:
-            return losses, None
-        dh = dh2.reshape(h.shape)
-        _, _, _, grads["lstm.w"][...], grads["lstm.b"][...] = lstm_backward((dh, np.zeros_like(c)), cache)
+        dy = dh2.reshape(h.shape), np.zeros_like(c)
+        _, _, _, grads["lstm.w"][...], grads["lstm.b"][...] = lstm_backward(dy, cache)
         return losses, grads.flat
 
-    def losses(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
-        """The losses alone: of held-out sequences."""
-        return self.loss_and_grad(batch, gradient=False)[0]
-
     def outputs(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """done_logit, reward (B, T) or None, of every step: to judge recall and calibration."""
-
-        def piece(s: slice):
-            z, action = (batch[k][s].swapaxes(0, 1) for k in ("z", "action"))  # (T, b, ...)
-            restart = batch["restart"][s].T if "restart" in batch else None
-            (h, _), _ = self._run(z, action, restart, self.initial_state(z.shape[1]))
-            y = {k: linear_forward(h, self.params[k + ".w"], self.params[k + ".b"])[0] for k in self._scalars}
-            return {k: v[:, :, 0].T for k, v in y.items()}  # (b, T)
-
-        results = parallel.threads(piece, _pieces(len(batch["z"])))
-        done, reward = (
-            np.concatenate([r[k] for r in results]) if k in self._scalars else None for k in ("done", "reward")
-        )
+        """done_logit, reward (B, T), or None without the head, of every step: to judge recall and calibration."""
+        (h, _), _ = self._run_batch(batch)
+        y = self.predict(h.reshape(-1, h.shape[2]))
+        done, reward = (x if x is None else x.reshape(h.shape[:2]).T for x in (y.done_logit, y.reward))
         return done, reward
 
-
-def _pieces(n: int) -> list[slice]:
-    """Cut n sequences into pieces of PIECE at most, two at least."""
-    size = max(1, min(PIECE, -(-n // 2)))
-    return [slice(i, i + size) for i in range(0, n, size)]
+    def _run_batch(self, batch: dict[str, np.ndarray]):
+        """_run over whole sequences from a zero state."""
+        z, action = batch["z"].swapaxes(0, 1), batch["action"].swapaxes(0, 1)  # (T, B, ...)
+        restart = batch["restart"].T if "restart" in batch else None
+        return self._run(z, action, restart, self.initial_state(z.shape[1]))

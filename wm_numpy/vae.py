@@ -15,11 +15,11 @@ Letters: N frames, M frames of one piece, Z latent dims.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from . import core, parallel
+from .config import V
 from .conv import (
     conv_backward,
     conv_forward,
@@ -35,24 +35,13 @@ TRAIN_PIECE, INFER_PIECE = 50, 16  # frames at a time for one thread: few enough
 WIDE_PIECE = 128  # rows of the wide layer's weights at a time for one thread
 
 
-@dataclass(frozen=True)
-class VAEConfig:
-    """Sizes of V and of its loss."""
-
-    z_size: int = 32  # latent dims: 32 CarRacing, 64 Doom
-    kl_floor: float = 0.5  # nats per latent dim under which KL is not pushed (free bits, authors' code)
-
-
 class VAE:
-    """V, its loss and its gradient.
+    """V, its loss and its gradient, with the latents and the KL floor of `config`.
 
-    Args:
-        config: sizes.
-        rng: draws the initial weights; all zero when None, to be filled from a checkpoint.
-        dtype: float32 to compute, float64 to check gradients.
+    rng draws the initial weights; None leaves zeros, to be filled from a checkpoint. dtype: float64 checks gradients.
     """
 
-    def __init__(self, config: VAEConfig, rng: np.random.Generator | None = None, dtype=np.float32):
+    def __init__(self, config: V, rng: np.random.Generator | None = None, dtype=np.float32):
         self.config = config
         z = config.z_size
         kernels = {  # (K, K, C, O), C on the side of the larger image

@@ -36,7 +36,7 @@ class World(VectorEnv):
         self.agent, self.m, self.num_envs = agent, agent.m, num_envs
         size = agents.feature_size(agent.config)
         self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        self.single_action_space = gym.spaces.Box(-1, 1, (agent.m.config.action_size,), np.float32)
+        self.single_action_space = gym.spaces.Box(-1, 1, (agent.m.action_size,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._features = np.zeros((num_envs, size), np.float32)
