@@ -105,7 +105,6 @@ def test_names():
         make_env("pong")
     with pytest.raises(ValueError, match="carracing, doom"):
         envs.random_policy("pong", np.random.default_rng(0))
-    envs.register()  # a second time
 
 
 @pytest.mark.parametrize(("task", "module"), [("carracing", "Box2D"), ("carracing", "pygame"), ("doom", "vizdoom")])
