@@ -13,8 +13,9 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -57,42 +58,19 @@ def resizer(height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
 # ------------------------------------- policies of one episode that see nothing: policy() -> action (A,) float32
 
 
-class BrownianPolicy:
-    """For collecting CarRacing episodes: a random walk, da ~ sqrt(1/50) N(0, 1), clipped to [-1, 1].
-
-    White noise around zero never leaves the start; a walk brakes, turns and speeds for seconds on end.
-    """
-
-    def __init__(self, action_size: int, rng: np.random.Generator):
-        self.rng, self.action = rng, rng.uniform(-1, 1, action_size).astype(np.float32)
-
-    def __call__(self) -> np.ndarray:
-        action, move = self.action, np.sqrt(1 / 50) * self.rng.standard_normal(len(self.action))
-        self.action = (action + move).clip(-1, 1).astype(np.float32)
-        return action
+def _walk(action: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Brownian: da ~ sqrt(1/50) N(0, 1), clipped to [-1, 1]. White noise would never leave CarRacing's start."""
+    while True:
+        yield action
+        action = (action + np.sqrt(1 / 50) * rng.standard_normal(len(action))).clip(-1, 1).astype(np.float32)
 
 
-class HeldPolicy:
-    """Uniform actions in [-1, 1], each held for 1 to `longest` steps.
-
-    Collecting Take Cover, the authors hold for up to 10 (extract.py). With 1 it lives as long in Take Cover as the
-    paper's random policy (table 2).
-    """
-
-    def __init__(self, action_size: int, rng: np.random.Generator, longest: int = 10):
-        self.size, self.rng, self.longest, self.left = action_size, rng, longest, 0
-
-    def __call__(self) -> np.ndarray:
-        if self.left == 0:
-            self.action = self.rng.uniform(-1, 1, self.size).astype(np.float32)
-            self.left = int(self.rng.integers(1, self.longest + 1))
-        self.left -= 1
-        return self.action.copy()
-
-
-def fixed_policy(action: np.ndarray, rng: np.random.Generator | None = None) -> Callable[[], np.ndarray]:
-    """One action (A,) for the whole episode; draws nothing from its rng."""
-    return np.asarray(action, np.float32).copy
+def _hold(action_size: int, rng: np.random.Generator, longest: int) -> Iterator[np.ndarray]:
+    """Uniform actions, each for 1 to `longest` steps: the authors' 10 (extract.py), or 1, table 2's random policy."""
+    while True:
+        action = rng.uniform(-1, 1, action_size).astype(np.float32)
+        for _ in range(rng.integers(1, longest + 1)):
+            yield action
 
 
 def random_policy(task: str, rng: np.random.Generator, hold: int = 0, long_hold: int = 0) -> Callable[[], np.ndarray]:
@@ -104,7 +82,14 @@ def random_policy(task: str, rng: np.random.Generator, hold: int = 0, long_hold:
     if long_hold and rng.random() < 0.5:
         hold = long_hold
     size = _class_of(task).action_size
-    return BrownianPolicy(size, rng) if hold and task == "carracing" else HeldPolicy(size, rng, hold or 1)
+    if hold and task == "carracing":
+        return partial(next, _walk(rng.uniform(-1, 1, size).astype(np.float32), rng))
+    return partial(next, _hold(size, rng, hold or 1))
+
+
+def fixed_policy(action: np.ndarray, rng: np.random.Generator | None = None) -> Callable[[], np.ndarray]:
+    """One action (A,) for the whole episode; draws nothing from its rng."""
+    return np.asarray(action, np.float32).copy
 
 
 # ------------------------------------------------------------------------------------------------------ the tasks
@@ -260,18 +245,18 @@ os.execv(sys.argv[2], sys.argv[2:])"""
 def _start_engine(game, engine: str) -> None:
     """`game.init()`, leaving nothing in the current folder and nothing behind when this process is killed."""
     game.set_doom_config_path(os.devnull)  # else the engine writes `_vizdoom.ini` when it ends
+    if sys.platform != "linux":
+        return game.init()
     with tempfile.TemporaryDirectory(prefix="wm_numpy-") as scratch:
-        if sys.platform == "linux":
-            script = Path(scratch, "engine")
-            command = shlex.join([sys.executable, "-IS", "-c", _LAUNCH, scratch, engine])
-            script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-            script.chmod(0o700)
-            game.set_vizdoom_path(str(script))
+        command = shlex.join([sys.executable, "-IS", "-c", _LAUNCH, scratch, engine])
+        script = Path(scratch, "engine")
+        script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        script.chmod(0o700)
+        game.set_vizdoom_path(str(script))
         game.init()
     # Both sides have mapped the shared memory, so its name can go: a killed process leaves no 10 MB behind.
-    if sys.platform == "linux":
-        for kind in ("SM", "MQCtr", "MQDoom"):
-            Path(f"/dev/shm/ViZDoom{kind}{game.get_instance_id()}").unlink(missing_ok=True)
+    for kind in ("SM", "MQCtr", "MQDoom"):
+        Path(f"/dev/shm/ViZDoom{kind}{game.get_instance_id()}").unlink(missing_ok=True)
 
 
 # -------------------------------------------------------------------------------------------------------- by name

@@ -8,7 +8,6 @@ Letters: P population, E episodes, n = P * E.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -95,7 +94,7 @@ def blind_rollouts(
 
 def _play_all(play: Callable, jobs: list[tuple], log: Callable, progress: Callable, *setup) -> list[Rollouts]:
     results = [None] * len(jobs)
-    for i, result in parallel.processes(play, jobs, *setup, retry=(EnvironmentDied,), log=log):
+    for i, result in parallel.processes(partial(_guarded, play), jobs, *setup, retry=(EnvironmentDied,), log=log):
         results[i] = result
         progress(np.size(result[0]))
     return results
@@ -117,13 +116,15 @@ def _set_agent(agent: Agent) -> None:
     _agent = agent
 
 
-@contextmanager
-def _environments(task: str, n: int):
-    """n environments of this process, which makes new ones after the death of one."""
+def _environments(task: str, n: int) -> list[Recorder]:
+    _envs.extend(Recorder(make_env(task)) for _ in range(n - len(_envs)))
+    return _envs[:n]
+
+
+def _guarded(play: Callable, *job):
+    """After an environment's death its process makes new ones."""
     try:
-        while len(_envs) < n:
-            _envs.append(Recorder(make_env(task)))
-        yield _envs[:n]
+        return play(*job)
     except EnvironmentDied:
         while _envs:
             _envs.pop().close()
@@ -138,24 +139,24 @@ def _play_group(vectors: np.ndarray, seeds: np.ndarray, noise: float, paths: lis
         actions = controller(features)
         return np.clip(actions + noise * rng.standard_normal(actions.shape), -1, 1) if noise else actions
 
-    with _environments(_agent.config.task, len(seeds)) as envs:
-        result = rollout(RealWorld(_agent, envs), act, seeds)
-        for env, path in zip(envs, paths or [], strict=False):
-            env.save(path)
+    envs = _environments(_agent.config.task, len(seeds))
+    result = rollout(RealWorld(_agent, envs), act, seeds)
+    for env, path in zip(envs, paths or [], strict=False):
+        env.save(path)
     return result
 
 
 def _play_blind(task: str, seed: int, path: Path | None, min_length: int, make_policy: Callable) -> tuple[float, int]:
-    with _environments(task, 1) as (env,):
-        for attempt in range(100):
-            rng = np.random.default_rng([seed, attempt])
-            policy, total, length, over = make_policy(rng), 0.0, 0, False
-            env.reset(seed=seed if attempt == 0 else int(rng.integers(2**28)))
-            while not over:
-                _, reward, terminated, truncated, _ = env.step(policy())
-                total, length, over = total + reward, length + 1, terminated or truncated
-            if length >= min_length:
-                break
-        if path is not None:
-            env.save(path)
+    (env,) = _environments(task, 1)
+    for attempt in range(100):
+        rng = np.random.default_rng([seed, attempt])
+        policy, total, length, over = make_policy(rng), 0.0, 0, False
+        env.reset(seed=seed if attempt == 0 else int(rng.integers(2**28)))
+        while not over:
+            _, reward, terminated, truncated, _ = env.step(policy())
+            total, length, over = total + reward, length + 1, terminated or truncated
+        if length >= min_length:
+            break
+    if path is not None:
+        env.save(path)
     return total, length
