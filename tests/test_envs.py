@@ -45,6 +45,11 @@ def engines(pid: int | str = "self") -> list[int]:
     return [int(c) for t in pathlib.Path(tasks).iterdir() for c in (t / "children").read_text().split()]
 
 
+def environ() -> dict[str, str]:
+    """For a Python that is started in another folder."""
+    return {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(envs.__file__))}
+
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -116,8 +121,7 @@ def test_a_missing_package_is_named_with_its_mend(task, module):
         f"except ImportError as error: assert 'pip install' in str(error) and {module!r} in str(error)\n"
         f"else: raise SystemExit('made without {module}')"
     )
-    root = os.path.dirname(os.path.dirname(envs.__file__))
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": root})
+    subprocess.run([sys.executable, "-c", code], check=True, env=environ())
 
 
 @pytest.mark.parametrize("size", [(84, 96), (100, 160), (200, 320)])
@@ -243,10 +247,7 @@ def test_no_engine_outlives_a_killed_process():
         "from wm_numpy.envs import make_env; env = make_env('doom'); env.reset(); print(flush=True)\n"
         "import time; time.sleep(60)"
     )
-    root = os.path.dirname(os.path.dirname(envs.__file__))
-    python = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}
-    )
+    python = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environ())
     python.stdout.readline()
     (engine,) = engines(python.pid)
     python.kill()

@@ -83,7 +83,8 @@ def random_policy(task: str, rng: np.random.Generator, hold: int = 0, long_hold:
         hold = long_hold
     size = _class_of(task).action_size
     if hold and task == "carracing":
-        return partial(next, _walk(rng.uniform(-1, 1, size).astype(np.float32), rng))
+        first = rng.uniform(-1, 1, size)  # drawn now: a repeated episode draws its seed before the policy acts
+        return partial(next, _walk(first.astype(np.float32), rng))
     return partial(next, _hold(size, rng, hold or 1))
 
 
@@ -96,9 +97,11 @@ def fixed_policy(action: np.ndarray, rng: np.random.Generator | None = None) -> 
 
 
 class Task(gym.Env):
-    """What both share: spaces, the step limit, one sentence for a package that is missing and one for a dead game.
+    """What both share. A task opens `game`; `_start` and `_act` are its reset and step, and give `crop`, its frame.
 
-    A task opens `game`; `_start` and `_act` are its reset and step, whose frame (height, width, 3) is shrunk here.
+    Observation Space: `Box(0, 255, (64, 64, 3), uint8)`: `crop`, (height, width, 3), shrunk by `resizer`.
+    Episode End: as the task says; truncated after `max_steps`.
+    Arguments: `render_mode`: None or "rgb_array", the game's own large picture; `max_steps`.
     """
 
     def __init__(self, render_mode: str | None = None, max_steps: int | None = None):
@@ -142,12 +145,11 @@ class CarRacing(Task):
 
     Description: gymnasium's continuous CarRacing-v3 with its physics, rewards and ends; its frame cropped and shrunk.
     Action Space: `Box(-1, 1, (3,), float32)`, the paper's map: steering = a0, gas = (a1 + 1) / 2, brake = max(a2, 0).
-    Observation Space: `Box(0, 255, (64, 64, 3), uint8)`: rows 0-83 of gymnasium's 96 x 96 frame (below lie speed and
-        score), shrunk by `resizer`. `crop` is the unshrunk (84, 96, 3), equal to gymnasium's pixel for pixel.
+    Observation Space: rows 0-83 of gymnasium's 96 x 96 frame (below lie speed and score), shrunk to 64 x 64. `crop` is
+        the unshrunk (84, 96, 3), equal to gymnasium's pixel for pixel.
     Rewards: -0.1 per frame, +1000 / N for each of the N tiles when first visited; -100 in place of both for leaving.
     Starting State: at rest on a new random track; the camera zooms in during the first 50 frames.
-    Episode End: terminated after the lap or off the field; truncated after `max_steps`.
-    Arguments: `render_mode`: None or "rgb_array" (gymnasium's 600 x 400). `max_steps`: 1000.
+    Episode End: terminated after the lap or off the field; truncated after 1,000 steps.
     """
 
     task, packages, max_steps, action_size, solved_at = "carracing", "box2d pygame-ce", 1000, 3, 900
@@ -177,13 +179,11 @@ class TakeCover(Task):
     Description: ViZDoom's take_cover scenario as VizdoomTakeCover-v1 of gymnasium runs it (one tic per step, skill 4,
         RGB, no HUD), driven directly: the same seed gives the same game.
     Action Space: `Box(-1, 1, (1,), float32)`: a < -1/3 moves left, a > 1/3 right, else stay.
-    Observation Space: `Box(0, 255, (64, 64, 3), uint8)`: the upper 5/6 of the screen (the paper's 400 of 480 rows),
-        shrunk by `resizer`.
+    Observation Space: the upper 5/6 of the screen (the paper's 400 of 480 rows), shrunk to 64 x 64.
     Rewards: +1 for each step survived.
     Starting State: in the middle of the room; the seed decides where and when monsters appear.
-    Episode End: terminated by death; truncated after `max_steps` (the scenario itself has no timeout). ViZDoom shows
+    Episode End: terminated by death; truncated after 2,100 steps (the scenario itself has no timeout). ViZDoom shows
         nothing after death: the observation of the last step repeats the one before (`terminal_frame` is False).
-    Arguments: `render_mode`: None or "rgb_array" (the screen, 4 times as large). `max_steps`: 2100.
     """
 
     task, packages, max_steps, action_size, solved_at = "doom", "vizdoom", 2100, 1, 750

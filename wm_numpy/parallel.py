@@ -67,11 +67,8 @@ def processes(
     """(index, function(*job)) for all jobs, as they finish, each in one of the worker processes.
 
     Every new process first calls setup(*arguments); these and the function must be importable by name. A worker that
-    dies, or a job that raises one of `retry`, costs a line in the log: the job is done again.
-    Workers live for one call: Box2D loses memory at every reset, 5 kB measured, 50 MB in 10,000 episodes.
-
-    Raises:
-        WorkerError: a job, or every worker, died ATTEMPTS times.
+    dies, or a job that raises one of `retry`, costs a line in the log: the job is done again, and after ATTEMPTS times
+    that is a WorkerError. Workers live for one call: Box2D loses memory at every reset, 5 kB measured.
     """
     waiting, failures = dict(enumerate(jobs)), Counter()  # of each job, and of workers since the last result
     while waiting:

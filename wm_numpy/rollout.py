@@ -1,7 +1,6 @@
 """The paper's rollout, batched: many candidates, many episodes, in either world; it cannot tell which it is in.
 
 Then the same over all cores: groups of dreams on threads, groups of real episodes on processes.
-
 Letters: P population, E episodes, n = P * E.
 """
 

@@ -49,7 +49,6 @@ class World(VectorEnv):
         self.rng = np.random.default_rng(seeds)
         self.rows, self.steps = np.arange(n), 0
         self.state = self.m.initial_state(n)  # h = c = 0
-        self.restart = np.ones(n, np.float32)
         self.z = self._first(seeds)  # (n, Z)
         self._observe()
         return self._features.copy(), {}
@@ -60,8 +59,8 @@ class World(VectorEnv):
         terminations, truncations = np.zeros((2, self.num_envs), bool)
         if len(self.rows):
             rows, action = self.rows, np.clip(actions[self.rows], -1, 1).astype(np.float32)
-            self.state = self.m.step(self.z, action, self.state, self.restart)
-            self.restart, self.steps = None, self.steps + 1
+            restart = np.ones(len(rows), np.float32) if self.steps == 0 else None
+            self.state, self.steps = self.m.step(self.z, action, self.state, restart), self.steps + 1
             self.z, rewards[rows], terminations[rows], truncations[rows] = self._next(action)
             self._observe()
             alive = ~(terminations | truncations)[rows]
@@ -76,7 +75,7 @@ class World(VectorEnv):
         self._features[self.rows] = np.concatenate([parts[p] for p in self.agent.config.evolve.features], axis=1)
 
     def _sample(self, mu: np.ndarray, logvar: np.ndarray) -> np.ndarray:
-        """z of what V sees, sampled when acting too (authors' code)."""
+        """z ~ N(mu, exp(logvar)): V's sight is sampled when acting too (authors' code)."""
         return mu + np.exp(logvar / 2) * self.rng.standard_normal(mu.shape, np.float32)
 
     def _first(self, seeds: np.ndarray) -> np.ndarray:
@@ -115,8 +114,7 @@ class RealWorld(World):
 class Dream(World):
     """M alone: the next z, the reward and the end are drawn from its head (paper, section 4).
 
-    tau: temperature; None: the one that C was evolved at. horizon: steps after which a dream is cut; None: as evolved,
-    0: the task's limit.
+    tau: temperature; horizon: steps after which a dream is cut, 0: the task's limit. None: as C was evolved.
     """
 
     def __init__(self, agent: Agent, num_envs: int, tau: float | None = None, horizon: int | None = None):
