@@ -13,7 +13,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from wm_numpy import envs
-from wm_numpy.envs import BrownianPolicy, CarRacing, EnvironmentDied, HeldPolicy, TakeCover, make_env
+from wm_numpy.envs import CarRacing, EnvironmentDied, TakeCover, make_env, random_policy
 
 TASKS = {"carracing": CarRacing, "doom": TakeCover}
 
@@ -45,6 +45,11 @@ def engines(pid: int | str = "self") -> list[int]:
     return [int(c) for t in pathlib.Path(tasks).iterdir() for c in (t / "children").read_text().split()]
 
 
+def environ() -> dict[str, str]:
+    """For a Python that is started in another folder."""
+    return {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(envs.__file__))}
+
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -64,7 +69,7 @@ def test_gymnasium_accepts_it(cls):
 @pytest.mark.parametrize("cls", TASKS.values())
 def test_a_seed_decides_everything(make, cls):
     def episode(env, seed, steps=60):
-        policy = envs.random_policy(env.task, np.random.default_rng(seed))
+        policy = random_policy(env.task, np.random.default_rng(seed))
         frames, rewards = [env.reset(seed=seed)[0]], []
         for _ in range(steps):
             frame, reward, terminated, _, _ = env.step(policy())
@@ -104,8 +109,7 @@ def test_names():
     with pytest.raises(ValueError, match="carracing, doom"):
         make_env("pong")
     with pytest.raises(ValueError, match="carracing, doom"):
-        envs.random_policy("pong", np.random.default_rng(0))
-    envs.register()  # a second time
+        random_policy("pong", np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(("task", "module"), [("carracing", "Box2D"), ("carracing", "pygame"), ("doom", "vizdoom")])
@@ -117,8 +121,7 @@ def test_a_missing_package_is_named_with_its_mend(task, module):
         f"except ImportError as error: assert 'pip install' in str(error) and {module!r} in str(error)\n"
         f"else: raise SystemExit('made without {module}')"
     )
-    root = os.path.dirname(os.path.dirname(envs.__file__))
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": root})
+    subprocess.run([sys.executable, "-c", code], check=True, env=environ())
 
 
 @pytest.mark.parametrize("size", [(84, 96), (100, 160), (200, 320)])
@@ -143,7 +146,7 @@ def test_car_equals_gymnasium(make, seed, drive):
     ours.reset(seed=seed)
     frame, _ = theirs.reset(seed=seed)
     np.testing.assert_array_equal(ours.crop, frame[:84])
-    policy = BrownianPolicy(3, np.random.default_rng(seed))
+    policy = random_policy("carracing", np.random.default_rng(seed), hold=10)
     for _ in range(200 if drive == "straight" else 120):
         action = policy() if drive == "walk" else np.array([0, 1, -1], np.float32)
         steer, gas, brake = action.astype(np.float64)
@@ -198,7 +201,7 @@ def test_doom_equals_gymnasium(make, tmp_path):
     ours.reset(seed=4)
     state, _ = theirs.reset(seed=4)
     np.testing.assert_array_equal(ours.screen, state["screen"])
-    policy, terminated, steps = HeldPolicy(1, np.random.default_rng(4)), False, 0
+    policy, terminated, steps = random_policy("doom", np.random.default_rng(4), hold=10), False, 0
     while not terminated:
         action = policy()
         button = int(action[0] > 1 / 3) + 2 * int(action[0] < -1 / 3)  # stay, right, left
@@ -244,10 +247,7 @@ def test_no_engine_outlives_a_killed_process():
         "from wm_numpy.envs import make_env; env = make_env('doom'); env.reset(); print(flush=True)\n"
         "import time; time.sleep(60)"
     )
-    root = os.path.dirname(os.path.dirname(envs.__file__))
-    python = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}
-    )
+    python = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environ())
     python.stdout.readline()
     (engine,) = engines(python.pid)
     python.kill()
@@ -267,7 +267,7 @@ def test_no_engine_outlives_a_killed_process():
 def test_brownian_policy():
     actions = []
     for seed in range(300):
-        policy = BrownianPolicy(3, np.random.default_rng(seed))
+        policy = random_policy("carracing", np.random.default_rng(seed), hold=10)
         actions.append([policy() for _ in range(50)])
     actions = np.array(actions)  # (episode, step, 3)
     assert actions.dtype == np.float32 and np.abs(actions).max() == 1
@@ -278,7 +278,7 @@ def test_brownian_policy():
 
 
 def test_held_policy():
-    policy = HeldPolicy(1, np.random.default_rng(0))
+    policy = random_policy("doom", np.random.default_rng(0), hold=10)
     actions = np.array([policy() for _ in range(6000)])
     assert actions.shape == (6000, 1) and actions.dtype == np.float32
     starts = np.flatnonzero(np.diff(actions[:, 0], prepend=np.nan) != 0)
@@ -289,12 +289,12 @@ def test_held_policy():
 
 def test_the_random_policy_of_the_table_is_uniform_at_every_step():
     for task, size in (("doom", 1), ("carracing", 3)):
-        policy = envs.random_policy(task, np.random.default_rng(0))
+        policy = random_policy(task, np.random.default_rng(0))
         actions = np.array([policy() for _ in range(20_000)])
         assert actions.shape == (20_000, size) and actions.std() == pytest.approx(1 / np.sqrt(3), rel=0.03)
         assert abs(np.corrcoef(actions[:-1, 0], actions[1:, 0])[0, 1]) < 0.02
-    held = envs.random_policy("doom", np.random.default_rng(0), hold=60)
+    held = random_policy("doom", np.random.default_rng(0), hold=60)
     assert np.mean(np.diff([held()[0] for _ in range(6000)]) != 0) == pytest.approx(1 / 30.5, rel=0.2)
-    longer = [envs.random_policy("doom", np.random.default_rng(i), hold=2, long_hold=60) for i in range(200)]
+    longer = [random_policy("doom", np.random.default_rng(i), hold=2, long_hold=60) for i in range(200)]
     changes = np.array([np.mean(np.diff([policy()[0] for _ in range(300)]) != 0) for policy in longer])
     assert 70 < np.sum(changes < 0.1) < 130 and 70 < np.sum(changes > 0.5) < 130

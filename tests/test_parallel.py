@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_threads_use_threads(workers):
 
 def test_at_least_one_worker(workers):
     workers(0)
-    assert parallel.workers() == 1 and parallel.cpu_count() >= 1
+    assert parallel.workers() == 1
 
 
 # ----------------------------------------------------------------------------------------------- processes
@@ -159,12 +160,10 @@ def test_a_job_that_always_dies_ends_it(others, tmp_path, workers):
 def test_chosen_exceptions_are_retried(tmp_path, workers):
     workers(1)
     lines = []
-    results = dict(
-        parallel.processes(fail, [(tmp_path / "a", 2)], retry=(Retried,), log=lines.append, executor=thread_pool)
-    )
-    assert results == {0: "done"} and len(lines) == 2 and "the game is gone" in lines[0]
+    play = partial(parallel.processes, fail, retry=(Retried,), log=lines.append, executor=thread_pool)
+    assert dict(play([(tmp_path / "a", 2)])) == {0: "done"} and len(lines) == 2 and "the game is gone" in lines[0]
     with pytest.raises(WorkerError, match="3 times: the game is gone"):
-        list(parallel.processes(fail, [(tmp_path / "b", 9)], retry=(Retried,), log=lines.append, executor=thread_pool))
+        list(play([(tmp_path / "b", 9)]))
     assert (tmp_path / "b").stat().st_size == parallel.ATTEMPTS
 
 

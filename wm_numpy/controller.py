@@ -14,13 +14,7 @@ def controller_size(features: int, action_size: int, bias: bool) -> int:
 
 
 class Controller:
-    """a = tanh(W [z h] + b), for P candidates.
-
-    Args:
-        vectors: (P, n) or (n,) parameters, W row after row (F, A), then b (A,) where there is a bias.
-        action_size: A.
-        bias: whether the last A of a vector are b.
-    """
+    """a = tanh(W [z h] + b), for P candidates (P, n) or one (n,): W row after row (F, A), then b (A,) if any."""
 
     def __init__(self, vectors: np.ndarray, action_size: int, bias: bool):
         vectors = np.atleast_2d(vectors).astype(np.float32)

@@ -15,7 +15,7 @@ import numpy as np
 
 from .agent import Agent
 from .data import Records, frame_dtype, series_dtype, transitions
-from .envs import FixedPolicy
+from .envs import fixed_policy
 from .experiment import collecting_policy, episode_seeds, score
 from .rollout import blind_rollouts, real_rollouts, rollout
 from .worlds import Dream
@@ -97,7 +97,7 @@ def survival(
     task, size = agent.config.task, agent.m.config.action_size
     first = np.eye(size, dtype=np.float32)[0]
     blind = {"collecting": collecting_policy(agent.config)}
-    blind |= {name: partial(FixedPolicy, x * first) for name, x in (("left", -1), ("middle", 0), ("right", 1))}
+    blind |= {name: partial(fixed_policy, x * first) for name, x in (("left", -1), ("middle", 0), ("right", 1))}
     seeds = episode_seeds("check", episodes, seed, 98)
     for name, make_policy in blind.items():
         yield name, "reality", *blind_rollouts(task, seeds, make_policy=make_policy)

@@ -12,26 +12,21 @@ import multiprocessing
 import os
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from . import BLAS_THREADS_LEFT
 
 ATTEMPTS = 3  # how often one job, or a pool that brings no result at all, may die
+SPAWN = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))  # a fork copies locks in use
+_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # all cores
 
 
 class WorkerError(RuntimeError):
     """Processes died again and again."""
-
-
-def cpu_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-_workers = cpu_count()
 
 
 def set_workers(n: int) -> None:
@@ -67,57 +62,37 @@ def processes(
     arguments: tuple = (),
     retry: tuple[type[Exception], ...] = (),
     log: Callable[[str], None] = print,
-    executor: Callable[..., Executor] | None = None,
+    executor: Callable[..., Executor] = SPAWN,
 ) -> Iterator[tuple[int, object]]:
     """(index, function(*job)) for all jobs, as they finish, each in one of the worker processes.
 
-    A worker that dies, or a job that raises one of `retry`, costs a line in the log: the job is done again.
-    Workers live for one call: Box2D loses memory at every reset, 5 kB measured, 50 MB in 10,000 episodes.
-
-    Args:
-        function: importable by name, as are setup and its arguments.
-        jobs: the arguments of each call.
-        setup: run once in every new process.
-        arguments: of setup.
-        retry: exceptions after which a job is repeated, at most ATTEMPTS times in all.
-        log: takes the lines.
-        executor: makes the pool from (max_workers, initializer, initargs); a ProcessPoolExecutor when None.
-
-    Raises:
-        WorkerError: a job, or every worker, died ATTEMPTS times.
+    Every new process first calls setup(*arguments); these and the function must be importable by name. A worker that
+    dies, or a job that raises one of `retry`, costs a line in the log: the job is done again, and after ATTEMPTS times
+    that is a WorkerError. Workers live for one call: Box2D loses memory at every reset, 5 kB measured.
     """
-    make = executor or _process_pool
-    waiting, failures, deaths = dict(enumerate(jobs)), {}, 0
+    waiting, failures = dict(enumerate(jobs)), Counter()  # of each job, and of workers since the last result
     while waiting:
-        pool = make(max_workers=min(_workers, len(waiting)), initializer=_start, initargs=(setup, arguments))
+        pool = executor(max_workers=min(_workers, len(waiting)), initializer=_start, initargs=(setup, arguments))
         try:
             futures = {pool.submit(function, *job): i for i, job in waiting.items()}
             for future in as_completed(futures):
-                i = futures[future]
                 try:
                     result = future.result()
-                except BrokenProcessPool:
-                    deaths += 1
-                    if deaths >= ATTEMPTS:
-                        raise WorkerError(f"worker processes died {deaths} times without a result") from None
-                    log(f"a worker process died: its jobs are repeated (attempt {deaths + 1} of {ATTEMPTS})")
-                    break
-                except retry as error:
-                    failures[i] = failures.get(i, 0) + 1
-                    if failures[i] >= ATTEMPTS:
-                        raise WorkerError(f"a job failed {ATTEMPTS} times: {error}") from error
-                    log(f"{error} Its job is repeated (attempt {failures[i] + 1} of {ATTEMPTS}).")
+                except (BrokenProcessPool, *retry) as error:
+                    broken = isinstance(error, BrokenProcessPool)
+                    who, what = ("workers", "A worker process died.") if broken else (futures[future], str(error))
+                    failures[who] += 1
+                    if failures[who] == ATTEMPTS:
+                        raise WorkerError(f"the same work failed {ATTEMPTS} times: {what}") from error
+                    log(f"{what} Its work is repeated (attempt {failures[who] + 1} of {ATTEMPTS}).")
+                    if broken:
+                        break
                 else:
-                    deaths = 0
-                    del waiting[i]
-                    yield i, result
+                    failures["workers"] = 0
+                    del waiting[futures[future]]
+                    yield futures[future], result
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _process_pool(**kwargs) -> ProcessPoolExecutor:
-    # spawned, not forked: a fork copies locks that threads hold
-    return ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"), **kwargs)
 
 
 def _start(setup: Callable | None, arguments: tuple) -> None:

@@ -1,38 +1,31 @@
 """The paper's rollout, batched: many candidates, many episodes, in either world; it cannot tell which it is in.
 
 Then the same over all cores: groups of dreams on threads, groups of real episodes on processes.
-
 Letters: P population, E episodes, n = P * E.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from . import parallel
 from .agent import Agent
-from .controller import Controller
 from .data import Recorder
 from .envs import EnvironmentDied, make_env, random_policy
 from .worlds import Dream, RealWorld, World
 
 GROUP = 8  # real episodes that one process steps together, so that V and M run on a batch
+Rollouts = tuple[np.ndarray, np.ndarray]  # returns, the sums of rewards, and lengths, in steps
 
 
-def rollout(world: World, act: Callable, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Play one episode in each environment of a world.
+def rollout(world: World, act: Callable, seeds: np.ndarray) -> Rollouts:
+    """Play one episode in each of a world's n environments, which stand still when they have ended -> (n,) each.
 
-    Args:
-        world: a VectorEnv of n environments that stand still when they have ended.
-        act: features (n, F) -> actions (n, A), such as a Controller.
-        seeds: (n,), one per episode.
-
-    Returns:
-        returns (n,), the sums of rewards, and lengths (n,), in steps.
+    act: features (n, F) -> actions (n, A), such as a Controller; seeds: (n,), one per episode.
     """
     features, _ = world.reset(seed=seeds)
     returns, lengths = np.zeros(world.num_envs), np.zeros(world.num_envs, int)
@@ -45,24 +38,17 @@ def rollout(world: World, act: Callable, seeds: np.ndarray) -> tuple[np.ndarray,
     return returns, lengths
 
 
-def dream_rollouts(agent: Agent, vectors: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every candidate in the same E dreams, on all threads -> returns, lengths (P, E).
-
-    Args:
-        agent: M, and where dreams start.
-        vectors: (P, n) parameters of C.
-        seeds: (E,).
-    """
+def dream_rollouts(agent: Agent, vectors: np.ndarray, seeds: np.ndarray) -> Rollouts:
+    """Every candidate, vectors (P, parameters of C), in the same dreams, seeds (E,), on all threads -> (P, E) each."""
     per_chunk = max(1, agent.config.evolve.chunk // len(seeds))  # whole candidates
 
-    def play(first: int):
+    def play(first: int) -> Rollouts:
         some = vectors[first : first + per_chunk]
         world = Dream(agent, len(some) * len(seeds))
         return rollout(world, agent.controller(some), np.tile(seeds, len(some)))
 
     chunks = parallel.threads(play, range(0, len(vectors), per_chunk))
-    returns, lengths = (np.concatenate(part).reshape(len(vectors), len(seeds)) for part in zip(*chunks, strict=True))
-    return returns, lengths
+    return _joined(chunks, (len(vectors), len(seeds)))
 
 
 def real_rollouts(
@@ -73,32 +59,17 @@ def real_rollouts(
     progress: Callable[[int], None] = lambda n: None,
     noise: float = 0.0,
     paths: list[Path] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Every candidate in the same E real episodes, on all processes -> returns, lengths (P, E).
+) -> Rollouts:
+    """The same in real episodes, on all processes.
 
-    Args:
-        agent: V and M.
-        vectors: (P, n) parameters of C.
-        seeds: (E,).
-        log: takes a line when an environment dies and its group is repeated.
-        progress: is told the number of episodes that have just ended.
-        noise: std of Gaussian noise on the actions.
-        paths: P * E files to record the episodes in.
+    log: takes a line when an environment dies and its group is repeated; progress: is told the number of episodes that
+    have just ended; noise: std of Gaussian noise on the actions; paths: P * E files to record the episodes in.
     """
-    pairs = [(p, e) for p in range(len(vectors)) for e in range(len(seeds))]
-    jobs = []
-    for first in range(0, len(pairs), GROUP):
-        group = pairs[first : first + GROUP]
-        p, e = np.array(group).T
-        jobs.append((vectors[p], seeds[e], noise, paths and paths[first : first + GROUP]))
-    returns, lengths = np.zeros((2, len(vectors), len(seeds)))
-    for i, (some_returns, some_lengths) in parallel.processes(
-        _play_group, jobs, _set_agent, (agent,), retry=(EnvironmentDied,), log=log
-    ):
-        part = slice(i * GROUP, i * GROUP + len(some_returns))
-        returns.ravel()[part], lengths.ravel()[part] = some_returns, some_lengths
-        progress(len(some_returns))
-    return returns, lengths.astype(int)
+    shape = len(vectors), len(seeds)
+    p, e = np.indices(shape).reshape(2, -1)
+    groups = [slice(first, first + GROUP) for first in range(0, p.size, GROUP)]
+    jobs = [(vectors[p[g]], seeds[e[g]], noise, paths and paths[g]) for g in groups]
+    return _joined(_play_all(_play_group, jobs, log, progress, _set_agent, (agent,)), shape)
 
 
 def blind_rollouts(
@@ -109,25 +80,34 @@ def blind_rollouts(
     paths: list[Path] | None = None,
     min_length: int = 1,
     make_policy: Callable[[np.random.Generator], Callable[[], np.ndarray]] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Episodes of a policy that sees nothing -> returns, lengths (E,); recorded in `paths` if given.
+) -> Rollouts:
+    """E episodes of a policy that sees nothing, recorded in `paths` if given -> (E,) each.
 
-    Each episode has a policy of its own, make_policy(rng); by default the one that scores are compared with. A
-    recorded episode shorter than min_length is replaced by another (authors' extract.py).
+    Each episode has a policy of its own, make_policy(rng); by default the one that scores are compared with. An
+    episode shorter than min_length is replaced by another (authors' extract.py).
     """
     make_policy = make_policy or partial(random_policy, task)
-    jobs = [(task, int(s), paths and paths[i], min_length, make_policy) for i, s in enumerate(seeds)]
-    returns, lengths = np.zeros((2, len(seeds)))
-    for i, result in parallel.processes(_play_blind, jobs, retry=(EnvironmentDied,), log=log):
-        returns[i], lengths[i] = result
-        progress(1)
-    return returns, lengths.astype(int)
+    jobs = [(task, int(seed), paths and paths[i], min_length, make_policy) for i, seed in enumerate(seeds)]
+    return _joined(_play_all(_play_blind, jobs, log, progress), len(seeds))
+
+
+def _play_all(play: Callable, jobs: list[tuple], log: Callable, progress: Callable, *setup) -> list[Rollouts]:
+    results = [None] * len(jobs)
+    for i, result in parallel.processes(partial(_guarded, play), jobs, *setup, retry=(EnvironmentDied,), log=log):
+        results[i] = result
+        progress(np.size(result[0]))
+    return results
+
+
+def _joined(results: list[Rollouts], shape: int | tuple[int, int]) -> Rollouts:
+    returns, lengths = (np.hstack(part).reshape(shape) for part in zip(*results, strict=True))
+    return returns, lengths
 
 
 # ------------------------------------------------------------------------------------------ inside a worker process
 
 _agent: Agent | None = None
-_envs: dict[str, list] = {}  # made once per process: a ViZDoom engine takes half a second to start
+_envs: list[Recorder] = []  # made once per process: a ViZDoom engine takes half a second to start
 
 
 def _set_agent(agent: Agent) -> None:
@@ -136,58 +116,45 @@ def _set_agent(agent: Agent) -> None:
 
 
 def _environments(task: str, n: int) -> list[Recorder]:
-    envs = _envs.setdefault(task, [])
-    envs.extend(Recorder(make_env(task)) for _ in range(n - len(envs)))
-    return envs[:n]
+    _envs.extend(Recorder(make_env(task)) for _ in range(n - len(_envs)))
+    return _envs[:n]
 
 
-def _forget_on_death(function):
+def _guarded(play: Callable, *job):
     """After an environment's death its process makes new ones."""
-
-    @wraps(function)
-    def guarded(*args):
-        try:
-            return function(*args)
-        except EnvironmentDied:
-            for env in _envs.pop(args[0], []):
-                env.close()
-            raise
-
-    return guarded
+    try:
+        return play(*job)
+    except EnvironmentDied:
+        while _envs:
+            _envs.pop().close()
+        raise
 
 
-@_forget_on_death
-def _group(task: str, vectors: np.ndarray, seeds: np.ndarray, noise: float, paths: list[Path] | None):
-    envs = _environments(task, len(seeds))
-    controller: Controller = _agent.controller(vectors)  # one candidate per row
+def _play_group(vectors: np.ndarray, seeds: np.ndarray, noise: float, paths: list[Path] | None) -> Rollouts:
+    controller = _agent.controller(vectors)  # one candidate per row
     rng = np.random.default_rng([len(seeds), *seeds])
 
     def act(features: np.ndarray) -> np.ndarray:
         actions = controller(features)
         return np.clip(actions + noise * rng.standard_normal(actions.shape), -1, 1) if noise else actions
 
+    envs = _environments(_agent.config.task, len(seeds))
     result = rollout(RealWorld(_agent, envs), act, seeds)
     for env, path in zip(envs, paths or [], strict=False):
         env.save(path)
     return result
 
 
-def _play_group(vectors, seeds, noise, paths):
-    return _group(_agent.config.task, vectors, seeds, noise, paths)
-
-
-@_forget_on_death
-def _play_blind(task: str, seed: int, path: Path | None, min_length: int, make_policy) -> tuple[float, int]:
+def _play_blind(task: str, seed: int, path: Path | None, min_length: int, make_policy: Callable) -> tuple[float, int]:
     (env,) = _environments(task, 1)
     for attempt in range(100):
         rng = np.random.default_rng([seed, attempt])
-        policy, total, over = make_policy(rng), 0.0, False
+        policy, total, length, over = make_policy(rng), 0.0, 0, False
         env.reset(seed=seed if attempt == 0 else int(rng.integers(2**28)))
         while not over:
             _, reward, terminated, truncated, _ = env.step(policy())
-            total, over = total + reward, terminated or truncated
-        length = len(env._steps)
-        if path is None or length >= min_length:
+            total, length, over = total + reward, length + 1, terminated or truncated
+        if length >= min_length:
             break
     if path is not None:
         env.save(path)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -23,37 +24,31 @@ class World(VectorEnv):
     """What the two worlds share: M's state, C's features, and the rows that are still alive.
 
     All environments start together at `reset`; one that has ended stands still, with reward 0, until the next
-    `reset` of all (autoreset is disabled), and costs nothing: only rows alive are computed.
-
-    Args:
-        agent: gives M and what C sees; its C is not used.
-        num_envs: n.
+    `reset` of all (autoreset is disabled), and costs nothing: only rows alive are computed. The agent's C is not used.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
 
     def __init__(self, agent: Agent, num_envs: int):
         self.agent, self.m, self.num_envs = agent, agent.m, num_envs
-        size = agents.feature_size(agent.config)
-        self.single_observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        self.single_action_space = gym.spaces.Box(-1, 1, (agent.m.action_size,), np.float32)
+        self._features = np.zeros((num_envs, agents.feature_size(agent.config)), np.float32)
+        self.single_observation_space = Box(-np.inf, np.inf, self._features.shape[1:])  # float32, as all
+        self.single_action_space = Box(-1, 1, (agent.m.action_size,))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._features = np.zeros((num_envs, size), np.float32)
         self.rows = np.arange(0)  # nothing is alive before the first reset
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict | None = None):
         """Start all n again -> features (n, F), {}. An episode's own seed decides how it starts, in both worlds."""
         n = self.num_envs
         if seed is None:
-            seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
-        seeds = np.asarray(seed) if np.ndim(seed) else np.arange(seed, seed + n)
+            seed = np.random.default_rng().integers(2**31)
+        seeds = np.asarray(seed) if np.ndim(seed) else seed + np.arange(n)
         if seeds.shape != (n,):
             raise ValueError(f"{len(seeds)} seeds were given for {n} environments")
         self.rng = np.random.default_rng(seeds)
         self.rows, self.steps = np.arange(n), 0
         self.state = self.m.initial_state(n)  # h = c = 0
-        self.restart = np.ones(n, np.float32)
         self.z = self._first(seeds)  # (n, Z)
         self._observe()
         return self._features.copy(), {}
@@ -64,8 +59,8 @@ class World(VectorEnv):
         terminations, truncations = np.zeros((2, self.num_envs), bool)
         if len(self.rows):
             rows, action = self.rows, np.clip(actions[self.rows], -1, 1).astype(np.float32)
-            self.state = self.m.step(self.z, action, self.state, self.restart)
-            self.restart, self.steps = None, self.steps + 1
+            restart = np.ones(len(rows), np.float32) if self.steps == 0 else None
+            self.state, self.steps = self.m.step(self.z, action, self.state, restart), self.steps + 1
             self.z, rewards[rows], terminations[rows], truncations[rows] = self._next(action)
             self._observe()
             alive = ~(terminations | truncations)[rows]
@@ -76,9 +71,12 @@ class World(VectorEnv):
 
     def _observe(self) -> None:
         """Features of the rows alive: z, [z h] or [z c h]."""
-        h, c = self.state
-        parts = {"z": self.z, "h": h, "c": c}
+        parts = dict(zip("zhc", (self.z, *self.state), strict=True))
         self._features[self.rows] = np.concatenate([parts[p] for p in self.agent.config.evolve.features], axis=1)
+
+    def _sample(self, mu: np.ndarray, logvar: np.ndarray) -> np.ndarray:
+        """z ~ N(mu, exp(logvar)): V's sight is sampled when acting too (authors' code)."""
+        return mu + np.exp(logvar / 2) * self.rng.standard_normal(mu.shape, np.float32)
 
     def _first(self, seeds: np.ndarray) -> np.ndarray:
         """The first z of every environment, (n, Z)."""
@@ -90,34 +88,23 @@ class World(VectorEnv):
 
 
 class RealWorld(World):
-    """64x64 environments, seen through V and remembered by M.
-
-    Args:
-        agent: V, M.
-        envs: n environments of envs.py.
-    """
+    """n environments of envs.py, seen through V and remembered by M."""
 
     def __init__(self, agent: Agent, envs: Sequence[gym.Env]):
         super().__init__(agent, len(envs))
         self.envs = list(envs)
 
     def _first(self, seeds):
-        return self._see([env.reset(seed=int(seed))[0] for env, seed in zip(self.envs, seeds, strict=True)])
+        frames = [env.reset(seed=int(seed))[0] for env, seed in zip(self.envs, seeds, strict=True)]
+        return self._sample(*self.agent.v.encode(np.stack(frames)))
 
     def _next(self, action):
-        frames, rewards, terminated, truncated, _ = zip(
-            *(self.envs[row].step(a) for row, a in zip(self.rows, action, strict=True)), strict=True
-        )
-        seen = ~np.array(terminated)  # the frame after an end is not looked at (ViZDoom's is black)
+        steps = [self.envs[row].step(a) for row, a in zip(self.rows, action, strict=True)]
+        frames, rewards, terminated, truncated, _ = map(np.array, zip(*steps, strict=True))
         z = self.z.copy()
-        if seen.any():
-            z[seen] = self._see([frame for frame, s in zip(frames, seen, strict=True) if s])
-        return z, np.array(rewards), ~seen, np.array(truncated)
-
-    def _see(self, frames: list) -> np.ndarray:
-        """z ~ V(frame): sampled when acting too (authors' code)."""
-        mu, logvar = self.agent.v.encode(np.stack(frames))
-        return mu + np.exp(logvar / 2) * self.rng.standard_normal(mu.shape, np.float32)
+        if not terminated.all():  # the frame after an end is not looked at (ViZDoom's is black)
+            z[~terminated] = self._sample(*self.agent.v.encode(frames[~terminated]))
+        return z, rewards, terminated, truncated
 
     def close_extras(self, **kwargs):
         for env in self.envs:
@@ -127,11 +114,7 @@ class RealWorld(World):
 class Dream(World):
     """M alone: the next z, the reward and the end are drawn from its head (paper, section 4).
 
-    Args:
-        agent: M and the first frames' (mu, logvar).
-        num_envs: n dreams.
-        tau: temperature; None: the one that C was evolved at.
-        horizon: steps after which a dream is cut; None: as evolved, 0: the task's limit.
+    tau: temperature; horizon: steps after which a dream is cut, 0: the task's limit. None: as C was evolved.
     """
 
     def __init__(self, agent: Agent, num_envs: int, tau: float | None = None, horizon: int | None = None):
@@ -141,8 +124,7 @@ class Dream(World):
         self.limit = horizon or ENVIRONMENTS[agent.config.task].max_steps
 
     def _first(self, seeds):
-        mu, logvar = self.agent.starts[:, seeds % self.agent.starts.shape[1]]  # (n, Z) each
-        return mu + np.exp(logvar / 2) * self.rng.standard_normal(mu.shape, np.float32)
+        return self._sample(*self.agent.starts[:, seeds % self.agent.starts.shape[1]])  # (n, Z) each
 
     def _next(self, action):
         z, reward, done = self.m.dream(self.state, self.tau, self.rng, self.agent.config.evolve.done_odds)
@@ -152,27 +134,14 @@ class Dream(World):
 class DreamEnv(gym.Env):
     """One dream of a trained M, as a Gymnasium environment: `gymnasium.make("wm_numpy/Dream-v0", run="runs/doom")`.
 
-    ## Description
-    Nothing is simulated but by M: it was trained on episodes of the task and now predicts what comes next.
-
-    ## Action Space
-    Box(-1, 1, (A,)): the task's own, 3 for CarRacing, 1 for Doom.
-
-    ## Observation Space
-    Box(-inf, inf, (F,)): what the run's C sees, z, [z h] or [z c h]. `render()` decodes z to a picture.
-
-    ## Rewards
-    M's expected reward of the step where it has a reward head; 1 per step survived otherwise.
-
-    ## Starting State
-    A recorded first frame, drawn by the seed, and zero memory.
-
-    ## Episode End
-    Where M has a done head, terminated when its logit is above 0, or as `evolve.done_odds` draws it; truncated at the
-    step limit.
-
-    ## Arguments
-    run: a run folder, or the name of weights that come with the package; tau: temperature; horizon: step limit.
+    Description: nothing is simulated but by M, which was trained on episodes of the task and predicts what comes next.
+    Action Space: Box(-1, 1, (A,)): the task's own, 3 for CarRacing, 1 for Doom.
+    Observation Space: Box(-inf, inf, (F,)): what the run's C sees, z, [z h] or [z c h]. `render()` decodes z.
+    Rewards: M's expected reward of the step where it has a reward head; 1 per step survived otherwise.
+    Starting State: a recorded first frame, drawn by the seed, and zero memory.
+    Episode End: where M has a done head, terminated when its logit is above 0, or as `evolve.done_odds` draws it;
+        truncated at the step limit.
+    Arguments: run: a run folder, or the name of weights that come with the package; tau, horizon: as of `Dream`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
