@@ -3,8 +3,6 @@
 config.json   vae.npz: params   mdnrnn.npz: params, starts   controller.npz: vector
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 The defaults are the paper's CarRacing experiment and, where the paper is silent, the authors' code.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -17,7 +15,7 @@ class SettingError(ValueError):
     """A setting that does not exist or whose value cannot be."""
 
 
-def setting(default, help: str, low: float | None = None, high: float | None = None, choices: tuple = ()):
+def setting(default, help: str, low: float | None = None, high: float = math.inf, choices: tuple = ()):
     """A dataclass field with its help text and its range, both inclusive."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
@@ -202,19 +200,14 @@ def _parsed(key: str, value):
         raise SettingError(f"unknown setting {key!r}: choose from {', '.join(SETTINGS)}")
     kind, limits = type(SETTINGS[key].default), SETTINGS[key].metadata
     try:
-        if kind is bool:
-            value = {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
-        elif kind is int and isinstance(value, float):
-            raise ValueError
-        else:
-            value = kind(value)
-    except (ValueError, KeyError, TypeError):
+        flags = {"true": True, "1": True, "false": False, "0": False}
+        value = flags[str(value).lower()] if kind is bool else kind(str(value))
+    except (ValueError, KeyError):
         raise SettingError(f"{key} takes {kind.__name__}, not {value!r}") from None
-    low, high, choices = limits["low"], limits["high"], limits["choices"]
-    if choices and value not in choices:
-        raise SettingError(f"{key} is one of {', '.join(choices)}, not {value!r}")
-    # "not (...)", for nan compares false with everything
-    if low is not None and not (low <= value < math.inf and (high is None or value <= high)):
-        allowed = f"at least {low}" if high is None else f"{low} to {high}"
+    if limits["choices"] and value not in limits["choices"]:
+        raise SettingError(f"{key} is one of {', '.join(limits['choices'])}, not {value!r}")
+    low, high = limits["low"], limits["high"]
+    if low is not None and not (low <= value <= high and value < math.inf):  # "not": nan compares false with everything
+        allowed = f"at least {low}" if high == math.inf else f"{low} to {high}"
         raise SettingError(f"{key} = {value} is out of range: {allowed}")
     return value

@@ -8,8 +8,6 @@ Nothing is held in memory but file names and lengths. A batch is a pure function
 on after a kill without any generator to restore.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator
@@ -24,10 +22,7 @@ class DataError(ValueError):
 
 
 def write(path: Path, content: np.ndarray | dict) -> None:
-    """Write an array as .npy, arrays by name as .npz, anything else as JSON.
-
-    It is written beside its place and renamed: a kill at any moment leaves the old file or the new one.
-    """
+    """Write an array as .npy, arrays by name as .npz, anything else as JSON; a kill leaves the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -4,8 +4,6 @@ Every stage looks at the run folder for what is there already, so that a run goe
 is random is drawn from the seed, the round and the place in the stage, never from what happened before.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -122,19 +120,13 @@ class Experiment:
         steps = self.config.rounds * self.config.collect.episodes * RANDOM_LENGTH[self.config.task]
         return steps * (self.frame_dtype.itemsize + self.series_dtype.itemsize) + 200e6
 
-    def _check_disk(self) -> None:
-        here = sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file())
-        needed, free = self.disk_needed(), shutil.disk_usage(self.folder).free + here
-        if needed > free:
-            raise RunError(
-                f"this run needs about {needed / 1e9:.1f} GB in {self.folder}, where {free / 1e9:.1f} GB are free: "
-                "choose another --out, or fewer collect.episodes"
-            )
-
     def run(self, stages: Sequence[str] = STAGES) -> None:
         """These stages of every round, those that are complete left out."""
-        if "collect" in stages:
-            self._check_disk()
+        here = sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file())
+        needed, free = self.disk_needed() / 1e9, (shutil.disk_usage(self.folder).free + here) / 1e9
+        if "collect" in stages and needed > free:
+            what = f"this run needs about {needed:.1f} GB in {self.folder}, where {free:.1f} GB are free"
+            raise RunError(f"{what}: choose another --out, or fewer collect.episodes")
         for round_ in range(1, self.config.rounds + 1):
             for stage in stages:
                 complete = stage in RESULTS and self._round_of(RESULTS[stage]) >= round_
@@ -156,16 +148,15 @@ class Experiment:
         paths = [self.episodes / f"{(round_ - 1) * n + i:06d}.npy" for i in range(n)]
         # Agents play in groups of fixed members, so a group with a file missing is played again as a whole.
         size = 1 if round_ == 1 else GROUP
-        groups = [range(i, min(i + size, n)) for i in range(0, n, size)]
-        missing = [i for group in groups if not all(paths[j].exists() for j in group) for i in group]
+        whole = [all(path.exists() for path in paths[i : i + size]) for i in range(0, n, size)]
+        missing = [i for i in range(n) if not whole[i // size]]
         if not missing:
             return
-        seeds, options = episode_seeds("collect", n, c.seed, round_)[missing], {"paths": [paths[i] for i in missing]}
-        if round_ == 1:
-            agent, options["min_length"], options["make_policy"] = None, c.collect.min_length, collecting_policy(c)
-        else:
-            agent, options["noise"] = agents.load(self.folder), c.collect.noise
-        play(c.task, agent, seeds, self.log, "collect", round_, n - len(missing), **options)
+        agent, how = None, {"min_length": c.collect.min_length, "make_policy": collecting_policy(c)}
+        if round_ > 1:
+            agent, how = agents.load(self.folder), {"noise": c.collect.noise}
+        seeds, how["paths"] = episode_seeds("collect", n, c.seed, round_)[missing], [paths[i] for i in missing]
+        play(c.task, agent, seeds, self.log, "collect", round_, n - len(missing), **how)
 
     def _vae(self, round_: int) -> None:
         seed = self._seed("vae", round_)
@@ -255,15 +246,14 @@ class Experiment:
         results = read_results(path) if path.exists() else {}
         if results.get("round") != round_:
             results = {"round": round_, "task": c.task, "preset": c.preset}
-        for who in ("random", "agent", "dream"):
-            if who not in results:
-                agent = None if who == "random" else agents.load(self.folder)
-                if who == "dream":  # the same agent in its own dream
-                    returns, _ = dream_rollouts(agent, agent.vector[None], episode_seeds("evaluate", n, c.seed))
-                    results[who] = score(returns) | {"tau": c.evolve.tau}
-                else:
-                    results[who] = evaluate(c.task, agent, n, c.seed, self.log, round_)
-                write(path, results)
+        for who in [who for who in ("random", "agent", "dream") if who not in results]:
+            agent = None if who == "random" else agents.load(self.folder)
+            if who == "dream":  # the same agent in its own dream
+                returns, _ = dream_rollouts(agent, agent.vector[None], episode_seeds("evaluate", n, c.seed))
+                results[who] = score(returns) | {"tau": c.evolve.tau}
+            else:
+                results[who] = evaluate(c.task, agent, n, c.seed, self.log, round_)
+            write(path, results)
 
 
 def read_results(path: Path) -> dict:

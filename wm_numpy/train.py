@@ -4,8 +4,6 @@ In both, `state` is a file to resume from, which the caller removes when the res
 hears how far they have come.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path
