@@ -246,7 +246,9 @@ class Experiment:
         results = read_results(path) if path.exists() else {}
         if results.get("round") != round_:
             results = {"round": round_, "task": c.task, "preset": c.preset}
-        for who in [who for who in ("random", "agent", "dream") if who not in results]:
+        for who in ("random", "agent", "dream"):
+            if who in results:
+                continue
             agent = None if who == "random" else agents.load(self.folder)
             if who == "dream":  # the same agent in its own dream
                 returns, _ = dream_rollouts(agent, agent.vector[None], episode_seeds("evaluate", n, c.seed))
