@@ -1,7 +1,6 @@
 """The command line of wm_numpy: `python run.py --help`."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -164,7 +163,7 @@ def evaluate(args: argparse.Namespace) -> None:
     result = experiment.evaluate(task, None if args.random else player, args.episodes, args.seed, experiment.Log())
     print(report.score_line("random policy" if args.random else "agent", result))
     if args.json:
-        data.write_text(args.json, json.dumps(result, indent=1) + "\n")
+        data.write(args.json, result)
 
 
 def watch(args: argparse.Namespace) -> None:

@@ -12,7 +12,6 @@ matrix products, measured just before on all cores, the row's own products reach
 from __future__ import annotations
 
 import importlib.util
-import json
 import multiprocessing
 import os
 import tempfile
@@ -450,4 +449,4 @@ def main(json_path: Path | None = None, scaling: bool = False, only: Sequence[st
             print(f"{r['name']:18}{a:>11}{b:>11}  {r['unit']:14}{c:>6}  {d:>7}  {peer}", flush=True)
             records.append(r)
     if json_path is not None:
-        data.write_text(json_path, json.dumps(records, indent=1) + "\n")
+        data.write(json_path, records)

@@ -128,11 +128,11 @@ def test_damaged_weights(sentence, doom_run, copy_of, name, damage):
     path = copy_of(doom_run) / name
     raw = path.read_bytes()
     if damage == "foreign":
-        data.write_arrays(path, {"x": np.zeros(3)})
+        data.write(path, {"x": np.zeros(3)})
     elif damage == "nan":
         arrays = data.read_arrays(path)
         arrays["vector" if name.startswith("c") else "params"][3] = np.nan
-        data.write_arrays(path, arrays)
+        data.write(path, arrays)
     elif damage == "missing":
         path.unlink()
     else:
@@ -143,7 +143,7 @@ def test_damaged_weights(sentence, doom_run, copy_of, name, damage):
 def test_starts_that_are_missing(sentence, doom_run, copy_of):
     path = copy_of(doom_run) / "mdnrnn.npz"
     arrays = data.read_arrays(path)
-    data.write_arrays(path, {k: a for k, a in arrays.items() if k != "starts"})
+    data.write(path, {k: a for k, a in arrays.items() if k != "starts"})
     assert "mdnrnn.npz" in sentence("dream", path.parent, "--png", "x.png", code=1)
 
 
@@ -178,7 +178,7 @@ def test_damaged_weights_when_training_goes_on(sentence, doom_run, copy_of, name
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:300])
     else:
-        data.write_arrays(path, {"x": np.zeros(3)})
+        data.write(path, {"x": np.zeros(3)})
     assert name in sentence(*train(path.parent), code=1)
 
 

@@ -18,9 +18,9 @@ from wm_numpy import agent as agents
 from wm_numpy import data, experiment, train, vae
 from wm_numpy.cmaes import CMAES
 from wm_numpy.envs import random_policy
-from wm_numpy.experiment import PURPOSES, STAGES, Experiment, RunError, episode_seeds, score
+from wm_numpy.experiment import PURPOSES, STAGES, Experiment, episode_seeds, score
 from wm_numpy.rollout import blind_rollouts
-from wm_numpy.train import DivergedError
+from wm_numpy.train import RunError
 
 RESULTS = ("vae.npz", "mdnrnn.npz", "controller.npz")
 
@@ -197,7 +197,7 @@ def test_evolution_goes_on_and_deploys_the_mean_of_the_best_check(tmp_path, monk
             checks.append(-abs(generation - 4.4))  # the best check is at 4 of 7
             return checks[-1]
 
-        return train.evolve(cma, fitness, 7, state, lambda n, figures: None, check, every)
+        return train.evolve(cma, fitness, 7, state, lambda n, **figures: None, check, every)
 
     vector, generation = go(tmp_path / "a.npz")
     assert generation == 4 and np.array_equal(vector, means[1]) and len(checks) == 4  # at 2, 4, 6 and the end
@@ -215,7 +215,7 @@ def test_evolution_goes_on_and_deploys_the_mean_of_the_best_check(tmp_path, monk
 
 def test_states_of_another_configuration_are_refused(collected):
     state = collected / "vae.1.state.npz"
-    data.write_arrays(state, {"params": np.zeros(3)})
+    data.write(state, {"params": np.zeros(3)})
     with pytest.raises(data.DataError, match="vae.1.state.npz.*delete"):
         Experiment(tiny_config(), collected).run(("vae",))
 
@@ -289,7 +289,7 @@ def test_a_loss_that_is_no_number(collected, monkeypatch, bad):
         return losses, gradient
 
     monkeypatch.setattr(vae.VAE, "loss_and_grad", loss_and_grad)
-    with pytest.raises(DivergedError, match="update 3 is not finite.*vae.1.state.npz"):
+    with pytest.raises(RunError, match="update 3 is not finite.*vae.1.state.npz"):
         Experiment(tiny_config(), collected).run(("vae",))
     saved = data.read_arrays(collected / "vae.1.state.npz")
     assert np.isfinite(saved["params"]).all() and np.array_equal(saved["params"], calls[1])

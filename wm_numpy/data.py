@@ -8,9 +8,9 @@ Nothing is held in memory but file names and lengths. A batch is a pure function
 on after a kill without any generator to restore.
 """
 
-from __future__ import annotations
-
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium as gym
@@ -21,77 +21,51 @@ class DataError(ValueError):
     """A file that is not what it should be; the sentence names it and the mend."""
 
 
-# ---------------------------------------------------------------------------------------------------------- files
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write .npy beside its place and rename: a kill at any moment leaves the old file or the new one."""
-    _atomically(path, lambda file: np.save(file, array, allow_pickle=False))
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """The same for .npz."""
-    _atomically(path, lambda file: np.savez(file, **arrays))
-
-
-def write_text(path: Path, text: str) -> None:
-    """The same for text."""
-    _atomically(path, lambda file: file.write(text.encode()))
-
-
-def _atomically(path: Path, write) -> None:
-    path = Path(path)
+def write(path: Path, content: np.ndarray | dict) -> None:
+    """Write an array as .npy, arrays by name as .npz, anything else as JSON; a kill leaves the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(beside, "wb") as file:
-            write(file)
+            if isinstance(content, np.ndarray):
+                np.save(file, content, allow_pickle=False)
+            elif path.suffix == ".npz":
+                np.savez(file, **content)
+            else:
+                file.write((json.dumps(content, indent=1) + "\n").encode())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """All arrays of an .npz, which must have these.
-
-    Raises:
-        DataError: the file is damaged or is something else.
-        FileNotFoundError: there is none.
-    """
+def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """All arrays of an .npz; DataError unless those named are there, finite and of this shape, -1 for any length."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-            missing = [name for name in names if name not in arrays]
-            if missing:
-                raise ValueError(f"it has no {missing[0]!r}")
-            return arrays
+        for name, shape in shapes.items():
+            if name not in arrays:
+                raise ValueError(f"it has no {name!r}")
+            arrays[name] = arrays[name].reshape(shape)
+            if not np.isfinite(arrays[name]).all():
+                raise ValueError(f"{name} holds values that are not numbers")
+        return arrays
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile, zlib, struct, ValueError: np.load raises them all
-        raise DataError(
-            f"{path} is damaged or foreign ({error}): delete it and repeat the command that made it"
-        ) from None
-
-
-# ------------------------------------------------------------------------------------------------------- recording
+        mend = "delete it, or move it away, and repeat the command that made it"
+        raise DataError(f"{path} is damaged or of another run ({error}): {mend}") from None
 
 
 def frame_dtype(action_size: int) -> np.dtype:
     """A record of an episode. `seen` is false for a frame that never was: ViZDoom's after death."""
-    return np.dtype(
-        [
-            ("frame", "u1", (64, 64, 3)),
-            ("action", "f4", (action_size,)),
-            ("reward", "f4"),
-            ("done", "?"),
-            ("seen", "?"),
-        ]
-    )
+    action = ("action", "f4", (action_size,))
+    return np.dtype([("frame", "u1", (64, 64, 3)), action, ("reward", "f4"), ("done", "?"), ("seen", "?")])
 
 
 def series_dtype(z_size: int, action_size: int) -> np.dtype:
     """A record of a series: an episode whose frames have become (mu, logvar)."""
-    return np.dtype([("mu", "f4", (z_size,)), ("logvar", "f4", (z_size,))] + frame_dtype(action_size).descr[1:])
+    return np.dtype([("mu", "f4", (z_size,)), ("logvar", "f4", (z_size,)), *frame_dtype(action_size).descr[1:]])
 
 
 class Recorder(gym.Wrapper):
@@ -108,67 +82,45 @@ class Recorder(gym.Wrapper):
         self._steps.append((action, reward, terminated))
         return frame, reward, terminated, truncated, info
 
-    def save(self, path: Path) -> int:
-        """Write the episode; return its steps."""
+    def save(self, path: Path) -> None:
+        """Write the episode."""
         records = np.zeros(len(self._frames), frame_dtype(self.env.action_space.shape[0]))
         records["frame"] = self._frames
         records["action"][:-1], records["reward"][:-1], records["done"][:-1] = zip(*self._steps, strict=True)
         records["seen"] = True
         records["seen"][-1] = self.env.unwrapped.terminal_frame or not records["done"][-2]
-        write_array(path, records)
-        return len(self._steps)
-
-
-# --------------------------------------------------------------------------------------------------------- reading
+        write(path, records)
 
 
 class Records:
-    """The .npy files of a folder, sorted by name; slices are read when asked for.
-
-    Args:
-        folder: where they lie.
-        dtype: of every record.
-
-    Attributes:
-        steps: (files,) transitions of each file, T.
-        frames: (files,) frames of each that were seen, T or T+1.
-    """
+    """The .npy files of a folder, sorted by name, records of one dtype; slices are read when asked for."""
 
     def __init__(self, folder: Path, dtype: np.dtype):
-        self.folder, self.dtype = Path(folder), dtype
-        self.paths = sorted(self.folder.glob("[0-9]*.npy"))
+        self.dtype, self.paths = dtype, sorted(folder.glob("[0-9]*.npy"))
         if not self.paths:
             raise DataError(f"{folder} holds no episodes: run the collect stage first")
-        self._offsets, lengths = zip(*map(self._header, self.paths), strict=True)
-        self.steps = np.array(lengths) - 1
-        last = [self.read(i, t, t + 1)["seen"][0] for i, t in enumerate(self.steps)]
-        self.frames = self.steps + np.array(last)
+        self._offsets, lengths = np.transpose([self._header(path) for path in self.paths])
+        self.steps = lengths - 1  # (files,) transitions of each, T
+        last_seen = [self.read(i, t)["seen"][0] for i, t in enumerate(self.steps)]
+        self.frames = self.steps + last_seen  # (files,) frames of each that were seen, T or T+1
 
     def _header(self, path: Path) -> tuple[int, int]:
         """Where the records of a file begin, and how many there are."""
         try:
-            with open(path, "rb") as file:
-                version = np.lib.format.read_magic(file)
-                if version != (1, 0):
-                    raise ValueError(f"version {version}")
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-                offset = file.tell()
+            mapped = np.lib.format.open_memmap(path, mode="r")
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is damaged ({error}): delete it and repeat the command") from None
-        if dtype != self.dtype or len(shape) != 1 or shape[0] < 2:
+        if mapped.dtype != self.dtype or mapped.ndim != 1 or len(mapped) < 2:
             raise DataError(f"{path} is not an episode of this run: move it away and repeat the command")
-        return offset, shape[0]
+        return mapped.offset, len(mapped)
 
     def read(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Records start:stop of file i."""
-        stop = self.steps[i] + 1 if stop is None else stop
-        size = self.dtype.itemsize
-        file = os.open(self.paths[i], os.O_RDONLY)
-        try:  # 25 us for a frame; mapped or by np.load 430, most of them to parse the header again
-            data = os.pread(file, int(stop - start) * size, int(self._offsets[i] + start * size))
-        finally:
-            os.close(file)
-        if len(data) != (stop - start) * size:
+        count = (self.steps[i] + 1 if stop is None else stop) - start
+        with open(self.paths[i], "rb", buffering=0) as file:
+            # 25 us for a frame; mapped or by np.load 430, most of them to parse the header again
+            data = os.pread(file.fileno(), count * self.dtype.itemsize, self._offsets[i] + start * self.dtype.itemsize)
+        if len(data) != count * self.dtype.itemsize:
             raise DataError(f"{self.paths[i]} is cut short: delete it and repeat the command")
         return np.frombuffer(data, self.dtype)
 
@@ -177,11 +129,10 @@ class FrameBatches:
     """update -> (batch, 64, 64, 3) uint8: every frame once per epoch, in an order drawn from (seed, epoch)."""
 
     def __init__(self, episodes: Records, batch: int, seed: tuple[int, ...]):
-        self.episodes, self.seed = episodes, seed
+        self.episodes, self.seed, self._epoch = episodes, seed, -1
         self.ends = np.cumsum(episodes.frames)
         self.batch = min(batch, int(self.ends[-1]))
         self.per_epoch = int(self.ends[-1]) // self.batch
-        self._epoch, self._order = -1, None
 
     def __call__(self, update: int) -> np.ndarray:
         epoch, k = divmod(update, self.per_epoch)
@@ -202,12 +153,11 @@ class SeriesBatches:
     """
 
     def __init__(self, series: Records, batch: int, window: int, seed: tuple[int, ...]):
-        self.series, self.seed = series, seed
+        self.series, self.seed, self._epoch = series, seed, -1
         total = int(series.steps.sum())
         self.window = min(window, total)
         self.batch = min(batch, total // self.window)
         self.per_epoch = total // self.window // self.batch
-        self._epoch = -1
 
     def __call__(self, update: int) -> dict[str, np.ndarray]:
         epoch, k = divmod(update, self.per_epoch)
@@ -217,32 +167,26 @@ class SeriesBatches:
             self._ends = np.cumsum(self.series.steps[self._files])
             self._windows = rng.permutation(int(self._ends[-1]) // self.window)
         rng = np.random.default_rng([*self.seed, epoch, k])
-        rows = [self._row(w, rng) for w in self._windows[k * self.batch : (k + 1) * self.batch]]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        parts = [p for w in self._windows[k * self.batch : (k + 1) * self.batch] for p in self._parts(w, rng)]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: x.reshape(self.batch, self.window, *x.shape[1:]) for name, x in joined.items()}
 
-    def _row(self, window: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Steps window * self.window ... of the stream, from as many files as it takes."""
-        parts, at, end = [], window * self.window, (window + 1) * self.window
-        while at < end:
-            place = int(np.searchsorted(self._ends, at, side="right"))
-            first = int(self._ends[place] - self.series.steps[self._files[place]])  # where this file begins
-            stop = min(end, int(self._ends[place]))
-            records = self.series.read(self._files[place], at - first, stop - first + 1)
-            parts.append(transitions(records, rng, restart=at == first))
-            at = stop
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def _parts(self, window: int, rng: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
+        """The transitions of a window, file by file."""
+        start, stop = window * self.window, (window + 1) * self.window
+        first, last = np.searchsorted(self._ends, (start, stop - 1), side="right")
+        for file, end in zip(self._files[first : last + 1], self._ends[first : last + 1], strict=True):
+            begin = end - self.series.steps[file]
+            a, b = max(start, begin), min(stop, end)
+            yield transitions(self.series.read(file, a - begin, b - begin + 1), rng, restart=a == begin)
 
 
 def transitions(records: np.ndarray, rng: np.random.Generator, restart: bool) -> dict[str, np.ndarray]:
-    """T+1 records of a series -> T transitions, z sampled: the arrays of MDNRNN.loss_and_grad without the batch axis.
+    """T+1 records of a series -> T transitions: the arrays of MDNRNN.loss_and_grad without the batch axis.
 
-    Args:
-        records: of series_dtype.
-        rng: draws z ~ N(mu, exp(logvar)).
-        restart: the first of them begins an episode.
+    z is drawn from N(mu, exp(logvar)); `restart`: the first step begins an episode.
     """
-    mu, logvar = records["mu"], records["logvar"]
-    z = mu + np.exp(logvar / 2) * rng.standard_normal(mu.shape, np.float32)
+    z = records["mu"] + np.exp(records["logvar"] / 2) * rng.standard_normal(records["mu"].shape, np.float32)
     starts = np.zeros(len(records) - 1, np.float32)
     starts[0] = restart
     return {

@@ -4,8 +4,6 @@ Every stage looks at the run folder for what is there already, so that a run goe
 is random is drawn from the seed, the round and the place in the stage, never from what happened before.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -18,34 +16,20 @@ from pathlib import Path
 import numpy as np
 
 from . import agent as agents
-from . import config as configuration
 from .agent import Agent
 from .cmaes import CMAES
-from .config import Config
-from .data import (
-    DataError,
-    FrameBatches,
-    Records,
-    SeriesBatches,
-    frame_dtype,
-    read_arrays,
-    series_dtype,
-    write_array,
-    write_arrays,
-    write_text,
-)
+from .config import Config, flat, from_flat
+from .data import DataError, FrameBatches, Records, SeriesBatches, frame_dtype, read_arrays, series_dtype, write
 from .envs import ENVIRONMENTS, random_policy
 from .rollout import GROUP, blind_rollouts, dream_rollouts, real_rollouts
-from .train import evolve, fit
+from .train import RunError, evolve, fit
 
 STAGES = ("collect", "vae", "encode", "mdnrnn", "evolve", "evaluate")
+# what makes a stage complete; nothing but M reads what V encodes
+RESULTS = {"vae": "vae.npz", "encode": "mdnrnn.npz", "mdnrnn": "mdnrnn.npz", "evolve": "controller.npz"}
 PURPOSES = ("collect", "evolve", "check", "evaluate")  # seeds of one purpose are used for no other
 RANDOM_LENGTH = {"doom": 320, "carracing": 1000}  # steps of a random episode, to say what disk is needed
 STARTS = 1000  # recorded first frames that M keeps to start dreams from
-
-
-class RunError(RuntimeError):
-    """A run that cannot start or go on; the sentence says why."""
 
 
 def episode_seeds(purpose: str, n: int, *key: int) -> np.ndarray:
@@ -75,9 +59,9 @@ class Log:
         if self.path and self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
             self.path.open("a").write("\n")  # a kill cut the last line short
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, end: str = "\n") -> None:
         """A line for people."""
-        print(f"\r\033[K{text}" if self.terminal else text, flush=True)
+        print(f"\r\033[K{text}" if self.terminal else text, end=end, flush=True)
 
     def record(self, **values) -> None:
         """A line of log.jsonl; the time is added."""
@@ -86,25 +70,19 @@ class Log:
                 file.write(json.dumps({"time": round(time.time(), 1)} | values) + "\n")
 
     @contextmanager
-    def progress(self, stage: str, round_: int, total: int, unit: str, done: int = 0):
+    def progress(self, stage: str, round_: int, total: int, unit: str, first: int = 0):
         """Gives `tell(done, **figures)`; prints about twice a second on a terminal, now and then in a log."""
-        start, first, shown, kept = time.monotonic(), done, 0.0, 0.0
-        text = ""
+        start, shown, kept, text = time.monotonic(), 0.0, 0.0, ""
 
         def tell(done: int, /, **figures) -> None:
             nonlocal shown, kept, text
             now, last = time.monotonic(), done >= total
-            rate = (done - first) / max(now - start, 1e-9)
-            left = (total - done) / max(rate, 1e-9)
+            each = max(now - start, 1e-9) / max(done - first, 1e-9)  # seconds
+            speed = f"{1 / each:.1f} {unit}/s" if each <= 1 else f"{each:.1f} s per {unit.removesuffix('s')}"
             named = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            speed = f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s per {unit.removesuffix('s')}"
-            text = f"{stage:9} {done:,}/{total:,} {unit}  {speed}  {left:.0f} s left  {named}"
+            text = f"{stage:9} {done:,}/{total:,} {unit}  {speed}  {(total - done) * each:.0f} s left  {named}"
             if now - shown > (0.5 if self.terminal else 15) and not last:
-                print(
-                    f"\r\033[K{text}" if self.terminal else text,
-                    end="" if self.terminal else "\n",
-                    flush=True,
-                )
+                self.line(text, end="" if self.terminal else "\n")
                 shown = now
             if figures and (now - kept > 1 or last or "check" in figures):
                 self.record(stage=stage, round=round_, step=done, **figures)
@@ -116,245 +94,175 @@ class Log:
 
 
 class Experiment:
-    """A run folder, and the stages that fill it.
+    """A run folder, made when missing, and the stages that fill it.
 
-    Args:
-        config: of the run; must be the one that the folder was made with, but for more rounds.
-        folder: made when missing.
-
-    Raises:
-        RunError: the folder belongs to another configuration; in `run`, the disk is too small.
+    RunError: the folder is of another configuration, not counting fewer rounds; in `run`, the disk is too small.
     """
 
     def __init__(self, config: Config, folder: Path):
-        self.config, self.folder = config, Path(folder)
-        self._claim()
-        self.log = Log(self.folder)
-        self.episodes = self.folder / "episodes"
-
-    def _claim(self) -> None:
-        path, mine = self.folder / "config.json", configuration.flat(self.config)
+        self.config, self.folder, self.episodes = config, folder, folder / "episodes"
+        path, mine = folder / "config.json", flat(config)
         if path.exists():
-            theirs = configuration.flat(agents.load_config(self.folder))
+            theirs = flat(agents.load_config(folder))
             other = [k for k in mine if mine[k] != theirs[k] and not (k == "rounds" and mine[k] > theirs[k])]
             if other:
                 what = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in other[:3])
-                raise RunError(f"{self.folder} holds a run of another configuration ({what}): choose another --out")
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise RunError(f"{self.folder} is not empty and not a run folder: choose another --out")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(mine, indent=1) + "\n")
-
-    def _check_disk(self) -> None:
-        needed = self.disk_needed()
-        free = shutil.disk_usage(self.folder).free + sum(
-            f.stat().st_size for f in self.folder.rglob("*") if f.is_file()
-        )
-        if needed > free:
-            raise RunError(
-                f"this run needs about {needed / 1e9:.1f} GB in {self.folder}, where {free / 1e9:.1f} GB are free: "
-                "choose another --out, or fewer collect.episodes"
-            )
+                raise RunError(f"{folder} holds a run of another configuration ({what}): choose another --out")
+        elif folder.exists() and any(folder.iterdir()):
+            raise RunError(f"{folder} is not empty and not a run folder: choose another --out")
+        write(path, mine)
+        self.log = Log(folder)
+        actions = ENVIRONMENTS[config.task].action_size
+        self.frame_dtype, self.series_dtype = frame_dtype(actions), series_dtype(config.vae.z_size, actions)
 
     def disk_needed(self) -> float:
         """Bytes, about, of all rounds' episodes and of one round's series."""
-        c = self.config
-        actions = ENVIRONMENTS[c.task].action_size
-        record = frame_dtype(actions).itemsize + series_dtype(c.vae.z_size, actions).itemsize
-        return c.rounds * c.collect.episodes * RANDOM_LENGTH[c.task] * record + 200e6
+        steps = self.config.rounds * self.config.collect.episodes * RANDOM_LENGTH[self.config.task]
+        return steps * (self.frame_dtype.itemsize + self.series_dtype.itemsize) + 200e6
 
     def run(self, stages: Sequence[str] = STAGES) -> None:
         """These stages of every round, those that are complete left out."""
-        if "collect" in stages:
-            self._check_disk()
+        here = sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file())
+        needed, free = self.disk_needed() / 1e9, (shutil.disk_usage(self.folder).free + here) / 1e9
+        if "collect" in stages and needed > free:
+            what = f"this run needs about {needed:.1f} GB in {self.folder}, where {free:.1f} GB are free"
+            raise RunError(f"{what}: choose another --out, or fewer collect.episodes")
         for round_ in range(1, self.config.rounds + 1):
             for stage in stages:
-                if stage != "evaluate" or round_ == self.config.rounds:
+                complete = stage in RESULTS and self._round_of(RESULTS[stage]) >= round_
+                if not complete and (stage != "evaluate" or round_ == self.config.rounds):
                     getattr(self, f"_{stage}")(round_)
-            if self._round_of(self.folder / "controller.npz") < round_:
+            if self._round_of("controller.npz") < round_:
                 return  # the next round needs this one's agent
 
-    # ---------------------------------------------------------------------------------------------------- the stages
+    def _round_of(self, result: str) -> int:
+        """The round whose result a file holds; 0: there is none."""
+        path = self.folder / result
+        return int(read_arrays(path, round=())["round"]) if path.exists() else 0
+
+    def _seed(self, stage: str, round_: int) -> tuple[int, int, int]:
+        return self.config.seed, round_, STAGES.index(stage)
 
     def _collect(self, round_: int) -> None:
         c, n = self.config, self.config.collect.episodes
         paths = [self.episodes / f"{(round_ - 1) * n + i:06d}.npy" for i in range(n)]
-        seeds = episode_seeds("collect", n, c.seed, round_)
         # Agents play in groups of fixed members, so a group with a file missing is played again as a whole.
         size = 1 if round_ == 1 else GROUP
-        groups = [range(i, min(i + size, n)) for i in range(0, n, size)]
-        missing = [i for group in groups if not all(paths[j].exists() for j in group) for i in group]
+        whole = [all(path.exists() for path in paths[i : i + size]) for i in range(0, n, size)]
+        missing = [i for i in range(n) if not whole[i // size]]
         if not missing:
             return
-        done = n - len(missing)
-        with self.log.progress("collect", round_, n, "episodes", done) as tell:
-
-            def progress(k: int) -> None:
-                nonlocal done
-                done += k
-                tell(done)
-
-            some = {"log": self.log.line, "progress": progress, "paths": [paths[i] for i in missing]}
-            if round_ == 1:
-                policy, shortest = collecting_policy(c), c.collect.min_length
-                blind_rollouts(c.task, seeds[missing], min_length=shortest, make_policy=policy, **some)
-            else:
-                agent = self._agent()
-                real_rollouts(agent, agent.vector[None], seeds[missing], noise=c.collect.noise, **some)
+        agent, how = None, {"min_length": c.collect.min_length, "make_policy": collecting_policy(c)}
+        if round_ > 1:
+            agent, how = agents.load(self.folder), {"noise": c.collect.noise}
+        seeds, how["paths"] = episode_seeds("collect", n, c.seed, round_)[missing], [paths[i] for i in missing]
+        play(c.task, agent, seeds, self.log, "collect", round_, n - len(missing), **how)
 
     def _vae(self, round_: int) -> None:
-        c, path = self.config.vae, self.folder / "vae.npz"
-        if self._round_of(path) >= round_:
-            return
-        seed = (self.config.seed, round_, STAGES.index("vae"))
+        seed = self._seed("vae", round_)
         v = agents.new_vae(self.config, np.random.default_rng(seed))
-        if round_ > 1:
-            v.params.flat[:] = agents.load_vector(path, "params", v.params.flat.shape)  # learn on
-        batches = FrameBatches(self._frames(), c.batch, seed)
+        batches = FrameBatches(Records(self.episodes, self.frame_dtype), self.config.vae.batch, seed)
 
         def loss_and_grad(update: int):
-            frames = batches(update)
-            noise = np.random.default_rng([*seed, update, 1]).standard_normal((len(frames), c.z_size), np.float32)
-            return v.loss_and_grad(frames, noise)
+            frames, rng = batches(update), np.random.default_rng([*seed, update, 1])
+            return v.loss_and_grad(frames, rng.standard_normal((len(frames), v.config.z_size), np.float32))
 
-        updates = c.updates or c.epochs * batches.per_epoch
-        self._fit("vae", round_, v.params, loss_and_grad, updates, c)
-        self._finish(path, round_, params=v.params.flat)
+        self._fit("vae", round_, v.params, loss_and_grad, batches.per_epoch)
 
     def _encode(self, round_: int) -> None:
-        folder = self.folder / "series" / str(round_)
-        episodes = self._frames()
+        folder, episodes = self.folder / "series" / str(round_), Records(self.episodes, self.frame_dtype)
         missing = [i for i, path in enumerate(episodes.paths) if not (folder / path.name).exists()]
-        if not missing or self._round_of(self.folder / "mdnrnn.npz") >= round_:
+        if not missing:
             return
         v = agents.new_vae(self.config)
-        v.params.flat[:] = agents.load_vector(self.folder / "vae.npz", "params", v.params.flat.shape)
+        v.params.flat[:] = read_arrays(self.folder / "vae.npz", params=v.params.flat.shape)["params"]
         for old in (self.folder / "series").glob("*"):
             if old.name != folder.name:
                 shutil.rmtree(old)  # of an older V
-        done, total = 0, int(episodes.steps[missing].sum())
-        with self.log.progress("encode", round_, total, "frames") as tell:
-            for i in missing:
+        done = np.cumsum(episodes.steps[missing])
+        with self.log.progress("encode", round_, int(done[-1]), "frames") as tell:
+            for i, frames in zip(missing, done, strict=True):
                 records = episodes.read(i)
-                series = np.zeros(len(records), self._series_dtype)
+                series = np.zeros(len(records), self.series_dtype)
                 for name in ("action", "reward", "done", "seen"):
                     series[name] = records[name]
                 series["mu"], series["logvar"] = v.encode(records["frame"])
-                write_array(folder / episodes.paths[i].name, series)
-                done += len(records) - 1
-                tell(done)
+                write(folder / episodes.paths[i].name, series)
+                tell(int(frames))
 
     def _mdnrnn(self, round_: int) -> None:
-        c, path = self.config.mdnrnn, self.folder / "mdnrnn.npz"
-        if self._round_of(path) >= round_:
-            return
-        seed = (self.config.seed, round_, STAGES.index("mdnrnn"))
+        c, seed = self.config.mdnrnn, self._seed("mdnrnn", round_)
         m = agents.new_mdnrnn(self.config, np.random.default_rng(seed))
-        if round_ > 1:
-            m.params.flat[:] = agents.load_vector(path, "params", m.params.flat.shape)
-        series = Records(self.folder / "series" / str(round_), self._series_dtype)
+        series = Records(self.folder / "series" / str(round_), self.series_dtype)
         batches = SeriesBatches(series, c.batch, c.window, seed)
-        updates = c.updates or c.epochs * batches.per_epoch
-        self._fit("mdnrnn", round_, m.params, lambda u: m.loss_and_grad(batches(u)), updates, c, c.clip)
-        firsts = [series.read(i, 0, 1)[0] for i in range(min(STARTS, len(series.paths)))]
-        starts = np.stack([[first["mu"] for first in firsts], [first["logvar"] for first in firsts]])
-        self._finish(path, round_, params=m.params.flat, starts=starts)
+        firsts = np.concatenate([series.read(i, 0, 1) for i in range(min(STARTS, len(series.paths)))])
+        starts = np.stack([firsts["mu"], firsts["logvar"]])
+        self._fit("mdnrnn", round_, m.params, lambda u: m.loss_and_grad(batches(u)), batches.per_epoch, starts=starts)
+
+    def _fit(self, stage: str, round_: int, params, loss_and_grad: Callable, per_epoch: int, **more) -> None:
+        """Fit V or M, from where the round before left it."""
+        c, path = getattr(self.config, stage), self.folder / RESULTS[stage]
+        if round_ > 1:
+            params.flat[:] = read_arrays(path, params=params.flat.shape)["params"]
+        updates = c.updates or c.epochs * per_epoch
+        with self.log.progress(stage, round_, updates, "updates") as tell:
+            fit(params, loss_and_grad, updates, c, self._state(path, round_), tell)
+        self._finish(path, round_, params=params.flat, **more)
 
     def _evolve(self, round_: int) -> None:
-        c, path = self.config.evolve, self.folder / "controller.npz"
-        if self._round_of(path) >= round_:
-            return
-        size, seed = agents.vector_size(self.config), (self.config.seed, round_, STAGES.index("evolve"))
-        mean = np.zeros(size) if round_ == 1 else agents.load_vector(path, "vector", (size,))
-        agent = self._agent(mean)
-        cma = CMAES(mean, c.sigma, c.population, seed=seed)
+        c, path, seed = self.config.evolve, self.folder / RESULTS["evolve"], self._seed("evolve", round_)
+        size = agents.vector_size(self.config)
+        mean = np.zeros(size) if round_ == 1 else read_arrays(path, vector=(size,))["vector"]
+        agent = agents.load(self.folder, mean)
 
-        def play(vectors: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-            if c.world == "dream":
-                return dream_rollouts(agent, vectors, seeds)[0]
+        def real(vectors: np.ndarray, seeds: np.ndarray) -> np.ndarray:
             return real_rollouts(agent, vectors, seeds, self.log.line)[0]
 
         def fitness(vectors: np.ndarray, generation: int) -> np.ndarray:
-            returns = play(vectors, episode_seeds("evolve", c.episodes, *seed, generation))
+            seeds = episode_seeds("evolve", c.episodes, *seed, generation)
+            returns = real(vectors, seeds) if c.world == "real" else dream_rollouts(agent, vectors, seeds)[0]
             return returns.mean(axis=1) - c.penalty * np.mean(vectors**2, axis=1)
 
         def check(vector: np.ndarray, generation: int) -> float:
             seeds = episode_seeds("check", c.check_episodes, *seed)  # the same at every check: fewer lucky ones
-            return float(real_rollouts(agent, vector[None], seeds, self.log.line)[0].mean())
+            return float(real(vector[None], seeds).mean())
 
+        cma, state = CMAES(mean, c.sigma, c.population, seed=seed), self._state(path, round_)
         with self.log.progress("evolve", round_, c.generations, "generations") as tell:
-            vector, generation = evolve(
-                cma,
-                fitness,
-                c.generations,
-                self._state("controller", round_),
-                lambda n, figures: tell(n, **figures),
-                check,
-                c.check_every,
-            )
+            vector, generation = evolve(cma, fitness, c.generations, state, tell, check, c.check_every)
         self._finish(path, round_, vector=vector, generation=np.array(generation))
 
+    def _state(self, result: Path, round_: int) -> Path:
+        """Where a stage keeps what it needs to resume: a round's own, lest a later one take it up."""
+        return result.with_suffix(f".{round_}.state.npz")
+
+    def _finish(self, result: Path, round_: int, **arrays: np.ndarray) -> None:
+        """The result first, then away with the state to resume from."""
+        write(result, arrays | {"round": np.array(round_)})
+        self._state(result, round_).unlink(missing_ok=True)
+
     def _evaluate(self, round_: int) -> None:
-        path = self.folder / "results.json"
+        path, c, n = self.folder / "results.json", self.config, self.config.evaluate.episodes
         results = read_results(path) if path.exists() else {}
         if results.get("round") != round_:
-            results = {"round": round_, "task": self.config.task, "preset": self.config.preset}
-        n, seed = self.config.evaluate.episodes, self.config.seed
+            results = {"round": round_, "task": c.task, "preset": c.preset}
         for who in ("random", "agent", "dream"):
-            if who not in results:
-                agent = None if who == "random" else self._agent()
-                if who == "dream":  # the same agent in its own dream
-                    returns, _ = dream_rollouts(agent, agent.vector[None], episode_seeds("evaluate", n, seed))
-                    results[who] = score(returns) | {"tau": self.config.evolve.tau}
-                else:
-                    results[who] = evaluate(self.config.task, agent, n, seed, self.log, round_)
-                write_text(path, json.dumps(results, indent=1) + "\n")
-
-    # ------------------------------------------------------------------------------------------------- what they share
-
-    def _fit(self, stage: str, round_: int, params, loss_and_grad: Callable, updates: int, c, clip=None) -> None:
-        def rate(update: int) -> float:
-            return c.final_rate + (c.learning_rate - c.final_rate) * c.decay**update
-
-        with self.log.progress(stage, round_, updates, "updates") as tell:
-            report = lambda n, losses: tell(n, **losses)  # noqa: E731
-            fit(params, loss_and_grad, updates, rate, self._state(stage, round_), report, clip)
-
-    def _finish(self, path: Path, round_: int, **arrays: np.ndarray) -> None:
-        """The result first, then away with the state to resume from."""
-        write_arrays(path, arrays | {"round": np.array(round_)})
-        self._state(path.stem, round_).unlink(missing_ok=True)
-
-    def _state(self, name: str, round_: int) -> Path:
-        """Where a stage keeps what it needs to resume: a round's own, lest a later one take it up."""
-        return self.folder / f"{name}.{round_}.state.npz"
-
-    @staticmethod
-    def _round_of(path: Path) -> int:
-        """The round whose result a file holds; 0: there is none."""
-        return int(read_arrays(path, "round")["round"]) if path.exists() else 0
-
-    @property
-    def _series_dtype(self) -> np.dtype:
-        return series_dtype(self.config.vae.z_size, ENVIRONMENTS[self.config.task].action_size)
-
-    def _frames(self) -> Records:
-        return Records(self.episodes, frame_dtype(ENVIRONMENTS[self.config.task].action_size))
-
-    def _agent(self, vector: np.ndarray | None = None) -> Agent:
-        """The newest V, M and C."""
-        v, m, starts = agents.load_models(self.folder, self.config)
-        if vector is None:
-            size = agents.vector_size(self.config)
-            vector = agents.load_vector(self.folder / "controller.npz", "vector", (size,))
-        return Agent(self.config, v, m, vector, starts)
+            if who in results:
+                continue
+            agent = None if who == "random" else agents.load(self.folder)
+            if who == "dream":  # the same agent in its own dream
+                returns, _ = dream_rollouts(agent, agent.vector[None], episode_seeds("evaluate", n, c.seed))
+                results[who] = score(returns) | {"tau": c.evolve.tau}
+            else:
+                results[who] = evaluate(c.task, agent, n, c.seed, self.log, round_)
+            write(path, results)
 
 
 def read_results(path: Path) -> dict:
     """results.json of a run, as far as it has come."""
     try:
         results = json.loads(path.read_text())
-        if not isinstance(results, dict) or results["task"] not in ENVIRONMENTS:
+        if results["task"] not in ENVIRONMENTS:
             raise ValueError("not the results of a run")
         return results
     except FileNotFoundError:
@@ -364,39 +272,35 @@ def read_results(path: Path) -> dict:
 
 
 def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:
-    """A run with another's V and M, for C to be evolved and evaluated anew under other settings.
+    """A run with the V and M of another, for C to be evolved and evaluated anew under other settings.
 
-    Args:
-        run: what agent.run_folder takes; its V and M are finished.
-        folder: of the new run.
-        settings: what differs, {"evolve.tau": 1.0, ...}.
+    `run`: what agent.run_folder takes; `settings`: what differs, {"evolve.tau": 1.0, ...}.
     """
     parent = agents.run_folder(run)
-    values = configuration.flat(agents.load_config(parent)) | settings | {"rounds": 1}
-    experiment = Experiment(configuration.from_flat(values), folder)
+    experiment = Experiment(from_flat(flat(agents.load_config(parent)) | settings | {"rounds": 1}), folder)
     for name in ("vae.npz", "mdnrnn.npz"):
         if not (folder / name).exists():
-            write_arrays(folder / name, read_arrays(parent / name))
+            write(folder / name, read_arrays(parent / name))
     return experiment
 
 
 def evaluate(task: str, agent: Agent | None, episodes: int, seed: int, log: Log, round_: int = 1) -> dict:
-    """Play real episodes, on seeds used for nothing else: the agent's, or the random policy's when there is none.
+    """Play real episodes on seeds used for nothing else -> score() with the seed and the mean length."""
+    returns, lengths = play(task, agent, episode_seeds("evaluate", episodes, seed), log, "evaluate", round_)
+    return score(returns) | {"length": float(lengths.mean()), "seed": seed}
 
-    Returns:
-        score() with the seed and the mean length.
-    """
-    seeds = episode_seeds("evaluate", episodes, seed)
-    done = 0
-    with log.progress("evaluate", round_, episodes, "episodes") as tell:
 
-        def progress(k: int) -> None:
+def play(
+    task: str, agent: Agent | None, seeds: np.ndarray, log: Log, stage: str, round_: int, done: int = 0, **options
+) -> tuple[np.ndarray, np.ndarray]:
+    """Real episodes of the agent, of the random policy when there is none -> returns, lengths; with progress."""
+    with log.progress(stage, round_, done + len(seeds), "episodes", done) as tell:
+
+        def progress(more: int) -> None:
             nonlocal done
-            done += k
+            done += more
             tell(done)
 
         if agent is None:
-            returns, lengths = blind_rollouts(task, seeds, log.line, progress)
-        else:
-            returns, lengths = real_rollouts(agent, agent.vector[None], seeds, log.line, progress)
-    return score(returns) | {"length": float(lengths.mean()), "seed": seed}
+            return blind_rollouts(task, seeds, log.line, progress, **options)
+        return real_rollouts(agent, agent.vector[None], seeds, log.line, progress, **options)
