@@ -7,8 +7,6 @@ Here all corners are placed at once, only polygons that touch the crop are drawn
 Needs Box2D and pygame, which envs.py asks for only when a car is wanted.
 """
 
-from __future__ import annotations
-
 from math import hypot
 
 import numpy as np

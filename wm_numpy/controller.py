@@ -3,8 +3,6 @@
 Letters: P population, E episodes, F features, A action.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -16,14 +16,12 @@ Letters: N images; H, W pixels of x; C channels of the image, 4C of x; O channel
 K taps of a kernel of stride 2, k = K / 2 of one of stride 1, along each axis; r, s the pixel within a square.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 
-from .core import scratch
+from .core import scratch, sum_rows
 
 BLOCK = 1 << 19  # numbers (2 MB): patches are made for so few images at a time that they stay in cache
 _local = threading.local()
@@ -123,7 +121,7 @@ def conv_backward(dy: np.ndarray, cache, need_dx: bool = True):
     """-> dx (N, H, W, 4C) or None where it is not needed, dw (k, k, 4C, O), db (O,)."""
     x, w = cache
     (n, h, wd, o), (k, _, c4, _) = dy.shape, w.shape
-    db = _sum_rows(dy.reshape(-1, o))  # y = ... + b
+    db = sum_rows(dy.reshape(-1, o))  # y = ... + b
     dw = np.zeros((k * k * c4, o), dy.dtype)
     dx = np.empty_like(x) if need_dx else None
     for part in _blocks(n, h * wd * k * k * c4):
@@ -151,7 +149,7 @@ def deconv_backward(dy: np.ndarray, cache):
     """-> dx (N, H, W, O), dw (k, k, 4C, O), db (C,)."""
     x, w = cache
     (n, h, wd, o), (k, _, c4, _) = x.shape, w.shape
-    db = _sum_rows(dy.reshape(-1, c4)).reshape(4, -1).sum(axis=0)  # y = tile(b, 4)
+    db = sum_rows(dy.reshape(-1, c4)).reshape(4, -1).sum(axis=0)  # y = tile(b, 4)
     dw = np.zeros((k * k * c4, o), dy.dtype)
     dx = np.empty_like(x)
     for part in _blocks(n, h * wd * k * k * c4):
@@ -159,11 +157,6 @@ def deconv_backward(dy: np.ndarray, cache):
         np.matmul(dpatches, w.reshape(-1, o), out=dx[part].reshape(-1, o))  # patches = x w^T
         _add_product(dw, dpatches.T, x[part].reshape(-1, o))
     return dx, dw.reshape(w.shape), db
-
-
-def _sum_rows(x: np.ndarray) -> np.ndarray:
-    """(P, O) -> (O,), as a product with ones: 5 x faster than sum(axis=0)."""
-    return np.ones(len(x), x.dtype) @ x
 
 
 def _add_product(total: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:

@@ -12,8 +12,6 @@ Convolutions stand in conv.py, the LSTM in lstm.py, the mixture density in mdn.p
 Letters: B batch, I inputs, O outputs, Z latent dims.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -69,6 +67,11 @@ def scratch(memory: dict | None, name: str, shape: tuple[int, ...], dtype) -> np
     return memory[name][:size].reshape(shape)
 
 
+def sum_rows(x: np.ndarray) -> np.ndarray:
+    """(P, O) -> (O,), as a product with ones: 5 x faster than sum(axis=0)."""
+    return np.ones(len(x), x.dtype) @ x
+
+
 # ---------------------------------------------------------------------------------------------- dense and elementwise
 
 
@@ -83,7 +86,7 @@ def linear_backward(dy: np.ndarray, cache):
     """-> dx (..., I), dw (I, O), db (O,)."""
     x, w = cache
     dy2 = dy.reshape(-1, dy.shape[-1])  # (B, O)
-    db = np.ones(len(dy2), dy.dtype) @ dy2  # a product with ones: 5 x faster than sum(axis=0)
+    db = sum_rows(dy2)
     dw = x.reshape(-1, x.shape[-1]).T @ dy2  # y = x w + b
     dx = dy @ w.T
     return dx, dw, db

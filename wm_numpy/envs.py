@@ -7,8 +7,6 @@
 Importing this needs numpy and gymnasium; Box2D, pygame and vizdoom are asked for when an environment is made.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

@@ -9,11 +9,9 @@ One function for everything: training runs it over T steps, acting and dreaming 
 Letters: T time, B batch, I inputs, H hidden; G = 4H gates.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
-from .core import scratch
+from .core import scratch, sum_rows
 
 FORGET_BIAS = 1.0
 BLOCK = 800  # rows (steps x batch) of gate gradients that backward holds at a time
@@ -30,15 +28,9 @@ def lstm_forward(
 ):
     """T steps from (h0, c0) -> (h (T, B, H), c_last (B, H)), cache. (h[-1], c_last) is the next state.
 
-    Args:
-        x: (T, B, I).
-        h0: (B, H).
-        c0: (B, H).
-        w: (I+H, G), the rows for x above those for h.
-        b: (G,).
-        restart: (T, B) of 0 and 1; where it is 1 the state is zeroed BEFORE that step.
-        memory: one thread's dict, where arrays lie from call to call. Results and cache lie there, too: they
-            are good until the next call that is given it. None: fresh arrays (5 % of an update).
+    x (T, B, I), h0 and c0 (B, H), w (I+H, G) with the rows for x above those for h, b (G,). restart (T, B) of 0 and 1:
+    where it is 1 the state is zeroed BEFORE that step. memory: one thread's dict, where arrays lie from call to call;
+    results and cache lie there, too, good until the next call that is given it. None: fresh arrays (5 % of an update).
     """
     (T, B, I), H = x.shape, h0.shape[1]
     keep = None if restart is None else np.subtract(1, restart, dtype=x.dtype)[:, :, None]  # (T, B, 1)
@@ -114,7 +106,7 @@ def lstm_backward(dy, cache):
                 dc *= keep[t]
         da = da_block.reshape(-1, 4 * H)
         dw += xh[first:last].reshape(-1, I + H).T @ da  # a = [x h_prev] w + b, all the rest of it
-        db += np.ones(len(da), da.dtype) @ da
+        db += sum_rows(da)
         np.matmul(da, w[:I].T, out=dx[first:last].reshape(-1, I))
     return dx, dh_prev, dc, dw, db
 

@@ -8,8 +8,6 @@ itself, and a reduction over K adds K long runs of memory, not many short ones.
 Letters: K mixtures; `...` is any shape, M's is (Z, n).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
@@ -26,11 +24,7 @@ def _logsumexp(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mixture_nll_forward(
-    logmix: np.ndarray,
-    mean: np.ndarray,
-    logstd: np.ndarray,
-    target: np.ndarray,
-    weight: np.ndarray | float = 1.0,
+    logmix: np.ndarray, mean: np.ndarray, logstd: np.ndarray, target: np.ndarray, weight: np.ndarray | float = 1.0
 ):
     """sum of weight * -log p(target) in nats -> scalar.
 

@@ -6,8 +6,6 @@ h[t+1] = M(z[t], action[t], h[t]), whose head predicts z[t+1], reward[t] and don
 Letters: B batch, T time, Z latent, A action, H hidden, K mixtures, n rows.
 """
 
-from __future__ import annotations
-
 import threading
 from typing import NamedTuple
 

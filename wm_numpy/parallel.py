@@ -6,8 +6,6 @@ their index. So a sum over pieces has one fixed order, and a run on one core equ
 `threads` is for NumPy (it releases the GIL): pieces of a batch, groups of dreams. `processes` is for environments.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import threading

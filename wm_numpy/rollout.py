@@ -4,8 +4,6 @@ Then the same over all cores: groups of dreams on threads, groups of real episod
 Letters: P population, E episodes, n = P * E.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

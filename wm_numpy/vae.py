@@ -12,24 +12,12 @@ Images are held space-to-depth (conv.py), the frame as (32, 32, 12); an odd side
 Letters: N frames, M frames of one piece, Z latent dims.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np
 
-from . import core, parallel
+from . import conv, core, parallel
 from .config import V
-from .conv import (
-    conv_backward,
-    conv_forward,
-    deconv_backward,
-    deconv_forward,
-    depth_to_space,
-    fold_kernel,
-    space_to_depth,
-    unfold_kernel,
-)
 
 TRAIN_PIECE, INFER_PIECE = 50, 16  # frames at a time for one thread: few enough for the caches
 WIDE_PIECE = 128  # rows of the wide layer's weights at a time for one thread
@@ -45,18 +33,11 @@ class VAE:
         self.config = config
         z = config.z_size
         kernels = {  # (K, K, C, O), C on the side of the larger image
-            "conv1": (4, 4, 3, 32),
-            "conv2": (4, 4, 32, 64),
-            "conv3": (4, 4, 64, 128),
-            "conv4": (4, 4, 128, 256),
-            "mu": (1024, z),
-            "logvar": (1024, z),
-            "dense": (z, 1024),
-            "deconv1": (5, 5, 128, 1024),
-            "deconv2": (5, 5, 64, 128),
-            "deconv3": (6, 6, 32, 64),
-            "deconv4": (6, 6, 3, 32),
-        }
+            "conv1": (4, 4, 3, 32), "conv2": (4, 4, 32, 64), "conv3": (4, 4, 64, 128), "conv4": (4, 4, 128, 256),
+            "mu": (1024, z), "logvar": (1024, z), "dense": (z, 1024),
+            "deconv1": (5, 5, 128, 1024), "deconv2": (5, 5, 64, 128),
+            "deconv3": (6, 6, 32, 64), "deconv4": (6, 6, 3, 32),
+        }  # fmt: skip
         shapes = {}
         for name, kernel in kernels.items():
             shapes[name + ".w"] = _stored_shape(name, kernel)
@@ -84,7 +65,7 @@ class VAE:
         frames = np.empty((len(z), 64, 64, 3), a.dtype)
 
         def piece(s: slice) -> None:
-            frames[s] = depth_to_space(self._decode(a[s])[0], 64, 64)
+            frames[s] = conv.depth_to_space(self._decode(a[s])[0], 64, 64)
 
         parallel.threads(piece, _pieces(len(z), INFER_PIECE))
         return frames
@@ -111,9 +92,7 @@ class VAE:
         pieces = _pieces(len(frames), TRAIN_PIECE)
         jobs = [self._piece(frames[s], noise[s], len(frames)) for s in pieces]
 
-        def resume(
-            rows: np.ndarray | None,
-        ) -> list:  # every piece gets its rows and runs on to its next yield
+        def resume(rows: np.ndarray | None) -> list:  # every piece gets its rows and runs on to its next yield
             sent = [None if rows is None else rows[s] for s in pieces]
             return parallel.threads(lambda i: jobs[i].send(sent[i]), range(len(jobs)))
 
@@ -153,15 +132,15 @@ class VAE:
 
     def _load(self, frames: np.ndarray) -> np.ndarray:
         """(M, 64, 64, 3) -> (M, 32, 32, 12), floats in [0, 1]."""
-        x, dtype = space_to_depth(frames), self.params.flat.dtype
+        x, dtype = conv.space_to_depth(frames), self.params.flat.dtype
         return np.divide(x, 255, dtype=dtype) if x.dtype == np.uint8 else x.astype(dtype, copy=False)
 
     def _encode(self, x: np.ndarray):
         """(M, 32, 32, 12) -> (mu, logvar), each (M, Z)."""
         p, caches = self.params, []
         for name in ("conv1", "conv2", "conv3", "conv4"):
-            y, conv_cache = conv_forward(x, p[name + ".w"], p[name + ".b"])  # sides 31, 14, 6, 2
-            x, relu_cache = core.relu_forward(space_to_depth(y))  # sides 15, 7, 3, 1
+            y, conv_cache = conv.conv_forward(x, p[name + ".w"], p[name + ".b"])  # sides 31, 14, 6, 2
+            x, relu_cache = core.relu_forward(conv.space_to_depth(y))  # sides 15, 7, 3, 1
             caches.append((name, conv_cache, y.shape[1:3], relu_cache))
         x = x.reshape(len(x), 1024)
         mu, mu_cache = core.linear_forward(x, p["mu.w"], p["mu.b"])
@@ -176,18 +155,18 @@ class VAE:
         dx = (dx + dx_mu).reshape(len(dx), 1, 1, 1024)
         for name, conv_cache, sides, relu_cache in reversed(caches):
             (dx,) = core.relu_backward(dx, relu_cache)
-            dy = depth_to_space(dx, *sides)
-            dx, g[name + ".w"], g[name + ".b"] = conv_backward(dy, conv_cache, need_dx=name != "conv1")
+            dy = conv.depth_to_space(dx, *sides)
+            dx, g[name + ".w"], g[name + ".b"] = conv.conv_backward(dy, conv_cache, need_dx=name != "conv1")
 
     def _decode(self, a: np.ndarray):
         """(M, 5*5*128), the first layer before its ReLU -> y (M, 32, 32, 12), in (0, 1)."""
         p = self.params
         x, cache1 = core.relu_forward(a.reshape(-1, 5, 5, 128))
-        y, cache2 = deconv_forward(x, fold_kernel(p["deconv2.w"]), p["deconv2.b"])  # (M, 7, 7, 4*64)
-        x, cache3 = core.relu_forward(depth_to_space(y, 13, 13))  # (M, 13, 13, 64)
-        y, cache4 = deconv_forward(x, p["deconv3.w"], p["deconv3.b"])  # (M, 15, 15, 4*32)
-        x, cache5 = core.relu_forward(depth_to_space(y, 30, 30))  # (M, 30, 30, 32)
-        y, cache6 = deconv_forward(x, p["deconv4.w"], p["deconv4.b"])  # (M, 32, 32, 4*3)
+        y, cache2 = conv.deconv_forward(x, conv.fold_kernel(p["deconv2.w"]), p["deconv2.b"])  # (M, 7, 7, 4*64)
+        x, cache3 = core.relu_forward(conv.depth_to_space(y, 13, 13))  # (M, 13, 13, 64)
+        y, cache4 = conv.deconv_forward(x, p["deconv3.w"], p["deconv3.b"])  # (M, 15, 15, 4*32)
+        x, cache5 = core.relu_forward(conv.depth_to_space(y, 30, 30))  # (M, 30, 30, 32)
+        y, cache6 = conv.deconv_forward(x, p["deconv4.w"], p["deconv4.b"])  # (M, 32, 32, 4*3)
         y, cache7 = core.sigmoid_forward(y)
         return y, (cache1, cache2, cache3, cache4, cache5, cache6, cache7)
 
@@ -195,12 +174,12 @@ class VAE:
         """-> da (M, 5*5*128); adds the decoder's gradients to g."""
         cache1, cache2, cache3, cache4, cache5, cache6, cache7 = cache
         (dy,) = core.sigmoid_backward(dy, cache7)
-        dx, g["deconv4.w"], g["deconv4.b"] = deconv_backward(dy, cache6)
+        dx, g["deconv4.w"], g["deconv4.b"] = conv.deconv_backward(dy, cache6)
         (dx,) = core.relu_backward(dx, cache5)
-        dx, g["deconv3.w"], g["deconv3.b"] = deconv_backward(space_to_depth(dx, 15, 15), cache4)
+        dx, g["deconv3.w"], g["deconv3.b"] = conv.deconv_backward(conv.space_to_depth(dx, 15, 15), cache4)
         (dx,) = core.relu_backward(dx, cache3)
-        dx, dw, g["deconv2.b"] = deconv_backward(space_to_depth(dx, 7, 7), cache2)
-        g["deconv2.w"] = unfold_kernel(dw, 5)
+        dx, dw, g["deconv2.b"] = conv.deconv_backward(conv.space_to_depth(dx, 7, 7), cache2)
+        g["deconv2.w"] = conv.unfold_kernel(dw, 5)
         (da,) = core.relu_backward(dx, cache1)
         return da.reshape(len(da), -1)
 

@@ -5,8 +5,6 @@ RealWorld is environments + V + M; Dream is M alone. All that differs is where t
 Letters: n environments, Z latent, F features, A action, H hidden.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import gymnasium as gym
