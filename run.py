@@ -10,8 +10,8 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     common.add_argument("--workers", type=int, metavar="N", help="threads and processes; all cores")
-    description = "World Models (Ha & Schmidhuber 2018) in NumPy."
-    main = argparse.ArgumentParser(prog="run.py", description=description, parents=[common])
+    about = "World Models (Ha & Schmidhuber 2018) in NumPy."
+    main = argparse.ArgumentParser("run.py", description=about, parents=[common])
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, help: str, run: bool = True) -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("task", help="doom or carracing")
     train.add_argument("--preset", default="quick", help="smoke, quick, laptop or paper; quick")
     train.add_argument("--out", type=Path, help="the run folder; runs/TASK")
-    train.add_argument("--stage", help="stop after this stage: collect, vae, encode, mdnrnn, evolve or evaluate")
+    train.add_argument("--stage", default="evaluate", help="the last of collect, vae, encode, mdnrnn, evolve, evaluate")
     command("settings", "every setting of `train --set`, with the paper's CarRacing value", run=False)
 
     sweep = command("sweep", "evolve C at several temperatures on one V and M: table 2 of the paper")
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     for sub in (train, evaluate, watch, dream):
         sub.add_argument("--seed", type=int, default=0)
     for sub in (train, sweep):
-        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings; see `settings`")
+        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; see `settings`")
 
     export = command("export", "a run's weights in float16 with their configuration: to keep, ship or share")
     export.add_argument("folder", type=Path, help="where they go; RUN of every command")
@@ -105,24 +105,21 @@ def perform(args: argparse.Namespace) -> int | None:
 
     match args.command:
         case "train":
-            if args.stage is not None and args.stage not in experiment.STAGES:
-                stages = ", ".join(experiment.STAGES)
-                raise config.SettingError(f"unknown stage {args.stage!r}: choose from {stages}")
+            if args.stage not in experiment.STAGES:
+                raise config.SettingError(f"unknown stage {args.stage!r}: choose from {', '.join(experiment.STAGES)}")
             settings = config.resolve(args.task, args.preset, args.set, args.seed)
             run = experiment.Experiment(settings, args.out or Path("runs") / args.task)
             print(report.header(settings, run.folder, run.disk_needed()), flush=True)
-            last = args.stage or experiment.STAGES[-1]
-            run.run(experiment.STAGES[: experiment.STAGES.index(last) + 1])
-            if last == "evaluate":
+            run.run(experiment.STAGES[: experiment.STAGES.index(args.stage) + 1])
+            if args.stage == "evaluate":
                 report.write(run.folder)
                 print(report.table(run.folder))
         case "sweep":
-            changes, folders = config.pairs(args.set), {}
-            for tau in taus:
-                folder = (args.out or Path("runs") / f"{Path(args.run).name}-sweep") / f"tau-{tau:g}"
+            changes, out = config.pairs(args.set), args.out or Path("runs") / f"{Path(args.run).name}-sweep"
+            folders = {tau: out / f"tau-{tau:g}" for tau in taus}
+            for tau, folder in folders.items():
                 run = experiment.branch(args.run, folder, changes | {"evolve.tau": tau})
-                folders[tau] = run.folder
-                print(f"tau {tau:g} -> {run.folder}", flush=True)
+                print(f"tau {tau:g} -> {folder}", flush=True)
                 run.run(("evolve", "evaluate"))
             print(report.sweep_table(folders))
         case "evaluate":

@@ -14,20 +14,6 @@ from tests.conftest import ROOT, TINY, tiny_agent
 from wm_numpy import agent as agents
 from wm_numpy import data, viewer
 
-COMMANDS = [
-    "train",
-    "evaluate",
-    "watch",
-    "dream",
-    "sweep",
-    "judge",
-    "export",
-    "report",
-    "gradcheck",
-    "bench",
-    "settings",
-]
-
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch, workers):
@@ -114,7 +100,8 @@ def test_help_and_settings(capsys):
     with pytest.raises(SystemExit) as error:
         run.main(["--help"])
     out = capsys.readouterr().out
-    assert error.value.code == 0 and all(f"\n    {command} " in out for command in COMMANDS)
+    commands = "train evaluate watch dream sweep judge export report gradcheck bench settings"
+    assert error.value.code == 0 and all(f"\n    {command} " in out for command in commands.split())
 
 
 def test_debug_shows_where():
@@ -315,9 +302,10 @@ def test_report_of_a_run_that_is_not_finished(sentence, car_run, monkeypatch):
 @pytest.mark.parametrize("task", ["doom", "carracing"])
 @pytest.mark.parametrize("length", [1, 30, 100, 500])
 def test_a_strip_of_an_episode_of_any_length(task, length):
-    stream = (((np.full((64, 64, 3), step % 256, np.uint8),), 0.0, step) for step in range(length))
-    ((name, images),), captions = viewer.strip(stream, tiny_agent(task), "world")
-    assert name == "world" and 1 <= len(images) == len(captions) <= viewer.COLUMNS
+    stream = (({"world": np.full((64, 64, 3), step % 256, np.uint8)}, 0.0, step) for step in range(length))
+    rows, captions = viewer.strip(stream, tiny_agent(task))
+    images = rows.pop("world")
+    assert not rows and 1 <= len(images) == len(captions) <= viewer.COLUMNS
     assert captions == [f"step {int(image[0, 0, 0])}" for image in images] or length == 500
 
 

@@ -55,13 +55,9 @@ class Constants:
 
 
 class CMAES:
-    """Minimise by asking for candidates and telling their costs; the caller owns the loop.
+    """Minimise by asking for candidates and telling their costs, from a mean (n,); the caller owns the loop.
 
-    Args:
-        mean: (n,) where to start.
-        sigma: first step size, the same in all coordinates (the authors' 0.1).
-        population: candidates per generation; None: the tutorial's 4 + floor(3 ln n) (48).
-        seed: of this optimiser's own random numbers.
+    sigma is the first step size, the same in all coordinates (the authors' 0.1); population None: the tutorial's.
 
     Raises:
         ValueError: the mean is not a finite vector, sigma not positive, or the population under 2.
@@ -98,11 +94,7 @@ class CMAES:
         return self.mean + self.sigma * y  # (40)
 
     def tell(self, candidates: np.ndarray, costs: np.ndarray) -> None:
-        """Move the distribution towards the better candidates.
-
-        Args:
-            candidates: (P, n), from ask; repaired or replaced ones are welcome.
-            costs: (P,), lower is better. Infinity is the worst, NaN an error.
+        """Move towards the candidates (P, n), asked for or repaired, of the lowest costs (P,); infinity is the worst.
 
         Raises:
             ValueError: wrong shapes, a candidate that is not finite, a NaN cost; nothing has changed then.
@@ -186,11 +178,7 @@ class CMAES:
         return arrays | {"population": np.array(self.population), "rng": np.array(rng)}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Restore what state_dict gave, into an optimiser of the same dimension and population.
-
-        Raises:
-            ValueError: something is missing, or was saved by an optimiser of another dimension or population.
-        """
+        """Restore what state_dict gave; ValueError when it lacks some or is of another dimension or population."""
         missing = [name for name in (*SAVED, "population", "rng") if name not in state]
         if missing:
             raise ValueError(f"this is no state of CMAES: it lacks {', '.join(missing)}")

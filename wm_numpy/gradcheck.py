@@ -42,15 +42,11 @@ def numerical_gradient(f: Callable[[], float], x: np.ndarray, step: float = STEP
 def check_pair(forward: Callable, backward: Callable, *inputs: np.ndarray, rng: Rng, constants: Sequence = ()) -> float:
     """Element mode: check an op pair under a RANDOM upstream gradient -> the largest relative error of any input.
 
-    Args:
-        forward: (*inputs, *constants) -> (y, cache); y an array, a scalar, or a tuple of arrays.
-        backward: (dy, cache) -> one gradient per input, in order.
-        inputs: float64 arrays to differentiate with respect to.
-        rng: draws the upstream gradient.
-        constants: further arguments of forward, without gradient.
+    forward(*inputs, *constants) -> (y, cache), y an array, a scalar, or a tuple of arrays; backward(dy, cache) -> one
+    gradient per input, in order. The inputs are float64, the constants need no gradient.
 
     Raises:
-        ValueError: an input is not float64, or backward returns another number of gradients or another shape.
+        ValueError: an input is not float64, or backward returns too few gradients or one of another shape.
     """
     if any(x.dtype != np.float64 for x in inputs):
         raise ValueError("gradient checks need float64 inputs: float32 rounding hides real mistakes")

@@ -27,8 +27,7 @@ def table(agent: Agent, episodes: int, taus: Sequence[float], seed: int = 0) -> 
     lines += [f"  {name:24} {value:8.3f}" for name, value in judge(agent, held_out(agent, episodes, seed)).items()]
     lines.append(f"{'policy':10} {'world':14} {'return +- SD [95 % of the mean]':36} steps: 25, 50, 75 % ended by")
     for policy, world, returns, lengths in survival(agent, episodes, taus, seed):
-        result = score(returns)
-        mean = "{mean:.1f} +- {sd:.1f} [{ci95[0]:.1f}, {ci95[1]:.1f}]".format(**result)
+        mean = "{mean:.1f} +- {sd:.1f} [{ci95[0]:.1f}, {ci95[1]:.1f}]".format(**score(returns))
         quartiles = "  ".join(f"{q:5.0f}" for q in np.quantile(lengths, (0.25, 0.5, 0.75)))
         lines.append(f"{policy:10} {world:14} {mean:36} {quartiles}")
     return "\n".join(lines)
@@ -84,9 +83,8 @@ def survival(
     The policies: the one that collects data, the first action held at -1, 0 and 1 (left, middle, right, the others
     at 0), and C. On M's own data a dream may be right and still be wrong where C leads it.
 
-    Yields:
-        policy, world, returns (E,), lengths (E,): reality first, then a dream of each temperature, as long as the
-        task's episodes can be.
+    Yields policy, world, returns (E,), lengths (E,): reality first, then a dream of each temperature, as long as the
+    task's episodes can be.
     """
     task, seeds = agent.config.task, episode_seeds("check", episodes, seed, 98)
     first = np.eye(agent.m.config.action_size, dtype=np.float32)[0]

@@ -43,20 +43,18 @@ def save(target: pygame.Surface, path: Path) -> None:
     os.replace(beside, path)
 
 
-def strips(rows: Sequence[tuple[str, Sequence[np.ndarray]]], captions: Sequence[str] = ()) -> pygame.Surface:
-    """Rows (name, pictures) of pictures of one size, the name at the left, captions under the columns."""
-    height, width = (side * SCALE for side in rows[0][1][0].shape[:2])
-    columns = max(len(pictures) for _, pictures in rows)
-    bottom = len(rows) * (height + GAP)
-    target = pygame.Surface((NAME + columns * (width + GAP), bottom + (20 if captions else 0)))
+def strips(rows: dict[str, Sequence[np.ndarray]], captions: Sequence[str] = ()) -> pygame.Surface:
+    """Rows of pictures of one size, the row's name at the left, captions under the columns."""
+    columns, (height, width, _) = max(map(len, rows.values())), next(iter(rows.values()))[0].shape
+    across, down = width * SCALE + GAP, height * SCALE + GAP
+    target = pygame.Surface((NAME + columns * across, len(rows) * down + (20 if captions else 0)))
     target.fill(PAPER)
-    for r, (name, pictures) in enumerate(rows):
-        top = r * (height + GAP)
-        text(target, name, (6, top + height // 2 - 8))
+    for r, (name, pictures) in enumerate(rows.items()):
+        text(target, name, (6, r * down + height * SCALE // 2 - 8))
         for k, picture in enumerate(pictures):
-            target.blit(surface(picture, SCALE), (NAME + k * (width + GAP), top))
+            target.blit(surface(picture, SCALE), (NAME + k * across, r * down))
     for k, words in enumerate(captions):
-        text(target, words, (NAME + k * (width + GAP) + width // 2, bottom + 2), centre=True)
+        text(target, words, (NAME + k * across + width * SCALE // 2, len(rows) * down + 2), centre=True)
     return target
 
 
@@ -79,19 +77,18 @@ def _panel(target: pygame.Surface, title: str, x_name: str, lines: dict) -> None
     margin = 0.06 * max(high - low, 1e-9 + 1e-3 * abs(high))
     y0, y1 = low - margin, high + margin
 
-    def across(x):
-        return box.left + (x - x0) / (x1 - x0) * box.width
-
-    def down(y):
-        return box.bottom - (y - y0) / (y1 - y0) * box.height
+    def place(x, y):
+        return box.left + (x - x0) / (x1 - x0) * box.width, box.bottom - (y - y0) / (y1 - y0) * box.height
 
     for value in _ticks(y0, y1):
-        pygame.draw.line(target, FAINT, (box.left, down(value)), (box.right, down(value)))
-        text(target, f"{value:g}", (8, int(down(value)) - 7), 17)
+        _, y = place(x0, value)
+        pygame.draw.line(target, FAINT, (box.left, y), (box.right, y))
+        text(target, f"{value:g}", (8, int(y) - 7), 17)
     for value in _ticks(x0, x1):
-        text(target, f"{value:g}", (int(across(value)), box.bottom + 6), 17, centre=True)
+        x, _ = place(value, y0)
+        text(target, f"{value:g}", (int(x), box.bottom + 6), 17, centre=True)
     for k, (name, (x, y)) in enumerate(lines.items()):
-        points = np.stack([across(np.asarray(x, float)), down(np.clip(y, y0, y1))], axis=1).tolist()
+        points = np.stack(place(np.asarray(x), np.clip(y, y0, y1)), axis=1).tolist()
         colour = COLOURS[k % len(COLOURS)]
         if len(points) > 1:
             pygame.draw.aalines(target, colour, False, points)

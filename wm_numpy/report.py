@@ -13,7 +13,6 @@ import numpy as np
 from . import agent as agents
 from . import config as configuration
 from . import pictures, viewer
-from .agent import Agent
 from .config import Config
 from .data import DataError, Records, frame_dtype
 from .envs import ENVIRONMENTS
@@ -41,18 +40,14 @@ CURVES = (  # title, stage, what its steps are, names of the lines
 
 def header(config: Config, folder: Path, disk: float) -> str:
     """The resolved configuration, the parameter counts and the bytes on disk that a run needs."""
-    sections = defaultdict(list)
+    lines, sections = [f"{config.task}, preset {config.preset}, seed {config.seed} -> {folder}"], defaultdict(list)
     for key, value in configuration.flat(config).items():
         section, _, name = key.rpartition(".")
         sections[section or "run"].append(f"{name}={value}")
+    lines += [f"  {section:9} {' '.join(pairs)}" for section, pairs in sections.items()]
     v, m = agents.new_vae(config).params.size, agents.new_mdnrnn(config).params.size
-    return "\n".join(
-        [
-            f"{config.task}, preset {config.preset}, seed {config.seed} -> {folder}",
-            *(f"  {section:9} {' '.join(pairs)}" for section, pairs in sections.items()),
-            f"  parameters: V {v:,}  M {m:,}  C {agents.vector_size(config):,}; disk: about {disk / 1e9:.1f} GB",
-        ]
-    )
+    lines.append(f"  parameters: V {v:,}  M {m:,}  C {agents.vector_size(config):,}; disk: about {disk / 1e9:.1f} GB")
+    return "\n".join(lines)
 
 
 def score_line(name: str, result: dict) -> str:
@@ -70,14 +65,10 @@ def table(folder: Path) -> str:
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is not complete ({error}): repeat `train`") from None
     env = ENVIRONMENTS[results["task"]]
-    return "\n".join(
-        [
-            f"{env.task}, real episodes of at most {env.max_steps:,} steps",
-            f"{'':14} {'episodes':>8} {'mean':>9} {'SD':>8}   95 % interval of the mean",
-            *rows,
-            f"solved: a mean of {env.solved_at} over 100 episodes; the paper's agent: {PAPERS[env.task]}",
-        ]
-    )
+    heading = f"{env.task}, real episodes of at most {env.max_steps:,} steps"
+    columns = f"{'':14} {'episodes':>8} {'mean':>9} {'SD':>8}   95 % interval of the mean"
+    note = f"solved: a mean of {env.solved_at} over 100 episodes; the paper's agent: {PAPERS[env.task]}"
+    return "\n".join([heading, columns, *rows, note])
 
 
 def sweep_table(folders: dict[float, Path]) -> str:
@@ -92,7 +83,7 @@ def sweep_table(folders: dict[float, Path]) -> str:
     for tau, folder in folders.items():
         results = read_results(folder / "results.json")
         doom = results["task"] == "doom"
-        dream, real = doom and TABLE_2.get(tau) or ("", "")
+        dream, real = TABLE_2.get(tau, ("", "")) if doom else ("", "")
         lines.append(row(f"{tau:.2f}", cell(results["dream"]), dream, cell(results["agent"]), real))
     lines.append(row("random", "-", "-", cell(results["random"]), "210 +- 108" if doom else ""))
     return "\n".join(lines)
@@ -100,26 +91,21 @@ def sweep_table(folders: dict[float, Path]) -> str:
 
 def write(folder: Path) -> None:
     """Write the pictures of a run: reconstructions.png, dream.png beside reality, curves.png."""
-    agent = agents.load(folder)
-    if any((folder / "episodes").glob("[0-9]*.npy")):
-        pictures.save(_reconstructions(agent, folder / "episodes"), folder / "reconstructions.png")
-    real, at = viewer.strip(viewer.real_pictures(agent, 0), agent, "reality", "V's view")
-    dream, dreamt = viewer.strip(viewer.dream_pictures(agent, 0), agent, "dream")
+    agent, episodes = agents.load(folder), folder / "episodes"
+    if any(episodes.glob("[0-9]*.npy")):  # frames of some, and what V makes of them (mu, decoded)
+        records = Records(episodes, frame_dtype(agent.m.config.action_size))
+        files = np.linspace(0, len(records.paths) - 1, viewer.COLUMNS).astype(int)
+        steps = (records.steps[files] * 0.7).astype(int)
+        frames = np.concatenate([records.read(f, t, t + 1)["frame"] for f, t in zip(files, steps, strict=True)])
+        again = viewer.to_picture(agent.v.decode(agent.v.encode(frames)[0]))
+        pictures.save(pictures.strips({"frame": frames, "V's view": again}), folder / "reconstructions.png")
+    real, at = viewer.strip(viewer.real_pictures(agent, 0), agent)
+    dream, dreamt = viewer.strip(viewer.dream_pictures(agent, 0), agent)
     # the end of a short dream stands under an earlier step of reality
     captions = [a if a == b else f"{a} / {b}" for a, b in zip_longest(at, dreamt, fillvalue="-")]
-    pictures.save(pictures.strips(real + dream, captions), folder / "dream.png")
+    pictures.save(pictures.strips(real | dream, captions), folder / "dream.png")
     if panels := _panels(folder / "log.jsonl", agent.config.task):
         pictures.save(pictures.curves(panels), folder / "curves.png")
-
-
-def _reconstructions(agent: Agent, folder: Path) -> pictures.pygame.Surface:
-    """Frames of the recorded episodes over what V makes of them (mu, decoded)."""
-    records = Records(folder, frame_dtype(agent.m.config.action_size))
-    files = np.linspace(0, len(records.paths) - 1, viewer.COLUMNS).astype(int)
-    steps = (records.steps[files] * 0.7).astype(int)
-    frames = np.concatenate([records.read(f, t, t + 1)["frame"] for f, t in zip(files, steps, strict=True)])
-    again = viewer.to_picture(agent.v.decode(agent.v.encode(frames)[0]))
-    return pictures.strips([("frame", frames), ("V's view", again)])
 
 
 def read_log(path: Path) -> list[dict]:
@@ -127,8 +113,8 @@ def read_log(path: Path) -> list[dict]:
     records = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         with suppress(ValueError):
-            r = json.loads(line)
-            records[r["stage"], r["round"], r["step"]] = r
+            record = json.loads(line)
+            records[record["stage"], record["round"], record["step"]] = record
     return list(records.values())
 
 
@@ -146,8 +132,9 @@ def _panels(path: Path, task: str) -> list[tuple]:
             if any(y for _, y in points):
                 lines[name] = tuple(zip(*points, strict=True))
         if lines and stage == "evolve":
-            xs = [x for x in GENERATIONS if x <= max(max(line[0]) for line in lines.values())]
-            lines["authors' fitness"] = tuple(xs), AUTHORS[task][: len(xs)]
+            last = max(max(x) for x, _ in lines.values())
+            known = tuple(x for x in GENERATIONS if x <= last)
+            lines["authors' fitness"] = known, AUTHORS[task][: len(known)]
         if lines:
             panels.append((title, unit, lines))
     return panels
