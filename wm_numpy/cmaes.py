@@ -12,8 +12,6 @@ rarely, because at n = 867 and P = 64 one `eigh` costs as much as 15 whole gener
 Letters: n dimensions, P population.
 """
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -8,8 +8,6 @@ Two modes. Element mode perturbs every entry and so says WHICH one is wrong; pro
 directions, two forward passes each, and so reaches a whole network of any size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

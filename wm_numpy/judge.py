@@ -4,8 +4,6 @@ Likelihood per latent dimension beside that of a Gaussian that knows nothing; re
 the reward predicted against the one received; and how long the same policies live in the dream and in reality.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,25 +19,25 @@ from .rollout import blind_rollouts, real_rollouts, rollout
 from .worlds import Dream
 
 
-def table(agent: Agent, episodes: int, taus: Sequence[float], seed: int = 0) -> str:
+def table(agent: Agent, episodes: int, taus: Sequence[float]) -> str:
     """The figures of `judge` and the lives of the same policies in both worlds, as text."""
     lines = [f"M on {episodes} held-out episodes of the policy that collects data"]
-    lines += [f"  {name:24} {value:8.3f}" for name, value in judge(agent, held_out(agent, episodes, seed)).items()]
+    lines += [f"  {name:24} {value:8.3f}" for name, value in judge(agent, held_out(agent, episodes)).items()]
     lines.append(f"{'policy':10} {'world':14} {'return +- SD [95 % of the mean]':36} steps: 25, 50, 75 % ended by")
-    for policy, world, returns, lengths in survival(agent, episodes, taus, seed):
+    for policy, world, returns, lengths in survival(agent, episodes, taus):
         mean = "{mean:.1f} +- {sd:.1f} [{ci95[0]:.1f}, {ci95[1]:.1f}]".format(**score(returns))
         quartiles = "  ".join(f"{q:5.0f}" for q in np.quantile(lengths, (0.25, 0.5, 0.75)))
         lines.append(f"{policy:10} {world:14} {mean:36} {quartiles}")
     return "\n".join(lines)
 
 
-def held_out(agent: Agent, episodes: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+def held_out(agent: Agent, episodes: int) -> list[dict[str, np.ndarray]]:
     """Episodes of the collecting policy on seeds of their own -> their transitions, z sampled, a batch axis of 1."""
     actions, policy = agent.m.config.action_size, collecting_policy(agent.config)
-    rng, batches = np.random.default_rng([seed, 99]), []
+    rng, batches = np.random.default_rng([0, 99]), []
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i:06d}.npy" for i in range(episodes)]
-        blind_rollouts(agent.config.task, episode_seeds("check", episodes, seed, 99), paths=paths, make_policy=policy)
+        blind_rollouts(agent.config.task, episode_seeds("check", episodes, 0, 99), paths=paths, make_policy=policy)
         records = Records(Path(folder), frame_dtype(actions))
         for i in range(episodes):
             episode = records.read(i)
@@ -75,9 +73,7 @@ def judge(agent: Agent, batches: list[dict[str, np.ndarray]]) -> dict[str, float
     return figures
 
 
-def survival(
-    agent: Agent, episodes: int, taus: Sequence[float], seed: int = 0
-) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+def survival(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
     """The same policies in reality and in dreams: where their lives differ, M is wrong about the world.
 
     The policies: the one that collects data, the first action held at -1, 0 and 1 (left, middle, right, the others
@@ -86,13 +82,13 @@ def survival(
     Yields policy, world, returns (E,), lengths (E,): reality first, then a dream of each temperature, as long as the
     task's episodes can be.
     """
-    task, seeds = agent.config.task, episode_seeds("check", episodes, seed, 98)
+    task, seeds = agent.config.task, episode_seeds("check", episodes, 0, 98)
     first = np.eye(agent.m.config.action_size, dtype=np.float32)[0]
     policies = {"collecting": collecting_policy(agent.config)}
     policies |= {name: partial(FixedPolicy, x * first) for name, x in (("left", -1), ("middle", 0), ("right", 1))}
 
     def blind(make_policy: Callable) -> Callable:
-        each = [make_policy(np.random.default_rng([seed, i])) for i in range(episodes)]
+        each = [make_policy(np.random.default_rng([0, i])) for i in range(episodes)]
         return lambda features: np.stack([policy() for policy in each])
 
     for name in (*policies, "C"):

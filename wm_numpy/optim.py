@@ -1,7 +1,5 @@
 """Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1) over the one flat vector of a model."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from . import parallel

@@ -3,8 +3,6 @@
 Pictures are uint8 arrays (height, width, 3); what is drawn on is a pygame surface.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,12 +61,12 @@ def curves(panels: Sequence[tuple[str, str, dict[str, tuple[Sequence[float], Seq
     target = pygame.Surface((WIDTH * len(panels), HEIGHT))
     target.fill(PAPER)
     for p, panel in enumerate(panels):
-        _panel(target.subsurface((p * WIDTH, 0, WIDTH, HEIGHT)), *panel)
+        _panel(target, p * WIDTH, *panel)
     return target
 
 
-def _panel(target: pygame.Surface, title: str, x_name: str, lines: dict) -> None:
-    box = pygame.Rect(BOX)
+def _panel(target: pygame.Surface, left: int, title: str, x_name: str, lines: dict) -> None:
+    box = pygame.Rect(BOX).move(left, 0)
     text(target, title, (box.centerx, 10), 22, centre=True)
     text(target, x_name, (box.centerx, HEIGHT - 20), centre=True)
     xs, ys = (np.concatenate([np.asarray(line[i], float) for line in lines.values()]) for i in (0, 1))
@@ -83,7 +81,7 @@ def _panel(target: pygame.Surface, title: str, x_name: str, lines: dict) -> None
     for value in _ticks(y0, y1):
         _, y = place(x0, value)
         pygame.draw.line(target, FAINT, (box.left, y), (box.right, y))
-        text(target, f"{value:g}", (8, int(y) - 7), 17)
+        text(target, f"{value:g}", (left + 8, int(y) - 7), 17)
     for value in _ticks(x0, x1):
         x, _ = place(value, y0)
         text(target, f"{value:g}", (int(x), box.bottom + 6), 17, centre=True)

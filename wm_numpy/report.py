@@ -1,7 +1,5 @@
 """What a run says of itself: the header at its start, the table and the pictures at its end."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from contextlib import suppress

@@ -3,8 +3,6 @@
 And the demo of the paper: play inside the dream yourself (`--play`).
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
