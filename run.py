@@ -81,8 +81,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def perform(args: argparse.Namespace) -> int | None:
-    """Carry out a command -> exit code. Imports stand where they are needed: the gradient check needs NumPy alone."""
-    from wm_numpy import config, parallel
+    """Carry out a command -> exit code. What needs more than NumPy is imported late."""
+    from wm_numpy import config, gradcases, parallel
 
     for name, least in (("workers", 1), ("seed", 0), ("episodes", 2)):
         value = getattr(args, name, None)
@@ -97,8 +97,6 @@ def perform(args: argparse.Namespace) -> int | None:
         print(config.help_text())
         return 0
     if args.command == "gradcheck":
-        from wm_numpy import gradcases
-
         return gradcases.main()
 
     from wm_numpy import agent, data, experiment, judge, report, viewer
