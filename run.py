@@ -6,15 +6,15 @@ from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(prog="run.py", description="World Models (Ha & Schmidhuber 2018) in NumPy.")
-    main.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    main.add_argument("--workers", type=int, default=None, metavar="N", help="threads and processes; all cores")
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    common.add_argument("--workers", type=int, metavar="N", help="threads and processes; all cores")
+    about = "World Models (Ha & Schmidhuber 2018) in NumPy."
+    main = argparse.ArgumentParser("run.py", description=about, parents=[common])
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, help: str, run: bool = True, **kwargs) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help, **kwargs)
-        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        sub.add_argument("--workers", type=int, default=argparse.SUPPRESS, help="threads and processes; all cores")
+    def command(name: str, help: str, run: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, parents=[common])
         if run:
             sub.add_argument("run", help="a run folder, or the name of weights that come with the package")
         return sub
@@ -23,18 +23,12 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("task", help="doom or carracing")
     train.add_argument("--preset", default="quick", help="smoke, quick, laptop or paper; quick")
     train.add_argument("--out", type=Path, help="the run folder; runs/TASK")
-    train.add_argument("--stage", help="stop after this stage: collect, vae, encode, mdnrnn, evolve or evaluate")
-    train.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; see `settings`"
-    )
-    train.add_argument("--seed", type=int, default=0)
-
+    train.add_argument("--stage", default="evaluate", help="the last of collect, vae, encode, mdnrnn, evolve, evaluate")
     command("settings", "every setting of `train --set`, with the paper's CarRacing value", run=False)
 
     sweep = command("sweep", "evolve C at several temperatures on one V and M: table 2 of the paper")
     sweep.add_argument("--tau", default="0.1,0.5,1.0,1.15,1.3", help="temperatures, with commas between")
     sweep.add_argument("--out", type=Path, help="where the runs go; runs/RUN-sweep")
-    sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of all")
 
     judge = command("judge", "M on held-out episodes; the same policies in the dream and in reality")
     judge.add_argument("--episodes", type=int, default=50)
@@ -42,7 +36,6 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", "play real episodes on seeds used for nothing else")
     evaluate.add_argument("--episodes", type=int, default=100)
-    evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--random", action="store_true", help="the random policy instead of the agent")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the score there too")
 
@@ -52,7 +45,10 @@ def parser() -> argparse.ArgumentParser:
     dream.add_argument("--play", action="store_true", help="the arrow keys act instead of the agent")
     for sub in (watch, dream):
         sub.add_argument("--png", type=Path, metavar="FILE", help="write a strip of pictures instead")
+    for sub in (train, evaluate, watch, dream):
         sub.add_argument("--seed", type=int, default=0)
+    for sub in (train, sweep):
+        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; see `settings`")
 
     export = command("export", "a run's weights in float16 with their configuration: to keep, ship or share")
     export.add_argument("folder", type=Path, help="where they go; RUN of every command")
@@ -67,10 +63,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command -> exit code: 0 done, 1 failed, 2 usage."""
-    args = parser().parse_args(argv)
+    args = parser().parse_args(argv, argparse.Namespace(debug=False, workers=None))
     try:
-        _check(args)
-        return COMMANDS[args.command](args) or 0
+        return perform(args) or 0
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 1
@@ -78,136 +73,76 @@ def main(argv: list[str] | None = None) -> int:
         if args.debug:
             raise
         text = str(error).strip() or type(error).__name__
-        usage = type(error).__name__ == "SettingError"
-        print(
-            f"run.py: {text}"
-            if usage or _ours(error)
-            else f"run.py: {type(error).__name__}: {text} (--debug shows where)",
-            file=sys.stderr,
-        )
-        return 2 if usage else 1
+        if not type(error).__module__.startswith("wm_numpy"):
+            text = f"{type(error).__name__}: {text} (--debug shows where)"
+        print(f"run.py: {text}", file=sys.stderr)
+        return 2 if type(error).__name__ == "SettingError" else 1
 
 
-def _ours(error: Exception) -> bool:
-    return type(error).__module__.startswith("wm_numpy")
+def perform(args: argparse.Namespace) -> int | None:
+    """Carry out a command -> exit code. What needs more than NumPy is imported late."""
+    from wm_numpy import config, gradcases, parallel
 
-
-def _check(args: argparse.Namespace) -> None:
-    """What several commands take."""
-    from wm_numpy import config, parallel
-
+    for name, least in (("workers", 1), ("seed", 0), ("episodes", 2)):
+        value = getattr(args, name, None)
+        if value is not None and value < least:
+            raise config.SettingError(f"--{name} {value}: at least {least}")
     if args.workers is not None:
-        if args.workers < 1:
-            raise config.SettingError(f"--workers {args.workers}: at least 1")
         parallel.set_workers(args.workers)
-    if getattr(args, "seed", 0) < 0:
-        raise config.SettingError(f"--seed {args.seed}: at least 0")
-    if getattr(args, "episodes", 2) < 2:
-        raise config.SettingError(f"--episodes {args.episodes}: at least 2")
-    if args.command == "dream" and args.tau is not None:
-        _temperatures(str(args.tau))
+    if getattr(args, "tau", None) is not None:
+        taus = [config.resolve("doom", settings=[f"evolve.tau={tau}"]).evolve.tau for tau in str(args.tau).split(",")]
 
+    if args.command == "settings":
+        print(config.help_text())
+        return 0
+    if args.command == "gradcheck":
+        return gradcases.main()
 
-def train(args: argparse.Namespace) -> None:
-    from wm_numpy import config, experiment, report
+    from wm_numpy import agent, data, experiment, judge, report, viewer
 
-    if args.stage is not None and args.stage not in experiment.STAGES:
-        raise config.SettingError(f"unknown stage {args.stage!r}: choose from {', '.join(experiment.STAGES)}")
-    settings = config.resolve(args.task, args.preset, args.set, args.seed)
-    run = experiment.Experiment(settings, args.out or Path("runs") / args.task)
-    print(report.header(settings, run.folder, run.disk_needed()), flush=True)
-    last = args.stage or experiment.STAGES[-1]
-    run.run(experiment.STAGES[: experiment.STAGES.index(last) + 1])
-    if args.stage in (None, "evaluate"):
-        report.write(run.folder)
-        print(report.table(run.folder))
+    match args.command:
+        case "train":
+            if args.stage not in experiment.STAGES:
+                raise config.SettingError(f"unknown stage {args.stage!r}: choose from {', '.join(experiment.STAGES)}")
+            settings = config.resolve(args.task, args.preset, args.set, args.seed)
+            run = experiment.Experiment(settings, args.out or Path("runs") / args.task)
+            print(report.header(settings, run.folder, run.disk_needed()), flush=True)
+            run.run(experiment.STAGES[: experiment.STAGES.index(args.stage) + 1])
+            if args.stage == "evaluate":
+                report.write(run.folder)
+                print(report.table(run.folder))
+        case "sweep":
+            changes, out = config.pairs(args.set), args.out or Path("runs") / f"{Path(args.run).name}-sweep"
+            folders = {tau: out / f"tau-{tau:g}" for tau in taus}
+            for tau, folder in folders.items():
+                run = experiment.branch(args.run, folder, changes | {"evolve.tau": tau})
+                print(f"tau {tau:g} -> {folder}", flush=True)
+                run.run(("evolve", "evaluate"))
+            print(report.sweep_table(folders))
+        case "evaluate":
+            player = agent.load(args.run)
+            who = None if args.random else player
+            result = experiment.evaluate(player.config.task, who, args.episodes, args.seed, experiment.Log())
+            print(report.score_line("random policy" if args.random else "agent", result))
+            if args.json:
+                data.write(args.json, result)
+        case "judge":
+            print(judge.table(agent.load(args.run), args.episodes, taus))
+        case "watch":
+            viewer.watch(args.run, args.seed, args.png)
+        case "dream":
+            viewer.dream(args.run, args.seed, args.png, args.tau, args.play)
+        case "report":
+            folder = agent.run_folder(args.run)
+            report.write(folder)
+            print(report.table(folder))
+        case "export":
+            agent.export(args.run, args.folder)
+        case "bench":
+            from tests import bench
 
+            bench.main(args.json, args.scaling, args.only)
 
-def sweep(args: argparse.Namespace) -> None:
-    from wm_numpy import config, experiment, report
-
-    changes = config.pairs(args.set)
-    out = args.out or Path("runs") / f"{Path(args.run).name}-sweep"
-    folders = {}
-    for tau in _temperatures(args.tau):
-        run = experiment.branch(args.run, out / f"tau-{tau:g}", changes | {"evolve.tau": tau})
-        folders[tau] = run.folder
-        print(f"tau {tau:g} -> {run.folder}", flush=True)
-        run.run(("evolve", "evaluate"))
-    print(report.sweep_table(folders))
-
-
-def judge(args: argparse.Namespace) -> None:
-    from wm_numpy import agent, judge
-
-    print(judge.table(agent.load(args.run), args.episodes, _temperatures(args.tau)))
-
-
-def _temperatures(text: str) -> list[float]:
-    from wm_numpy import config
-
-    return [config.resolve("doom", settings=[f"evolve.tau={tau}"]).evolve.tau for tau in text.split(",")]
-
-
-def settings(args: argparse.Namespace) -> None:
-    from wm_numpy import config
-
-    print(config.help_text())
-
-
-def evaluate(args: argparse.Namespace) -> None:
-    from wm_numpy import agent, data, experiment, report
-
-    player = agent.load(args.run)
-    task = player.config.task
-    result = experiment.evaluate(task, None if args.random else player, args.episodes, args.seed, experiment.Log())
-    print(report.score_line("random policy" if args.random else "agent", result))
-    if args.json:
-        data.write(args.json, result)
-
-
-def watch(args: argparse.Namespace) -> None:
-    from wm_numpy import viewer
-
-    viewer.watch(args.run, args.seed, args.png)
-
-
-def dream(args: argparse.Namespace) -> None:
-    from wm_numpy import viewer
-
-    viewer.dream(args.run, args.seed, args.png, args.tau, args.play)
-
-
-def report(args: argparse.Namespace) -> None:
-    from wm_numpy import agent, report
-
-    folder = agent.run_folder(args.run)
-    report.write(folder)
-    print(report.table(folder))
-
-
-def export(args: argparse.Namespace) -> None:
-    from wm_numpy import agent
-
-    agent.export(args.run, args.folder)
-
-
-def gradcheck(args: argparse.Namespace) -> int:
-    from wm_numpy import gradcases
-
-    return gradcases.main()
-
-
-def bench(args: argparse.Namespace) -> None:
-    from tests import bench
-
-    bench.main(args.json, args.scaling, args.only)
-
-
-COMMANDS = {
-    "train": train, "sweep": sweep, "judge": judge, "settings": settings, "evaluate": evaluate,
-    "watch": watch, "dream": dream, "report": report, "export": export, "gradcheck": gradcheck, "bench": bench,
-}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

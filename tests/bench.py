@@ -399,11 +399,11 @@ def _memory_of_batches(folder: str) -> float:
 def cma_scaling(n: int) -> float:
     """A generation with its share of the decomposition, the two timed apart: a cycle of the largest takes minutes."""
     es, x = CMAES(np.zeros(n), 0.1, POPULATION), np.random.default_rng(0).standard_normal((n, 2 * n))
-    es.state.C = x @ x.T / (2 * n)  # a covariance with no two eigenvalues equal
+    es.C = x @ x.T / (2 * n)  # a covariance with no two eigenvalues equal
     start = time.perf_counter()
     es._decompose()
     share = (time.perf_counter() - start) / es.constants.interval
-    es.state.decomposed = 10  # none is due in the next ten generations
+    es.decomposed = 10  # none is due in the next ten generations
     return 1e3 * (share + 1 / _rate(partial(_generations, es, 2), 4))
 
 

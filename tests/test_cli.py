@@ -100,7 +100,8 @@ def test_help_and_settings(capsys):
     with pytest.raises(SystemExit) as error:
         run.main(["--help"])
     out = capsys.readouterr().out
-    assert error.value.code == 0 and all(f"\n    {command} " in out for command in run.COMMANDS)
+    commands = "train evaluate watch dream sweep judge export report gradcheck bench settings"
+    assert error.value.code == 0 and all(f"\n    {command} " in out for command in commands.split())
 
 
 def test_debug_shows_where():
@@ -111,10 +112,10 @@ def test_debug_shows_where():
 
 
 def test_interrupt(monkeypatch, capsys):
-    def stop(args):
+    def stop():
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(run.COMMANDS, "settings", stop)
+    monkeypatch.setattr("wm_numpy.config.help_text", stop)
     assert run.main(["settings"]) == 1
     assert "goes on from here" in capsys.readouterr().err
 
@@ -301,10 +302,11 @@ def test_report_of_a_run_that_is_not_finished(sentence, car_run, monkeypatch):
 @pytest.mark.parametrize("task", ["doom", "carracing"])
 @pytest.mark.parametrize("length", [1, 30, 100, 500])
 def test_a_strip_of_an_episode_of_any_length(task, length):
-    stream = (((np.full((64, 64, 3), step % 256, np.uint8),), 0.0, step) for step in range(length))
-    images, captions = viewer.some(stream, tiny_agent(task))
-    assert 1 <= len(images) == len(captions) <= viewer.COLUMNS
-    assert captions == [f"step {int(image[0][0, 0, 0])}" for image in images] or length == 500
+    stream = (({"world": np.full((64, 64, 3), step % 256, np.uint8)}, 0.0, step) for step in range(length))
+    rows, captions = viewer.strip(stream, tiny_agent(task))
+    images = rows.pop("world")
+    assert not rows and 1 <= len(images) == len(captions) <= viewer.COLUMNS
+    assert captions == [f"step {int(image[0, 0, 0])}" for image in images] or length == 500
 
 
 @pytest.mark.parametrize("command", [["watch"], ["dream"], ["dream", "--play"]])
@@ -314,6 +316,28 @@ def test_no_display(doom_run, tmp_path, command):
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, env=env, cwd=tmp_path)
     assert done.returncode == 1 and "no window can be opened" in done.stderr and "--png" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("run.py: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("task, play", [("doom", True), ("doom", False), ("car", True), ("car", None)])
+def test_a_window_until_it_is_closed(task, play, request, monkeypatch):
+    """play None: reality."""
+    from wm_numpy.pictures import pygame
+
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setattr(pygame.display, "get_driver", lambda: "a screen")
+    shown, flip = [], pygame.display.flip
+
+    def seen():
+        shown.append(pygame.surfarray.array3d(pygame.display.get_surface()))
+        flip()
+        if len(shown) == 4:
+            pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_ESCAPE))
+
+    monkeypatch.setattr(pygame.display, "flip", seen)
+    folder = request.getfixturevalue(f"{task}_run")
+    viewer.watch(folder) if play is None else viewer.dream(folder, play=play)
+    assert len(shown) == 4 and all(frame[:, :512].std() > 5 for frame in shown)
+    assert not pygame.display.get_init()
 
 
 # --------------------------------------------------------------------------------------------------- shipped weights

@@ -90,7 +90,7 @@ def by_hand(state, k, x, costs):
 def test_one_tell_equals_the_equations_by_hand(h_sigma):
     es = run(CMAES(np.arange(4.0), sigma=0.3, population=7, seed=1), rotated_ellipsoid(4, 1), 12)
     if not h_sigma:  # a step-size path so long that the covariance path must wait
-        es.state.p_sigma = es.state.p_sigma + 20.0
+        es.p_sigma = es.p_sigma + 20.0
     before, x = es.state_dict(), es.ask()
     costs = rotated_ellipsoid(4, 1)(x)
     h, expected = by_hand(before, es.constants, x, costs)
@@ -109,7 +109,7 @@ def test_the_covariance_path_waits_during_long_steps(part, enters):
     k, step = es.constants, np.array([1.0, 0, 0, 0])
     step *= part * (1.4 + 2 / 5) * k.chi_n / np.sqrt(k.mu_eff)
     es.tell(np.tile(step, (7, 1)), np.arange(7.0))
-    assert bool(np.any(es.state.p_c)) == enters
+    assert bool(np.any(es.p_c)) == enters
 
 
 def test_ties_stay_in_the_order_of_asking():
@@ -146,7 +146,7 @@ def test_constants_equal_the_frozen_ones():
     with np.load(FIXTURE, allow_pickle=False) as frozen:
         for name in (name for name in frozen.files if name.startswith("rates_")):
             n, population = map(int, name.split("_")[1:])
-            k = Constants.of(n, population)
+            k = Constants(n, population)
             ours = [k.mu_eff, k.c_1, k.c_mu, k.c_c, k.c_sigma, k.d_sigma, k.c_c, k.chi_n]
             np.testing.assert_allclose(ours, frozen[name], rtol=1e-12, err_msg=name)
             np.testing.assert_allclose(k.weights, frozen[f"weights_{n}_{population}"], rtol=1e-12, err_msg=name)
@@ -209,30 +209,28 @@ def test_decomposition_is_exact_and_lazy(monkeypatch):
     f = rotated_ellipsoid(12, 2)
     for _ in range(10 * interval):
         run(es, f, 1)
-        s = es.state
-        rebuilt = (s.B * s.D**2) @ s.B.T
+        rebuilt = (es.B * es.D**2) @ es.B.T
         if es.generation % interval == 0:
-            np.testing.assert_allclose(rebuilt, s.C, rtol=1e-10, atol=1e-12 * s.D[-1] ** 2)
-            np.testing.assert_allclose(s.B.T @ s.B, np.eye(12), atol=1e-12)
+            np.testing.assert_allclose(rebuilt, es.C, rtol=1e-10, atol=1e-12 * es.D[-1] ** 2)
+            np.testing.assert_allclose(es.B.T @ es.B, np.eye(12), atol=1e-12)
         else:
-            assert not np.allclose(rebuilt, s.C, rtol=1e-6)
+            assert not np.allclose(rebuilt, es.C, rtol=1e-6)
     assert calls == list(range(interval, 10 * interval + 1, interval))
 
 
 @pytest.mark.parametrize("n, expected", [(867, 25), (1088, 32)])
 def test_interval_at_the_papers_sizes(n, expected):
-    k = Constants.of(n, 64)
+    k = Constants(n, 64)
     assert k.interval == expected == int(1 / (n * (k.c_1 + k.c_mu)))
 
 
 def test_samples_have_the_covariance():
     es = run(CMAES(np.ones(3), sigma=0.5, population=4000, seed=4), rotated_ellipsoid(3, 4, 100.0), 6)
-    assert es.state.D[-1] / es.state.D[0] > 1.3  # not a sphere any more
+    assert es.D[-1] / es.D[0] > 1.3  # not a sphere any more
     x = np.concatenate([es.ask() for _ in range(25)])  # 100,000
-    s = es.state
-    wanted = s.sigma**2 * (s.B * s.D**2) @ s.B.T
+    wanted = es.sigma**2 * (es.B * es.D**2) @ es.B.T
     np.testing.assert_allclose(np.cov(x.T), wanted, atol=0.02 * wanted.max())  # 4.5 standard errors
-    np.testing.assert_allclose(x.mean(axis=0), s.mean, atol=5 * np.sqrt(wanted.max() / len(x)))
+    np.testing.assert_allclose(x.mean(axis=0), es.mean, atol=5 * np.sqrt(wanted.max() / len(x)))
 
 
 def test_sampling_is_one_matrix_product():
@@ -244,17 +242,16 @@ def test_sampling_is_one_matrix_product():
             return getattr(ufunc, method)(*(np.asarray(x) for x in inputs), **kwargs)
 
     es = CMAES(np.zeros(5), population=9)
-    es.state.B = es.state.B.view(Counted)
+    es.B = es.B.view(Counted)
     assert es.ask().shape == (9, 5) and Counted.products == 1
 
 
 def test_negative_eigenvalues_are_lifted():
     es = CMAES(np.zeros(3))
-    es.state.C = np.diag([1.0, -1e-9, 4.0])
+    es.C = np.diag([1.0, -1e-9, 4.0])
     es._decompose()
-    s = es.state
-    assert s.D.min() > 0 and np.isfinite(es.ask()).all()
-    np.testing.assert_allclose(s.C, np.diag([1.0, 4 * np.finfo(float).eps, 4.0]), atol=1e-17)
+    assert es.D.min() > 0 and np.isfinite(es.ask()).all()
+    np.testing.assert_allclose(es.C, np.diag([1.0, 4 * np.finfo(float).eps, 4.0]), atol=1e-17)
     assert "conditioncov" in es.stop()
 
 
@@ -264,7 +261,7 @@ def test_only_the_order_of_costs_counts(transform):
     plain = run(CMAES(np.full(5, 0.1), seed=6), f, 20)
     other = run(CMAES(np.full(5, 0.1), seed=6), lambda x: transform(f(x)), 20)
     np.testing.assert_array_equal(plain.mean, other.mean)
-    np.testing.assert_array_equal(plain.state.C, other.state.C)
+    np.testing.assert_array_equal(plain.C, other.C)
 
 
 def test_infinity_is_the_worst():
@@ -311,7 +308,7 @@ def test_stops_when_steps_are_tiny():
 def test_stops_when_sigma_was_far_too_small():
     es = CMAES(np.zeros(4), sigma=1e-5)
     assert set(stopped(es, lambda x: x[:, 0])) == {"tolxup"}
-    assert 0.1 < es.sigma * es.state.D[-1] < 1.0
+    assert 0.1 < es.sigma * es.D[-1] < 1.0
 
 
 def test_stops_when_the_mean_no_longer_moves():

@@ -12,90 +12,50 @@ rarely, because at n = 867 and P = 64 one `eigh` costs as much as 15 whole gener
 Letters: n dimensions, P population.
 """
 
-from __future__ import annotations
-
 import json
-from dataclasses import dataclass, fields
 
 import numpy as np
 
 LAZINESS = 10  # of the tutorial's interval between decompositions, see Constants.interval
+SAVED = ("mean", "sigma", "p_sigma", "p_c", "C", "B", "D", "generation", "decomposed", "best", "worst", "sigma0")
 
 
-@dataclass(frozen=True)
 class Constants:
-    """What depends on n and P alone (tutorial table 1 and equations 48-58)."""
+    """What depends on n and P alone: the tutorial's defaults (table 1 and equations 48-58)."""
 
-    weights: np.ndarray  # (P,) by rank, best first: the first half recombines the mean, the rest are negative
-    parents: int  # mu: how many candidates move the mean
-    mu_eff: float  # how many equally weighted parents would be as informative
-    c_sigma: float  # rate of the step-size path
-    d_sigma: float  # damping of the step size
-    c_c: float  # rate of the covariance path
-    c_1: float  # rate of the rank-one update
-    c_mu: float  # rate of the rank-mu update
-    chi_n: float  # E ||N(0, I)||
-    interval: int  # generations from one decomposition of C to the next
-
-    @classmethod
-    def of(cls, n: int, population: int) -> Constants:
-        """The tutorial's defaults."""
-        parents = population // 2
+    def __init__(self, n: int, population: int):
+        self.parents = parents = population // 2  # mu: how many candidates move the mean
         raw = np.log((population + 1) / 2) - np.log(np.arange(1, population + 1))  # (49)
-        mu_eff = raw[:parents].sum() ** 2 / (raw[:parents] ** 2).sum()
-        mu_eff_minus = raw[parents:].sum() ** 2 / (raw[parents:] ** 2).sum()
-
-        c_sigma = (mu_eff + 2) / (n + mu_eff + 5)  # (55)
-        d_sigma = 1 + 2 * max(0.0, np.sqrt((mu_eff - 1) / (n + 1)) - 1) + c_sigma
-        c_c = (4 + mu_eff / n) / (n + 4 + 2 * mu_eff / n)  # (56)
-        c_1 = 2 / ((n + 1.3) ** 2 + mu_eff)  # (57)
-        c_mu = min(1 - c_1, 2 * (0.25 + mu_eff + 1 / mu_eff - 2) / ((n + 2) ** 2 + mu_eff))  # (58)
-
+        mu_eff, mu_eff_minus = (w.sum() ** 2 / (w**2).sum() for w in (raw[:parents], raw[parents:]))
+        self.mu_eff = mu_eff  # how many equally weighted parents would be as informative
+        self.c_sigma = c_sigma = (mu_eff + 2) / (n + mu_eff + 5)  # (55) rate of the step-size path
+        self.d_sigma = 1 + 2 * max(0.0, np.sqrt((mu_eff - 1) / (n + 1)) - 1) + c_sigma  # damping of the step size
+        self.c_c = (4 + mu_eff / n) / (n + 4 + 2 * mu_eff / n)  # (56) rate of the covariance path
+        self.c_1 = c_1 = 2 / ((n + 1.3) ** 2 + mu_eff)  # (57) rate of the rank-one update
+        self.c_mu = c_mu = min(1 - c_1, 2 * (0.25 + mu_eff + 1 / mu_eff - 2) / ((n + 2) ** 2 + mu_eff))  # (58) rank-mu
+        self.chi_n = np.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))  # E ||N(0, I)||
         alpha = min(
             1 + c_1 / c_mu,  # (50) the decay of C would vanish
             1 + 2 * mu_eff_minus / (mu_eff + 2),  # (51) as trustworthy as the positive ones
             (1 - c_1 - c_mu) / (n * c_mu),  # (52) C stays positive definite
         )
-        positive, negative = raw[raw > 0].sum(), -raw[raw < 0].sum()
-        weights = np.where(raw >= 0, raw / positive, alpha * raw / negative)  # (53)
+        # (P,) by rank, best first: the first half recombines the mean, the rest are negative
+        self.weights = np.where(raw >= 0, raw / raw[raw > 0].sum(), alpha * raw / -raw[raw < 0].sum())  # (53)
 
         # The tutorial decomposes every 1 / (10 n (c_1 + c_mu)) generations (n = 867, P = 64: 3), we every 25,
         # in which C changes by about 1 / n. On rotated ellipsoids (2-5 seeds) no more evaluations at
         # 10 times the interval (n = 10, 40, 100) or 20 (40, 100); Rosenbrock (n = 5) takes 1.6 x at 30.
-        interval = max(1, int(LAZINESS / (10 * n * (c_1 + c_mu))))
+        self.interval = max(1, int(LAZINESS / (10 * n * (c_1 + c_mu))))
 
-        assert 1 <= mu_eff <= parents + 1e-9 and abs(weights[:parents].sum() - 1) < 1e-9
-        assert 0 < c_sigma < 1 <= d_sigma and 0 < c_c <= 1
+        assert 1 <= mu_eff <= parents + 1e-9 and abs(self.weights[:parents].sum() - 1) < 1e-9
+        assert 0 < c_sigma < 1 <= self.d_sigma and 0 < self.c_c <= 1
         assert min(c_1, c_mu) > 0 and c_1 + c_mu <= 1
-        chi_n = np.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))
-        return cls(weights, parents, mu_eff, c_sigma, d_sigma, c_c, c_1, c_mu, chi_n, interval)
-
-
-@dataclass
-class State:
-    """What changes from generation to generation; all of it goes into a checkpoint."""
-
-    mean: np.ndarray  # (n,)
-    sigma: float
-    p_sigma: np.ndarray  # (n,) path of the step size: successive steps, whitened
-    p_c: np.ndarray  # (n,) path of the covariance: successive steps
-    C: np.ndarray  # (n, n) covariance; symmetric but for rounding: eigh reads its lower triangle
-    B: np.ndarray  # (n, n) eigenvectors in columns, of C when it was last decomposed
-    D: np.ndarray  # (n,) square roots of its eigenvalues, ascending: C = B D^2 B^T
-    generation: int
-    decomposed: int  # the generation of B and D
-    best: np.ndarray  # (<= window,) best cost of each of the latest generations
-    worst: float  # cost of the latest generation
 
 
 class CMAES:
-    """Minimise by asking for candidates and telling their costs; the caller owns the loop.
+    """Minimise by asking for candidates and telling their costs, from a mean (n,); the caller owns the loop.
 
-    Args:
-        mean: (n,) where to start.
-        sigma: first step size, the same in all coordinates (the authors' 0.1).
-        population: candidates per generation; None: the tutorial's 4 + floor(3 ln n) (48).
-        seed: of this optimiser's own random numbers.
+    sigma is the first step size, the same in all coordinates (the authors' 0.1); population None: the tutorial's.
 
     Raises:
         ValueError: the mean is not a finite vector, sigma not positive, or the population under 2.
@@ -111,50 +71,33 @@ class CMAES:
         self.population = 4 + int(3 * np.log(n)) if population is None else int(population)  # (48)
         if self.population < 2:
             raise ValueError(f"the population must be at least 2, not {self.population}")
-        self.constants = Constants.of(n, self.population)
+        self.constants = Constants(n, self.population)
         self.window = 10 + int(np.ceil(30 * n / self.population))  # generations that stop() looks back upon
-        self.sigma0 = float(sigma)
         self.rng = np.random.default_rng(seed)
-        path = np.zeros(n)  # of both: replaced, never changed in place
-        C, B, D, best = np.eye(n), np.eye(n), np.ones(n), np.empty(0)
-        self.state = State(mean, self.sigma0, path, path, C, B, D, 0, 0, best, np.inf)
 
-    @property
-    def mean(self) -> np.ndarray:
-        """(n,) centre of the distribution: what to deploy."""
-        return self.state.mean
-
-    @property
-    def sigma(self) -> float:
-        """Overall step size."""
-        return self.state.sigma
-
-    @property
-    def generation(self) -> int:
-        """How many times tell was called."""
-        return self.state.generation
+        # What changes from generation to generation: all of SAVED but sigma0.
+        self.mean = mean  # (n,) centre of the distribution: what to deploy
+        self.sigma = self.sigma0 = float(sigma)  # overall step size, now and at first
+        self.p_sigma = self.p_c = np.zeros(n)  # paths of successive steps: whitened for sigma, as they are for C
+        self.C = np.eye(n)  # covariance; symmetric but for rounding: eigh reads its lower triangle
+        self.B, self.D = np.eye(n), np.ones(n)  # C = B D^2 B^T when last decomposed; eigenvectors in columns, D ascends
+        self.generation = self.decomposed = 0  # times that tell was called, now and when C was last decomposed
+        self.best = np.empty(0)  # (<= window,) best cost of each of the latest generations
+        self.worst = np.inf  # cost of the latest generation
 
     def ask(self) -> np.ndarray:
         """-> candidates (P, n) float64, drawn from N(mean, sigma^2 C); one matrix product for all of them."""
-        s = self.state
-        z = self.rng.standard_normal((self.population, s.mean.size))  # (38)
-        z *= s.D
-        x = z @ s.B.T  # (39) y = B D z, (P, n)
-        x *= s.sigma
-        x += s.mean  # (40) x = m + sigma y
-        return x
+        z = self.rng.standard_normal((self.population, self.mean.size))  # (38)
+        y = z * self.D @ self.B.T  # (39) y = B D z, (P, n)
+        return self.mean + self.sigma * y  # (40)
 
     def tell(self, candidates: np.ndarray, costs: np.ndarray) -> None:
-        """Move the distribution towards the better candidates.
-
-        Args:
-            candidates: (P, n), from ask; repaired or replaced ones are welcome.
-            costs: (P,), lower is better. Infinity is the worst, NaN an error.
+        """Move towards the candidates (P, n), asked for or repaired, of the lowest costs (P,); infinity is the worst.
 
         Raises:
             ValueError: wrong shapes, a candidate that is not finite, a NaN cost; nothing has changed then.
         """
-        s, k, n = self.state, self.constants, self.state.mean.size
+        k, n = self.constants, self.mean.size
         x, costs = np.asarray(candidates, np.float64), np.asarray(costs, np.float64)
         wanted = (self.population, n)
         if x.shape != wanted or not np.isfinite(x).all():
@@ -166,94 +109,81 @@ class CMAES:
 
         # 1. Rank. Ties stay in the order of asking, which is random.
         order = np.argsort(costs, kind="stable")
-        y = x[order]  # (P, n)
-        y -= s.mean
-        y /= s.sigma
+        y = (x[order] - self.mean) / self.sigma  # (P, n)
 
         # 2. Mean.
         y_w = k.weights[: k.parents] @ y[: k.parents]  # (41) (n,)
-        mean = s.mean + s.sigma * y_w  # (42)
+        self.mean = self.mean + self.sigma * y_w  # (42)
 
         # 3. Step size: grow when successive steps agree, shrink when they cancel.
-        turned = np.vstack([y_w, y[k.parents :]]) @ s.B  # D^-1 B^T y: in the axes of C, at unit variance
-        turned /= s.D
-        whitened = s.B @ turned[0]  # C^-1/2 y_w, (n,)
-        p_sigma = (1 - k.c_sigma) * s.p_sigma  # (43)
-        p_sigma += np.sqrt(k.c_sigma * (2 - k.c_sigma) * k.mu_eff) * whitened
-        length = np.linalg.norm(p_sigma)
-        sigma = s.sigma * np.exp(k.c_sigma / k.d_sigma * (length / k.chi_n - 1))  # (44)
+        turned = np.vstack([y_w, y[k.parents :]]) @ self.B / self.D  # D^-1 B^T y: in the axes of C, at unit variance
+        gain = np.sqrt(k.c_sigma * (2 - k.c_sigma) * k.mu_eff)
+        self.p_sigma = (1 - k.c_sigma) * self.p_sigma + gain * (self.B @ turned[0])  # (43) with C^-1/2 y_w
+        length = np.linalg.norm(self.p_sigma)
+        self.sigma *= float(np.exp(k.c_sigma / k.d_sigma * (length / k.chi_n - 1)))  # (44)
 
         # 4. Covariance.
-        started = np.sqrt(1 - (1 - k.c_sigma) ** (2 * (s.generation + 1)))
+        self.generation += 1
+        started = np.sqrt(1 - (1 - k.c_sigma) ** (2 * self.generation))
         h_sigma = float(length / started < (1.4 + 2 / (n + 1)) * k.chi_n)  # 0: too long a step for p_c
-        p_c = (1 - k.c_c) * s.p_c + h_sigma * np.sqrt(k.c_c * (2 - k.c_c) * k.mu_eff) * y_w  # (45)
+        self.p_c = (1 - k.c_c) * self.p_c + h_sigma * np.sqrt(k.c_c * (2 - k.c_c) * k.mu_eff) * y_w  # (45)
         squared = np.einsum("pn,pn->p", turned[1:], turned[1:])  # ||C^-1/2 y||^2 of the negative ones
         w = k.c_mu * k.weights
         w[k.parents :] *= n / (squared + 1e-300)  # (46) of a bad step only the direction counts
-        w, rows = np.append(k.c_1, w), np.vstack([p_c, y])  # rank one and rank mu in one product, (1 + P, n)
-        s.C *= 1 + k.c_1 * (1 - h_sigma) * k.c_c * (2 - k.c_c) - k.c_1 - k.c_mu * k.weights.sum()  # (47)
-        s.C += rows.T @ (w[:, None] * rows)  # + c_1 p_c p_c^T + c_mu sum_i w_i y_i y_i^T
+        w, rows = np.append(k.c_1, w), np.vstack([self.p_c, y])  # rank one and rank mu in one product, (1 + P, n)
+        self.C *= 1 + k.c_1 * (1 - h_sigma) * k.c_c * (2 - k.c_c) - k.c_1 - k.c_mu * k.weights.sum()  # (47)
+        self.C += rows.T @ (w[:, None] * rows)  # + c_1 p_c p_c^T + c_mu sum_i w_i y_i y_i^T
 
-        # 5. Bookkeeping, and the decomposition when it is due.
-        s.mean, s.sigma, s.p_sigma, s.p_c = mean, float(sigma), p_sigma, p_c
-        s.generation += 1
-        s.best = np.append(s.best, costs[order[0]])[-self.window :]
-        s.worst = float(costs[order[-1]])
-        if s.generation - s.decomposed >= k.interval:
+        # 5. What stop() looks at, and the decomposition when it is due.
+        self.best = np.append(self.best, costs[order[0]])[-self.window :]
+        self.worst = float(costs[order[-1]])
+        if self.generation - self.decomposed >= k.interval:
             self._decompose()
 
     def _decompose(self) -> None:
         """C = B D^2 B^T. Eigenvalues that rounding made negative are lifted to the smallest that counts."""
-        s = self.state
-        d2, s.B = np.linalg.eigh(s.C)  # reads the lower triangle
+        d2, self.B = np.linalg.eigh(self.C)
         floor = d2[-1] * np.finfo(np.float64).eps
         if d2[0] < floor:
             d2 = np.maximum(d2, floor)
-            s.C = (s.B * d2) @ s.B.T
-        s.D = np.sqrt(d2)
-        s.decomposed = s.generation
+            self.C = (self.B * d2) @ self.B.T
+        self.D, self.decomposed = np.sqrt(d2), self.generation
 
     def stop(self) -> dict[str, str]:
         """Why to stop, name -> sentence; empty: go on. Criteria and tolerances of appendix B.3."""
-        s, reasons = self.state, {}
-        deviation = s.sigma * np.sqrt(np.abs(np.diag(s.C)))  # (n,)
-        condition = (s.D[-1] / s.D[0]) ** 2
+        reasons, condition = {}, (self.D[-1] / self.D[0]) ** 2
+        deviation = self.sigma * np.sqrt(np.abs(np.diag(self.C)))  # (n,)
         if condition > 1e14:
             reasons["conditioncov"] = f"the condition of C is {condition:.1e}, above 1e14"
-        if s.sigma * s.D[-1] > 1e4 * self.sigma0:
+        if self.sigma * self.D[-1] > 1e4 * self.sigma0:
             reasons["tolxup"] = "the distribution is over 1e4 times as wide as at first: sigma was too small"
-        if max(deviation.max(), s.sigma * np.abs(s.p_c).max()) < 1e-12 * self.sigma0:
+        if max(deviation.max(), self.sigma * np.abs(self.p_c).max()) < 1e-12 * self.sigma0:
             reasons["tolx"] = "no coordinate moves by more than 1e-12 of the first sigma"
-        if np.any(s.mean == s.mean + 0.2 * deviation):
+        if np.any(self.mean == self.mean + 0.2 * deviation):
             reasons["noeffectcoord"] = "0.2 standard deviations no longer change some coordinate of the mean"
-        if len(s.best) == self.window and np.isfinite(s.best).all():
-            spread = s.best.max() - s.best.min()
+        if len(self.best) == self.window and np.isfinite(self.best).all():
+            spread, last = np.ptp(self.best), self.best[-1]
             if spread == 0:
-                reasons["equalfunvalues"] = f"the best cost stayed {s.best[-1]:g} for {self.window} generations"
-            if max(spread, s.worst - s.best[-1]) < 1e-12:
+                reasons["equalfunvalues"] = f"the best cost stayed {last:g} for {self.window} generations"
+            if max(spread, self.worst - last) < 1e-12:
                 reasons["tolfun"] = f"costs differed by less than 1e-12 over {self.window} generations"
         return reasons
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all that is needed to go on exactly, random numbers included; np.savez takes it."""
-        arrays = {f.name: np.array(getattr(self.state, f.name)) for f in fields(State)}
-        rng = np.array(json.dumps(self.rng.bit_generator.state))
-        return arrays | {"sigma0": np.array(self.sigma0), "population": np.array(self.population), "rng": rng}
+        rng = json.dumps(self.rng.bit_generator.state)
+        arrays = {name: np.array(getattr(self, name)) for name in SAVED}
+        return arrays | {"population": np.array(self.population), "rng": np.array(rng)}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Restore what state_dict gave, into an optimiser of the same dimension and population.
-
-        Raises:
-            ValueError: something is missing, or was saved by an optimiser of another dimension or population.
-        """
-        names = [f.name for f in fields(State)]
-        missing = [name for name in (*names, "sigma0", "population", "rng") if name not in state]
+        """Restore what state_dict gave; ValueError when it lacks some or is of another dimension or population."""
+        missing = [name for name in (*SAVED, "population", "rng") if name not in state]
         if missing:
             raise ValueError(f"this is no state of CMAES: it lacks {', '.join(missing)}")
         saved, here = (len(state["mean"]), int(state["population"])), (self.mean.size, self.population)
         if saved != here:
             raise ValueError(f"saved with (dimensions, population) {saved}, this optimiser has {here}")
-        loaded = {name: np.array(state[name]) for name in names}
-        self.state = State(**{name: a if a.ndim else a.item() for name, a in loaded.items()})
-        self.sigma0 = float(state["sigma0"])
+        for name in SAVED:
+            array = np.array(state[name])
+            setattr(self, name, array if array.ndim else array.item())
         self.rng.bit_generator.state = json.loads(str(state["rng"]))

@@ -4,8 +4,6 @@ Likelihood per latent dimension beside that of a Gaussian that knows nothing; re
 the reward predicted against the one received; and how long the same policies live in the dream and in reality.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,36 +19,29 @@ from .rollout import blind_rollouts, real_rollouts, rollout
 from .worlds import Dream
 
 
-def table(agent: Agent, episodes: int, taus: Sequence[float], seed: int = 0) -> str:
+def table(agent: Agent, episodes: int, taus: Sequence[float]) -> str:
     """The figures of `judge` and the lives of the same policies in both worlds, as text."""
     lines = [f"M on {episodes} held-out episodes of the policy that collects data"]
-    lines += [f"  {name:24} {value:8.3f}" for name, value in judge(agent, held_out(agent, episodes, seed)).items()]
+    lines += [f"  {name:24} {value:8.3f}" for name, value in judge(agent, held_out(agent, episodes)).items()]
     lines.append(f"{'policy':10} {'world':14} {'return +- SD [95 % of the mean]':36} steps: 25, 50, 75 % ended by")
-    for policy, world, returns, lengths in survival(agent, episodes, taus, seed):
-        result = score(returns)
-        low, high = result["ci95"]
-        mean = f"{result['mean']:.1f} +- {result['sd']:.1f} [{low:.1f}, {high:.1f}]"
+    for policy, world, returns, lengths in survival(agent, episodes, taus):
+        mean = "{mean:.1f} +- {sd:.1f} [{ci95[0]:.1f}, {ci95[1]:.1f}]".format(**score(returns))
         quartiles = "  ".join(f"{q:5.0f}" for q in np.quantile(lengths, (0.25, 0.5, 0.75)))
         lines.append(f"{policy:10} {world:14} {mean:36} {quartiles}")
     return "\n".join(lines)
 
 
-def held_out(agent: Agent, episodes: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+def held_out(agent: Agent, episodes: int) -> list[dict[str, np.ndarray]]:
     """Episodes of the collecting policy on seeds of their own -> their transitions, z sampled, a batch axis of 1."""
-    seeds = episode_seeds("check", episodes, seed, 99)
-    actions, z_size = agent.m.config.action_size, agent.config.vae.z_size
-    rng, batches = np.random.default_rng([seed, 99]), []
+    actions, policy = agent.m.action_size, collecting_policy(agent.config)
+    rng, batches = np.random.default_rng([0, 99]), []
     with TemporaryDirectory() as folder:
-        blind_rollouts(
-            agent.config.task,
-            seeds,
-            paths=[Path(folder) / f"{i:06d}.npy" for i in range(episodes)],
-            make_policy=collecting_policy(agent.config),
-        )
+        paths = [Path(folder) / f"{i:06d}.npy" for i in range(episodes)]
+        blind_rollouts(agent.config.task, episode_seeds("check", episodes, 0, 99), paths=paths, make_policy=policy)
         records = Records(Path(folder), frame_dtype(actions))
         for i in range(episodes):
             episode = records.read(i)
-            series = np.zeros(len(episode), series_dtype(z_size, actions))
+            series = np.zeros(len(episode), series_dtype(agent.config.vae.z_size, actions))
             for name in ("action", "reward", "done", "seen"):
                 series[name] = episode[name]
             series["mu"], series["logvar"] = agent.v.encode(episode["frame"])
@@ -59,57 +50,53 @@ def held_out(agent: Agent, episodes: int, seed: int = 0) -> list[dict[str, np.nd
 
 
 def judge(agent: Agent, batches: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Figures of M on held-out episodes.
+    """Figures of M on held-out episodes; what M has no head for is left out.
 
-    Returns:
-        nll: nats per dim and step; gaussian: the same of one Gaussian per dim fitted to these very z; recall and
-        precision of done at a logit of 0; reward_error: root mean square, and reward_sd, what
-        predicting the mean would have. What M has no head for is left out.
+    nll: nats per dim and step; gaussian: the same of one Gaussian per dim fitted to these very z; recall and precision
+    of done at a logit of 0; reward_error: root mean square, and reward_sd, what predicting the mean would have.
     """
-    steps = np.array([b["z_mask"].sum() for b in batches])
-    figures = {"nll": float(np.average([agent.m.losses(b)["z"] for b in batches], weights=steps))}
-    z = np.concatenate([b["z_next"][0][b["z_mask"][0] > 0] for b in batches])
-    figures["gaussian"] = float(np.mean(np.log(z.std(axis=0)) + 0.5 * np.log(2 * np.pi * np.e)))
+    steps = [b["z_mask"].sum() for b in batches]
+    z, done, reward = (np.concatenate([b[name][0] for b in batches]) for name in ("z_next", "done", "reward"))
+    z = z[np.concatenate([b["z_mask"][0] for b in batches]) > 0]
+    figures = {
+        "nll": float(np.average([agent.m.loss_and_grad(b)[0]["z"] for b in batches], weights=steps)),
+        "gaussian": float(np.mean(np.log(z.std(axis=0)) + 0.5 * np.log(2 * np.pi * np.e))),
+    }
     logits, rewards = zip(*(agent.m.outputs(b) for b in batches), strict=True)
     if logits[0] is not None:
-        said = np.concatenate([x[0] for x in logits]) > 0
-        was = np.concatenate([b["done"][0] for b in batches]) > 0
+        said, was = np.concatenate(logits, axis=1)[0] > 0, done > 0
         hits = float((said & was).sum())
         figures |= {"recall": hits / max(was.sum(), 1), "precision": hits / max(said.sum(), 1)}
     if rewards[0] is not None:
-        reward = np.concatenate([b["reward"][0] for b in batches])
-        error = np.concatenate([x[0] for x in rewards]) - reward
+        error = np.concatenate(rewards, axis=1)[0] - reward
         figures |= {"reward_error": float(np.sqrt(np.mean(error**2))), "reward_sd": float(reward.std())}
     return figures
 
 
-def survival(
-    agent: Agent, episodes: int, taus: Sequence[float], seed: int = 0
-) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+def survival(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
     """The same policies in reality and in dreams: where their lives differ, M is wrong about the world.
 
     The policies: the one that collects data, the first action held at -1, 0 and 1 (left, middle, right, the others
     at 0), and C. On M's own data a dream may be right and still be wrong where C leads it.
 
-    Yields:
-        policy, world, returns (E,), lengths (E,): reality first, then a dream of each temperature.
+    Yields policy, world, returns (E,), lengths (E,): reality first, then a dream of each temperature, as long as the
+    task's episodes can be.
     """
-    task, size = agent.config.task, agent.m.config.action_size
-    first = np.eye(size, dtype=np.float32)[0]
-    blind = {"collecting": collecting_policy(agent.config)}
-    blind |= {name: partial(fixed_policy, x * first) for name, x in (("left", -1), ("middle", 0), ("right", 1))}
-    seeds = episode_seeds("check", episodes, seed, 98)
-    for name, make_policy in blind.items():
-        yield name, "reality", *blind_rollouts(task, seeds, make_policy=make_policy)
+    task, seeds = agent.config.task, episode_seeds("check", episodes, 0, 98)
+    first = np.eye(agent.m.action_size, dtype=np.float32)[0]
+    policies = {"collecting": collecting_policy(agent.config)}
+    policies |= {name: partial(fixed_policy, x * first) for name, x in (("left", -1), ("middle", 0), ("right", 1))}
+
+    def blind(make_policy: Callable) -> Callable:
+        each = [make_policy(np.random.default_rng([0, i])) for i in range(episodes)]
+        return lambda features: np.stack([policy() for policy in each])
+
+    for name in (*policies, "C"):
+        if name == "C":
+            returns, lengths = (x[0] for x in real_rollouts(agent, agent.vector[None], seeds))
+        else:
+            returns, lengths = blind_rollouts(task, seeds, make_policy=policies[name])
+        yield name, "reality", returns, lengths
         for tau in taus:
-            policies = [make_policy(np.random.default_rng([seed, i])) for i in range(episodes)]
-            yield name, f"dream {tau:g}", *_dream(agent, lambda _, p=policies: np.stack([f() for f in p]), seeds, tau)
-    returns, lengths = real_rollouts(agent, agent.vector[None], seeds)
-    yield "C", "reality", returns[0], lengths[0]
-    for tau in taus:
-        yield "C", f"dream {tau:g}", *_dream(agent, agent.controller(), seeds, tau)
-
-
-def _dream(agent: Agent, act: Callable, seeds: np.ndarray, tau: float) -> tuple[np.ndarray, np.ndarray]:
-    """Dreams as long as the task's episodes can be -> returns, lengths (E,)."""
-    return rollout(Dream(agent, len(seeds), tau, horizon=0), act, seeds)
+            act = agent.controller() if name == "C" else blind(policies[name])
+            yield name, f"dream {tau:g}", *rollout(Dream(agent, episodes, tau, horizon=0), act, seeds)
