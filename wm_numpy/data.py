@@ -10,7 +10,7 @@ on after a kill without any generator to restore.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gymnasium as gym
@@ -66,6 +66,16 @@ def frame_dtype(action_size: int) -> np.dtype:
 def series_dtype(z_size: int, action_size: int) -> np.dtype:
     """A record of a series: an episode whose frames have become (mu, logvar)."""
     return np.dtype([("mu", "f4", (z_size,)), ("logvar", "f4", (z_size,)), *frame_dtype(action_size).descr[1:]])
+
+
+def encoded(episode: np.ndarray, encode: Callable) -> np.ndarray:
+    """The series of an episode; encode: frames -> mu, logvar, V's."""
+    mu, logvar = encode(episode["frame"])
+    series = np.zeros(len(episode), series_dtype(mu.shape[1], episode["action"].shape[1]))
+    series["mu"], series["logvar"] = mu, logvar
+    for name in series.dtype.names[2:]:
+        series[name] = episode[name]
+    return series
 
 
 class Recorder(gym.Wrapper):

@@ -19,7 +19,17 @@ from . import agent as agents
 from .agent import Agent
 from .cmaes import CMAES
 from .config import Config, flat, from_flat
-from .data import DataError, FrameBatches, Records, SeriesBatches, frame_dtype, read_arrays, series_dtype, write
+from .data import (
+    DataError,
+    FrameBatches,
+    Records,
+    SeriesBatches,
+    encoded,
+    frame_dtype,
+    read_arrays,
+    series_dtype,
+    write,
+)
 from .envs import ENVIRONMENTS, random_policy
 from .rollout import GROUP, blind_rollouts, dream_rollouts, real_rollouts
 from .train import RunError, evolve, fit
@@ -182,12 +192,7 @@ class Experiment:
         done = np.cumsum(episodes.steps[missing])
         with self.log.progress("encode", round_, int(done[-1]), "frames") as tell:
             for i, frames in zip(missing, done, strict=True):
-                records = episodes.read(i)
-                series = np.zeros(len(records), self.series_dtype)
-                for name in ("action", "reward", "done", "seen"):
-                    series[name] = records[name]
-                series["mu"], series["logvar"] = v.encode(records["frame"])
-                write(folder / episodes.paths[i].name, series)
+                write(folder / episodes.paths[i].name, encoded(episodes.read(i), v.encode))
                 tell(int(frames))
 
     def _mdnrnn(self, round_: int) -> None:

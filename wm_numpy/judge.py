@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from .agent import Agent
-from .data import Records, frame_dtype, series_dtype, transitions
+from .data import Records, encoded, frame_dtype, transitions
 from .envs import fixed_policy
 from .experiment import collecting_policy, episode_seeds, score
 from .rollout import blind_rollouts, real_rollouts, rollout
@@ -33,19 +33,14 @@ def table(agent: Agent, episodes: int, taus: Sequence[float]) -> str:
 
 def held_out(agent: Agent, episodes: int) -> list[dict[str, np.ndarray]]:
     """Episodes of the collecting policy on seeds of their own -> their transitions, z sampled, a batch axis of 1."""
-    actions, policy = agent.m.action_size, collecting_policy(agent.config)
-    rng, batches = np.random.default_rng([0, 99]), []
+    policy, rng, batches = collecting_policy(agent.config), np.random.default_rng([0, 99]), []
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i:06d}.npy" for i in range(episodes)]
         blind_rollouts(agent.config.task, episode_seeds("check", episodes, 0, 99), paths=paths, make_policy=policy)
-        records = Records(Path(folder), frame_dtype(actions))
+        records = Records(Path(folder), frame_dtype(agent.m.action_size))
         for i in range(episodes):
-            episode = records.read(i)
-            series = np.zeros(len(episode), series_dtype(agent.config.vae.z_size, actions))
-            for name in ("action", "reward", "done", "seen"):
-                series[name] = episode[name]
-            series["mu"], series["logvar"] = agent.v.encode(episode["frame"])
-            batches.append({name: x[None] for name, x in transitions(series, rng, restart=True).items()})
+            parts = transitions(encoded(records.read(i), agent.v.encode), rng, restart=True)
+            batches.append({name: x[None] for name, x in parts.items()})
     return batches
 
 
