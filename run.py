@@ -109,7 +109,7 @@ def perform(args: argparse.Namespace) -> int | None:
             print(report.header(settings, run.folder, run.disk_needed()), flush=True)
             run.run(experiment.STAGES[: experiment.STAGES.index(args.stage) + 1])
             if args.stage == "evaluate":
-                report.write(run.folder)
+                report.write(run.folder, run.folder)
                 print(report.table(run.folder))
         case "sweep":
             changes, out = config.pairs(args.set), args.out or Path("runs") / f"{Path(args.run).name}-sweep"
@@ -134,8 +134,9 @@ def perform(args: argparse.Namespace) -> int | None:
             viewer.dream(args.run, args.seed, args.png, args.tau, args.play)
         case "report":
             folder = agent.run_folder(args.run)
-            report.write(folder)
-            print(report.table(folder))
+            out = folder if folder == Path(args.run) else Path("runs") / args.run  # nothing goes into the package
+            report.write(folder, out)
+            print(f"{report.table(folder)}\npictures: {out}")
         case "export":
             agent.export(args.run, args.folder)
         case "bench":

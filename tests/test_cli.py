@@ -161,7 +161,7 @@ def test_damaged_config(sentence, doom_run, copy_of, text):
 def test_damaged_results(sentence, doom_run, copy_of, text, monkeypatch):
     folder = copy_of(doom_run)
     (folder / "results.json").write_text(text)
-    monkeypatch.setattr("wm_numpy.report.write", lambda folder: [])  # pictures take seconds
+    monkeypatch.setattr("wm_numpy.report.write", lambda folder, out: None)  # pictures take seconds
     assert "results.json is damaged" in sentence("report", folder, code=1)
 
 
@@ -295,7 +295,7 @@ def test_report(doom_run, copy_of, capsys):
 
 
 def test_report_of_a_run_that_is_not_finished(sentence, car_run, monkeypatch):
-    monkeypatch.setattr("wm_numpy.report.write", lambda folder: [])
+    monkeypatch.setattr("wm_numpy.report.write", lambda folder, out: None)
     assert "results.json is missing" in sentence("report", car_run, code=1)
 
 

@@ -87,8 +87,8 @@ def sweep_table(folders: dict[float, Path]) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path) -> None:
-    """Write the pictures of a run: reconstructions.png, dream.png beside reality, curves.png."""
+def write(folder: Path, out: Path) -> None:
+    """Write the pictures of a run into `out`: reconstructions.png, dream.png beside reality, curves.png."""
     agent, episodes = agents.load(folder), folder / "episodes"
     if any(episodes.glob("[0-9]*.npy")):  # frames of some, and what V makes of them (mu, decoded)
         records = Records(episodes, frame_dtype(agent.m.action_size))
@@ -96,14 +96,14 @@ def write(folder: Path) -> None:
         steps = (records.steps[files] * 0.7).astype(int)
         frames = np.concatenate([records.read(f, t, t + 1)["frame"] for f, t in zip(files, steps, strict=True)])
         again = viewer.to_picture(agent.v.decode(agent.v.encode(frames)[0]))
-        pictures.save(pictures.strips({"frame": frames, "V's view": again}), folder / "reconstructions.png")
+        pictures.save(pictures.strips({"frame": frames, "V's view": again}), out / "reconstructions.png")
     real, at = viewer.strip(viewer.real_pictures(agent, 0), agent)
     dream, dreamt = viewer.strip(viewer.dream_pictures(agent, 0), agent)
     # the end of a short dream stands under an earlier step of reality
     captions = [a if a == b else f"{a} / {b}" for a, b in zip_longest(at, dreamt, fillvalue="-")]
-    pictures.save(pictures.strips(real | dream, captions), folder / "dream.png")
+    pictures.save(pictures.strips(real | dream, captions), out / "dream.png")
     if panels := _panels(folder / "log.jsonl", agent.config.task):
-        pictures.save(pictures.curves(panels), folder / "curves.png")
+        pictures.save(pictures.curves(panels), out / "curves.png")
 
 
 def read_log(path: Path) -> list[dict]:

@@ -38,7 +38,8 @@ def rollout(world: World, act: Callable, seeds: np.ndarray) -> Rollouts:
 
 def dream_rollouts(agent: Agent, vectors: np.ndarray, seeds: np.ndarray) -> Rollouts:
     """Every candidate, vectors (P, parameters of C), in the same dreams, seeds (E,), on all threads -> (P, E) each."""
-    per_chunk = max(1, agent.config.evolve.chunk // len(seeds))  # whole candidates
+    most = -(-len(vectors) // 2)  # two chunks at least
+    per_chunk = min(most, max(1, agent.config.evolve.chunk // len(seeds)))  # whole candidates
 
     def play(first: int) -> Rollouts:
         some = vectors[first : first + per_chunk]
