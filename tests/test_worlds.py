@@ -380,7 +380,9 @@ def test_each_candidate_has_its_own_returns():
     vectors, seeds = np.random.default_rng(0).standard_normal((5, len(agent.vector))), np.array([3, 1, 4])
     together, _ = dream_rollouts(agent, vectors, seeds)
     for first in (0, 2, 4):
-        assert np.array_equal(dream_rollouts(agent, vectors[first : first + 2], seeds)[0], together[first : first + 2])
+        chunk = vectors[first : first + 2]
+        alone, _ = dream_rollouts(agent, np.tile(chunk, (2, 1)), seeds)  # two chunks at least: this one twice
+        assert np.array_equal(alone, np.tile(together[first : first + 2], (2, 1)))
 
 
 # ------------------------------------------------------------------------------------------ for gymnasium
