@@ -6,6 +6,7 @@ from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
+    # Taken before the command or after it: suppressed defaults, lest the one place undo the other.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     common.add_argument("--workers", type=int, metavar="N", help="threads and processes; all cores")
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def perform(args: argparse.Namespace) -> int | None:
-    """Carry out a command -> exit code. What needs more than NumPy is imported late."""
+    """Carry out a command -> exit code. `settings` and `gradcheck` need NumPy alone, and only pictures pygame."""
     from wm_numpy import config, gradcases, parallel
 
     for name, least in (("workers", 1), ("seed", 0), ("episodes", 2)):
@@ -98,7 +99,7 @@ def perform(args: argparse.Namespace) -> int | None:
     if args.command == "gradcheck":
         return gradcases.main()
 
-    from wm_numpy import agent, data, experiment, judge, report, viewer
+    from wm_numpy import agent, data, experiment, judge, report
 
     match args.command:
         case "train":
@@ -109,8 +110,8 @@ def perform(args: argparse.Namespace) -> int | None:
             print(report.header(settings, run.folder, run.disk_needed()), flush=True)
             run.run(experiment.STAGES[: experiment.STAGES.index(args.stage) + 1])
             if args.stage == "evaluate":
-                report.write(run.folder, run.folder)
                 print(report.table(run.folder))
+                report.write(run.folder, run.folder)
         case "sweep":
             changes, out = config.pairs(args.set), args.out or Path("runs") / f"{Path(args.run).name}-sweep"
             folders = {tau: out / f"tau-{tau:g}" for tau in taus}
@@ -129,14 +130,19 @@ def perform(args: argparse.Namespace) -> int | None:
         case "judge":
             print(judge.table(agent.load(args.run), args.episodes, taus))
         case "watch":
+            from wm_numpy import viewer
+
             viewer.watch(args.run, args.seed, args.png)
         case "dream":
+            from wm_numpy import viewer
+
             viewer.dream(args.run, args.seed, args.png, args.tau, args.play)
         case "report":
             folder = agent.run_folder(args.run)
-            out = folder if folder == Path(args.run) else Path("runs") / args.run  # nothing goes into the package
+            out = folder if folder == Path(args.run) else Path("runs") / f"{folder.name}-report"  # not into the package
+            print(report.table(folder))
             report.write(folder, out)
-            print(f"{report.table(folder)}\npictures: {out}")
+            print(f"pictures: {out}")
         case "export":
             agent.export(args.run, args.folder)
         case "bench":

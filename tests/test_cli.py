@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +93,23 @@ def test_usage_with_a_run(sentence, doom_run, copy_of, argv, named):
 def test_a_run_that_does_not_exist(sentence, command, tmp_path):
     assert "nowhere is not a run folder" in sentence(command, "nowhere", code=1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "missing, command, code, said",
+    [
+        ("gymnasium pygame vizdoom Box2D", "settings", 0, "evolve.tau=1.0"),
+        ("pygame vizdoom Box2D", "evaluate nowhere", 1, "nowhere is not a run folder"),
+        ("pygame", "watch doom --png x.png", 1, "run `pip install pygame-ce`"),
+        ("vizdoom", "train doom --preset smoke", 1, "run `pip install vizdoom`"),
+    ],
+)
+def test_without_packages(missing, command, code, said):
+    """In a process of its own, where importing them fails."""
+    hide = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules.update(dict.fromkeys({missing.split()!r}))"
+    program = f"{hide}; import run; sys.exit(run.main({command.split()!r}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == code and said in done.stdout + done.stderr and "Traceback" not in done.stderr
 
 
 def test_help_and_settings(capsys):
@@ -292,6 +310,14 @@ def test_report(doom_run, copy_of, capsys):
     assert size_of(folder / "reconstructions.png") == size(viewer.COLUMNS, 2, captions=False)
     assert size_of(folder / "dream.png") == size(viewer.COLUMNS, 3)
     assert size_of(folder / "curves.png") == (3 * 420, 310)
+
+
+def test_report_of_shipped_weights(monkeypatch, tmp_path):
+    """Its pictures do not stand in the way of a run, nor in the package."""
+    made = []
+    monkeypatch.setattr("wm_numpy.report.write", lambda folder, out: made.append(out))
+    assert run.main(["report", "doom"]) == 0
+    assert made == [Path("runs/doom-report")]
 
 
 def test_report_of_a_run_that_is_not_finished(sentence, car_run, monkeypatch):

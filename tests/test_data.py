@@ -70,7 +70,12 @@ def test_arrays_are_what_they_are_expected_to_be(tmp_path):
     path = tmp_path / "x.npz"
     data.write(path, {"x": np.ones((2, 5, 3)), "bad": np.array([1, np.nan])})
     assert data.read_arrays(path, x=(2, -1, 3))["x"].shape == (2, 5, 3)
-    for expected, named in (({"x": (2, 4, 3)}, "shape"), ({"y": (3,)}, "'y'"), ({"bad": (2,)}, "not numbers")):
+    for expected, named in (
+        ({"x": (2, 4, 3)}, "shape"),
+        ({"x": (5, 2, 3)}, "x has shape"),
+        ({"y": (3,)}, "'y'"),
+        ({"bad": (2,)}, "not numbers"),
+    ):
         with pytest.raises(DataError, match=f"x.npz.*{named}.*delete"):
             data.read_arrays(path, **expected)
 

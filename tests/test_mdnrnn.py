@@ -68,10 +68,8 @@ def test_gradient_by_element(m, name):
     """Projections dilute one wrong entry: the small parameters entry by entry."""
     batch = make_batch(np.random.default_rng(2))
     grads = type(m.params)(m.params.shapes, m.loss_and_grad(batch)[1])
-    assert (
-        relative_error(grads[name], numerical_gradient(lambda: m.loss_and_grad(batch)[0]["loss"], m.params[name]))
-        < 1e-6
-    )
+    numerical = numerical_gradient(lambda: m.loss_and_grad(batch)[0]["loss"], m.params[name])
+    assert relative_error(grads[name], numerical) < 1e-6
 
 
 def test_gradient_without_optional_heads():

@@ -21,7 +21,7 @@ class DataError(ValueError):
     """A file that is not what it should be; the sentence names it and the mend."""
 
 
-def write(path: Path, content: np.ndarray | dict) -> None:
+def write(path: Path, content: np.ndarray | dict | list) -> None:
     """Write an array as .npy, arrays by name as .npz, anything else as JSON; a kill leaves the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -39,14 +39,19 @@ def write(path: Path, content: np.ndarray | dict) -> None:
 
 
 def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """All arrays of an .npz; DataError unless those named are there, finite and of this shape, -1 for any length."""
+    """All arrays of an .npz; DataError unless those named are there, finite and of this shape, -1 for any length.
+
+    FileNotFoundError where there is no file.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         for name, shape in shapes.items():
             if name not in arrays:
                 raise ValueError(f"it has no {name!r}")
-            arrays[name] = arrays[name].reshape(shape)
+            found = arrays[name].shape
+            if len(found) != len(shape) or any(n not in (-1, m) for n, m in zip(shape, found, strict=True)):
+                raise ValueError(f"{name} has shape {found}, not {shape}")
             if not np.isfinite(arrays[name]).all():
                 raise ValueError(f"{name} holds values that are not numbers")
         return arrays

@@ -110,8 +110,8 @@ class Task(gym.Env):
         try:
             self._open()
         except (ImportError, gym.error.DependencyNotInstalled) as error:
-            name, needs = type(self).__name__, self.packages
-            raise ImportError(f"{name} needs {needs} ({error}): run `pip install {needs}`.") from error
+            mend = f"run `pip install {self.packages}`"
+            raise ImportError(f"{type(self).__name__} misses a package ({error}): {mend}.") from error
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)

@@ -106,7 +106,7 @@ class Log:
 class Experiment:
     """A run folder, made when missing, and the stages that fill it.
 
-    RunError: the folder is of another configuration, not counting fewer rounds; in `run`, the disk is too small.
+    RunError: the folder is of another configuration (but fewer rounds are gone on with); in `run`: the disk is too small.
     """
 
     def __init__(self, config: Config, folder: Path):
@@ -162,8 +162,9 @@ class Experiment:
         missing = [i for i in range(n) if not whole[i // size]]
         if not missing:
             return
-        agent, how = None, {"min_length": c.collect.min_length, "make_policy": collecting_policy(c)}
-        if round_ > 1:
+        if round_ == 1:
+            agent, how = None, {"min_length": c.collect.min_length, "make_policy": collecting_policy(c)}
+        else:
             agent, how = agents.load(self.folder), {"noise": c.collect.noise}
         seeds, how["paths"] = episode_seeds("collect", n, c.seed, round_)[missing], [paths[i] for i in missing]
         play(c.task, agent, seeds, self.log, "collect", round_, n - len(missing), **how)

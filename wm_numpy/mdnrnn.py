@@ -180,8 +180,8 @@ class MDNRNN:
             dh, grads[name + ".w"][...], grads[name + ".b"][...] = linear_backward(dy, linear_cache)
             dh2 += dh
 
-        dy = dh2.reshape(h.shape), np.zeros_like(c)
-        _, _, _, grads["lstm.w"][...], grads["lstm.b"][...] = lstm_backward(dy, cache)
+        dstates = dh2.reshape(h.shape), np.zeros_like(c)
+        _, _, _, grads["lstm.w"][...], grads["lstm.b"][...] = lstm_backward(dstates, cache)
         return losses, grads.flat
 
     def outputs(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray | None, np.ndarray | None]:

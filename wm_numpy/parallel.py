@@ -81,7 +81,7 @@ def processes(
                     who, what = ("workers", "A worker process died.") if broken else (futures[future], str(error))
                     failures[who] += 1
                     if failures[who] == ATTEMPTS:
-                        raise WorkerError(f"the same work failed {ATTEMPTS} times: {what}") from error
+                        raise WorkerError(f"work failed {ATTEMPTS} times: {what}") from error
                     log(f"{what} Its work is repeated (attempt {failures[who] + 1} of {ATTEMPTS}).")
                     if broken:
                         break

@@ -10,7 +10,6 @@ import numpy as np
 
 from . import agent as agents
 from . import config as configuration
-from . import pictures, viewer
 from .config import Config
 from .data import DataError, Records, frame_dtype
 from .envs import ENVIRONMENTS
@@ -89,6 +88,8 @@ def sweep_table(folders: dict[float, Path]) -> str:
 
 def write(folder: Path, out: Path) -> None:
     """Write the pictures of a run into `out`: reconstructions.png, dream.png beside reality, curves.png."""
+    from . import pictures, viewer  # they need pygame, tables do not
+
     agent, episodes = agents.load(folder), folder / "episodes"
     if any(episodes.glob("[0-9]*.npy")):  # frames of some, and what V makes of them (mu, decoded)
         records = Records(episodes, frame_dtype(agent.m.action_size))
@@ -107,10 +108,10 @@ def write(folder: Path, out: Path) -> None:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The records of log.jsonl; a last line that a kill cut short is left out, repeated steps count once."""
+    """The records of log.jsonl; lines that a kill cut short are left out, repeated steps count once."""
     records = {}
     for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(ValueError):
+        with suppress(ValueError, KeyError, TypeError):
             record = json.loads(line)
             records[record["stage"], record["round"], record["step"]] = record
     return list(records.values())

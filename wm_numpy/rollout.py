@@ -38,7 +38,7 @@ def rollout(world: World, act: Callable, seeds: np.ndarray) -> Rollouts:
 
 def dream_rollouts(agent: Agent, vectors: np.ndarray, seeds: np.ndarray) -> Rollouts:
     """Every candidate, vectors (P, parameters of C), in the same dreams, seeds (E,), on all threads -> (P, E) each."""
-    most = -(-len(vectors) // 2)  # two chunks at least
+    most = -(-len(vectors) // 2)  # two chunks at least: work for two threads
     per_chunk = min(most, max(1, agent.config.evolve.chunk // len(seeds)))  # whole candidates
 
     def play(first: int) -> Rollouts:
@@ -106,7 +106,9 @@ def _joined(results: list[Rollouts], shape: int | tuple[int, int]) -> Rollouts:
 # ------------------------------------------------------------------------------------------ inside a worker process
 
 _agent: Agent | None = None
-_envs: list[Recorder] = []  # made once per process: a ViZDoom engine takes half a second to start
+_envs: list[
+    Recorder
+] = []  # of one task: a process lives for one call; made once, as an engine starts for half a second
 
 
 def _set_agent(agent: Agent) -> None:

@@ -70,9 +70,10 @@ def evolve(
     The distribution mean is deployed, never the luckiest sample: the mean of the best check, or the last mean when
     there are no checks.
     """
-    best = {"vector": cma.mean.copy(), "score": -np.inf, "best_generation": 0}
+    lowest = float(np.finfo(np.float64).min)  # finite, as everything in a state file must be
+    best = {"vector": cma.mean.copy(), "score": lowest, "best_generation": 0}
     if state.exists():
-        saved = read_arrays(state, vector=cma.mean.shape, best_generation=())
+        saved = read_arrays(state, vector=cma.mean.shape, score=(), best_generation=())
         best = {name: saved[name] for name in best}
         cma.load_state_dict(saved)
     saved_at = time.monotonic()
