@@ -106,7 +106,7 @@ class Log:
 class Experiment:
     """A run folder, made when missing, and the stages that fill it.
 
-    RunError: the folder is of another configuration (but fewer rounds are gone on with); in `run`: the disk is too small.
+    RunError: the folder is of another configuration (fewer rounds go on); in `run`: the disk is too small.
     """
 
     def __init__(self, config: Config, folder: Path):
