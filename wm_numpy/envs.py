@@ -95,9 +95,9 @@ def fixed_policy(action: np.ndarray, rng: np.random.Generator | None = None) -> 
 
 
 class Task(gym.Env):
-    """What both share. A task opens `game`; `_start` and `_act` are its reset and step, and give `crop`, its frame.
+    """What both share. A task opens `game`; `_start` and `_act` are its reset and step, and give `crop`.
 
-    Observation Space: `Box(0, 255, (64, 64, 3), uint8)`: `crop`, (height, width, 3), shrunk by `resizer`.
+    Observation Space: `Box(0, 255, (64, 64, 3), uint8)`: `crop` shrunk by `resizer`; kept in `frame`.
     Episode End: as the task says; truncated after `max_steps`.
     Arguments: `render_mode`: None or "rgb_array", the game's own large picture; `max_steps`.
     """
@@ -118,14 +118,16 @@ class Task(gym.Env):
         self.steps = 0
         with self._alive():
             self.crop, info = self._start()
-        return self._resize(self.crop), info
+        self.frame = self._resize(self.crop)
+        return self.frame, info
 
     def step(self, action: np.ndarray):
         with self._alive():
             self.crop, reward, terminated, _, info = self._act(*np.asarray(action, np.float64).tolist())
         self.steps += 1
+        self.frame = self._resize(self.crop)
         truncated = not terminated and self.steps >= self.max_steps
-        return self._resize(self.crop), float(reward), terminated, truncated, info
+        return self.frame, float(reward), terminated, truncated, info
 
     @contextmanager
     def _alive(self):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 
 from . import agent as agents
@@ -51,17 +50,9 @@ def dream_pictures(agent: Agent, seed: int, tau: float | None = None, act: Calla
     return episode(Dream(agent, 1, tau, horizon=0), act or agent.controller(), seed)
 
 
-class _Kept(gym.ObservationWrapper):
-    """Remembers its last frame."""
-
-    def observation(self, frame):
-        self.frame = frame
-        return frame
-
-
 def real_pictures(agent: Agent, seed: int, large: bool = False) -> Stream:
     """An episode of the real environment, and what V keeps of it."""
-    env = _Kept(make_env(agent.config.task, render_mode="rgb_array" if large else None))
+    env = make_env(agent.config.task, render_mode="rgb_array" if large else None)
     try:
         reality = env.render if large else lambda: env.frame
         yield from episode(RealWorld(agent, [env]), agent.controller(), seed, reality)
