@@ -65,12 +65,12 @@ def lstm_forward(
     return (h, c[T]), (xh, gates, c, keep, w, memory)
 
 
-def lstm_backward(dy, cache):
-    """dy = (dh (T, B, H), dc_last (B, H)) -> dx (T, B, I), dh0, dc0 (B, H), dw (I+H, G), db (G,)."""
+def lstm_backward(dy, cache, need_dx: bool = True):
+    """dy = (dh (T, B, H), dc_last (B, H)) -> dx (T, B, I) if needed, dh0, dc0 (B, H), dw (I+H, G), db (G,)."""
     dh_all, dc = dy
     xh, gates, c, keep, w, memory = cache
     (T, B, H), I = dh_all.shape, len(w) - dh_all.shape[2]
-    dx = np.empty((T, B, I), w.dtype)
+    dx = np.empty((T, B, I), w.dtype) if need_dx else None
     dw, db = np.zeros_like(w), np.zeros(4 * H, w.dtype)
     dh_prev = np.zeros_like(dc)
     # The gate gradients of some steps at a time: of all at once they would be as much memory as all the rest
@@ -107,7 +107,8 @@ def lstm_backward(dy, cache):
         da = da_block.reshape(-1, 4 * H)
         dw += xh[first:last].reshape(-1, I + H).T @ da  # a = [x h_prev] w + b, all the rest of it
         db += sum_rows(da)
-        np.matmul(da, w[:I].T, out=dx[first:last].reshape(-1, I))
+        if need_dx:
+            np.matmul(da, w[:I].T, out=dx[first:last].reshape(-1, I))
     return dx, dh_prev, dc, dw, db
 
 

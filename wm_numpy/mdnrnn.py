@@ -181,7 +181,7 @@ class MDNRNN:
             dh2 += dh
 
         dstates = dh2.reshape(h.shape), np.zeros_like(c)
-        _, _, _, grads["lstm.w"][...], grads["lstm.b"][...] = lstm_backward(dstates, cache)
+        _, _, _, grads["lstm.w"][...], grads["lstm.b"][...] = lstm_backward(dstates, cache, need_dx=False)
         return losses, grads.flat
 
     def outputs(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray | None, np.ndarray | None]:
