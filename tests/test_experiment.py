@@ -372,6 +372,15 @@ def test_learning_curve_over_the_authors(tmp_path):
     assert c[2]["authors' fitness"] == ((1, 5, 10), (305, 350, 355))
 
 
+def test_the_pace_of_a_resumed_stage_is_its_own(capsys, monkeypatch):
+    now = iter((0.0, 10.0, 14.0, 20.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    with experiment.Log().progress("vae", 1, 1000, "updates") as tell:
+        tell(900)  # done before the kill
+        tell(902)
+    assert "902/1,000 updates  2.0 s per update  196 s left  (20 s)" in capsys.readouterr().out
+
+
 def test_log_of_a_killed_run(tmp_path):
     """A line that a kill cut short costs itself, not the one after it."""
     from wm_numpy import report

@@ -80,17 +80,21 @@ class Log:
                 file.write(json.dumps({"time": round(time.time(), 1)} | values) + "\n")
 
     @contextmanager
-    def progress(self, stage: str, round_: int, total: int, unit: str, first: int = 0):
+    def progress(self, stage: str, round_: int, total: int, unit: str):
         """Gives `tell(done, **figures)`; prints about twice a second on a terminal, now and then in a log."""
-        start, shown, kept, text = time.monotonic(), 0.0, 0.0, ""
+        start, shown, kept, text, pace, first = time.monotonic(), 0.0, 0.0, "", "", None
 
         def tell(done: int, /, **figures) -> None:
-            nonlocal shown, kept, text
+            nonlocal shown, kept, text, pace, first
             now, last = time.monotonic(), done >= total
-            each = max(now - start, 1e-9) / max(done - first, 1e-9)  # seconds
-            speed = f"{1 / each:.1f} {unit}/s" if each <= 1 else f"{each:.1f} s per {unit.removesuffix('s')}"
-            named = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            text = f"{stage:9} {done:,}/{total:,} {unit}  {speed}  {(total - done) * each:.0f} s left  {named}"
+            first = first or (done, now)  # what a resumed stage had done before is not of this pace
+            if done > first[0]:
+                each = max(now - first[1], 1e-9) / (done - first[0])  # seconds
+                speed = f"{1 / each:.1f} {unit}/s" if each <= 1 else f"{each:.1f} s per {unit.removesuffix('s')}"
+                pace = f"{speed}  {(total - done) * each:.0f} s left  "
+            text = f"{stage:9} {done:,}/{total:,} {unit}  {pace}" + "  ".join(
+                f"{k} {v:.4g}" for k, v in figures.items()
+            )
             if now - shown > (0.5 if self.terminal else 15) and not last:
                 self.line(text, end="" if self.terminal else "\n")
                 shown = now
@@ -100,7 +104,7 @@ class Log:
 
         yield tell
         if text:
-            self.line(f"{text}  ({time.monotonic() - start:.0f} s)")
+            self.line(f"{text.rstrip()}  ({time.monotonic() - start:.0f} s)")
 
 
 class Experiment:
@@ -300,7 +304,7 @@ def play(
     task: str, agent: Agent | None, seeds: np.ndarray, log: Log, stage: str, round_: int, done: int = 0, **options
 ) -> tuple[np.ndarray, np.ndarray]:
     """Real episodes of the agent, of the random policy when there is none -> returns, lengths; with progress."""
-    with log.progress(stage, round_, done + len(seeds), "episodes", done) as tell:
+    with log.progress(stage, round_, done + len(seeds), "episodes") as tell:
 
         def progress(more: int) -> None:
             nonlocal done
