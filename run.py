@@ -118,7 +118,7 @@ def perform(args: argparse.Namespace) -> int | None:
             for tau, folder in folders.items():
                 run = experiment.branch(args.run, folder, changes | {"evolve.tau": tau})
                 print(f"tau {tau:g} -> {folder}", flush=True)
-                run.run(("evolve", "evaluate"))
+                run.run(("mdnrnn", "evolve", "evaluate"))
             print(report.sweep_table(folders))
         case "evaluate":
             player = agent.load(args.run)

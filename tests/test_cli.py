@@ -301,6 +301,20 @@ def test_watch_and_dream_as_pictures(task, request, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.png", "deep"]
 
 
+def test_sweep_with_another_m(doom_run, tmp_path, sentence):
+    """At learning rate 0 an untrained one, on the series of the run; shipped weights have none."""
+    settings = ["--set", "mdnrnn.learning_rate=0", "--set", "mdnrnn.final_rate=0", "--set", "mdnrnn.updates=1"]
+    argv = ["sweep", str(doom_run), "--tau", "0.5", *settings, "--out", str(tmp_path / "sweep")]
+    assert run.main(argv) == 0
+    folder = tmp_path / "sweep" / "tau-0.5"
+    assert (folder / "vae.npz").read_bytes() == (doom_run / "vae.npz").read_bytes()
+    untrained, trained = (np.load(f / "mdnrnn.npz") for f in (folder, doom_run))
+    assert np.array_equal(untrained["starts"], trained["starts"])
+    fresh = agents.new_mdnrnn(agents.load_config(folder), np.random.default_rng((0, 1, 3))).params.flat
+    assert np.array_equal(untrained["params"], fresh) and not np.array_equal(fresh, trained["params"])
+    assert "no series" in sentence("sweep", "doom", *argv[2:-1], tmp_path / "other", code=1)
+
+
 def test_report(doom_run, copy_of, capsys):
     folder = copy_of(doom_run)
     before = {p.name for p in folder.iterdir()}

@@ -284,13 +284,22 @@ def read_results(path: Path) -> dict:
 def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:
     """A run with the V and M of another, for C to be evolved and evaluated anew under other settings.
 
-    `run`: what agent.run_folder takes; `settings`: what differs, {"evolve.tau": 1.0, ...}.
+    `run`: what agent.run_folder takes; `settings`: what differs, {"evolve.tau": 1.0, ...}. Where they change M, it is
+    trained anew, on the series of that run.
     """
     parent = agents.run_folder(run)
-    experiment = Experiment(from_flat(flat(agents.load_config(parent)) | settings | {"rounds": 1}), folder)
-    for name in ("vae.npz", "mdnrnn.npz"):
+    before = agents.load_config(parent)
+    experiment = Experiment(from_flat(flat(before) | settings | {"rounds": 1}), folder)
+    shared = ["vae.npz", "mdnrnn.npz"] if experiment.config.mdnrnn == before.mdnrnn else ["vae.npz"]
+    for name in shared:
         if not (folder / name).exists():
             write(folder / name, read_arrays(parent / name))
+    if len(shared) == 1 and not (folder / "series").exists():
+        series = list(parent.glob("series/*"))
+        if not series:
+            raise RunError(f"{parent} has no series for another M to learn from: name a run folder that `train` made")
+        (folder / "series").mkdir()
+        (folder / "series" / "1").symlink_to(series[0].resolve())
     return experiment
 
 
