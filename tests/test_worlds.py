@@ -65,7 +65,7 @@ def make(kind: str, n: int, task: str = "doom", *settings: str, ends: bool = Tru
     if kind == "dream":
         return Dream(agent, n)
     agent.v = StubV()
-    return RealWorld(agent, [Toy(agent.m.config.action_size, ends) for _ in range(n)])
+    return RealWorld(agent, [Toy(agent.m.action_size, ends) for _ in range(n)])
 
 
 def some_actions(world, seed: int = 0):
