@@ -240,6 +240,22 @@ def test_a_second_round_keeps_the_older_data(doom_run, copy_of):
         Experiment(tiny_config(), folder)
 
 
+def test_a_later_round_may_be_smaller(doom_run, copy_of):
+    """Half the episodes, updates and generations; a finished run takes it up, and the learning rate ends as low."""
+    folder, half = copy_of(doom_run), ("rounds=2", "later_size=0.5", "vae.decay=0.5", "mdnrnn.decay=0.5")
+    first = json.loads((folder / "config.json").read_text())
+    data.write(folder / "config.json", first | {"vae.decay": 0.5, "mdnrnn.decay": 0.5})
+    depths, fit = {}, train.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "fit", lambda *a: depths.update({a[2]: a[3].decay ** a[2]}) or fit(*a))
+        Experiment(tiny_config("doom", *half), folder).run(STAGES[:5])
+    assert [p.name for p in sorted((folder / "episodes").iterdir())] == [f"{i:06d}.npy" for i in range(3)]
+    assert (first["vae.updates"], first["mdnrnn.updates"], first["evolve.generations"]) == (3, 6, 3)
+    assert depths == pytest.approx({2: 0.5**3, 3: 0.5**6})
+    steps = [r for r in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if r["stage"] == "evolve"]
+    assert [r["step"] for r in steps if r["round"] == 2][-1] == 2
+
+
 def test_a_stage_of_a_run_with_rounds(collected):
     """`--stage vae` in a new run stops after the first V; the second round needs an agent that is not there yet."""
     Experiment(tiny_config("doom", "rounds=2"), collected).run(STAGES[:2])

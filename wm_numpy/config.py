@@ -101,6 +101,7 @@ class Config:
     preset: str = setting("quick", "where the numbers come from")
     seed: int = setting(0, "of everything random", 0, 2**31 - 1)
     rounds: int = setting(1, "collect, V, M, C, again and again, older data kept", 1)
+    later_size: float = setting(1.0, "episodes, updates, generations of later rounds, in parts of the first", 1e-6, 1)
     collect: Collect = Collect()
     vae: V = V()
     mdnrnn: M = M()

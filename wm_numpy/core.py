@@ -12,6 +12,7 @@ Convolutions stand in conv.py, the LSTM in lstm.py, the mixture density in mdn.p
 Letters: B batch, I inputs, O outputs, Z latent dims.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -26,7 +27,7 @@ class Params(Mapping):
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], flat: np.ndarray | None = None, dtype=np.float32):
         self.shapes = dict(shapes)
-        sizes = [int(np.prod(s)) for s in self.shapes.values()]
+        sizes = [math.prod(s) for s in self.shapes.values()]
         self.flat = np.zeros(sum(sizes), dtype) if flat is None else flat
         if self.flat.shape != (sum(sizes),):
             raise ValueError(f"the vector has shape {self.flat.shape}, these parameters need ({sum(sizes)},)")
@@ -61,7 +62,7 @@ def scratch(memory: dict | None, name: str, shape: tuple[int, ...], dtype) -> np
     """
     if memory is None:
         return np.empty(shape, dtype)
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     if name not in memory or memory[name].size < size or memory[name].dtype != dtype:
         memory[name] = np.empty(size, dtype)
     return memory[name][:size].reshape(shape)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +39,7 @@ STAGES = ("collect", "vae", "encode", "mdnrnn", "evolve", "evaluate")
 # what makes a stage complete; nothing but M reads what V encodes
 RESULTS = {"vae": "vae.npz", "encode": "mdnrnn.npz", "mdnrnn": "mdnrnn.npz", "evolve": "controller.npz"}
 PURPOSES = ("collect", "evolve", "check", "evaluate")  # seeds of one purpose are used for no other
-RANDOM_LENGTH = {"doom": 320, "carracing": 1000}  # steps of a random episode, to say what disk is needed
+LENGTHS = {"doom": (320, 800), "carracing": (1000, 1000)}  # steps of a random and of an agent's episode, for the disk
 STARTS = 1000  # recorded first frames that M keeps to start dreams from
 
 
@@ -118,7 +119,9 @@ class Experiment:
         path, mine = folder / "config.json", flat(config)
         if path.exists():
             theirs = flat(agents.load_config(folder))
-            other = [k for k in mine if mine[k] != theirs[k] and not (k == "rounds" and mine[k] > theirs[k])]
+            free = {"rounds"} if mine["rounds"] >= theirs["rounds"] else set()  # a run can go on for more rounds
+            free |= {"later_size"} if theirs["rounds"] == 1 else set()
+            other = [k for k in mine if mine[k] != theirs[k] and k not in free]
             if other:
                 what = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in other[:3])
                 raise RunError(f"{folder} holds a run of another configuration ({what}): choose another --out")
@@ -131,8 +134,13 @@ class Experiment:
 
     def disk_needed(self) -> float:
         """Bytes, about, of all rounds' episodes and of one round's series."""
-        steps = self.config.rounds * self.config.collect.episodes * RANDOM_LENGTH[self.config.task]
+        episodes, (random, agent) = self.config.collect.episodes, LENGTHS[self.config.task]
+        steps = random * episodes + agent * self._sized(episodes, 2) * (self.config.rounds - 1)
         return steps * (self.frame_dtype.itemsize + self.series_dtype.itemsize) + 200e6
+
+    def _sized(self, n: int, round_: int) -> int:
+        """What the first round does n times, as often as this round does it."""
+        return n if round_ == 1 else max(1, round(n * self.config.later_size))
 
     def run(self, stages: Sequence[str] = STAGES) -> None:
         """These stages of every round, those that are complete left out."""
@@ -158,8 +166,9 @@ class Experiment:
         return self.config.seed, round_, STAGES.index(stage)
 
     def _collect(self, round_: int) -> None:
-        c, n = self.config, self.config.collect.episodes
-        paths = [self.episodes / f"{(round_ - 1) * n + i:06d}.npy" for i in range(n)]
+        c, n = self.config, self._sized(self.config.collect.episodes, round_)
+        before = sum(self._sized(c.collect.episodes, r) for r in range(1, round_))
+        paths = [self.episodes / f"{before + i:06d}.npy" for i in range(n)]
         # Agents play in groups of fixed members, so a group with a file missing is played again as a whole.
         size = 1 if round_ == 1 else GROUP
         whole = [all(path.exists() for path in paths[i : i + size]) for i in range(0, n, size)]
@@ -214,7 +223,9 @@ class Experiment:
         c, path = getattr(self.config, stage), self.folder / RESULTS[stage]
         if round_ > 1:
             params.flat[:] = read_arrays(path, params=params.flat.shape)["params"]
-        updates = c.updates or c.epochs * per_epoch
+        first = c.updates or c.epochs * per_epoch
+        updates = self._sized(first, round_)
+        c = replace(c, decay=c.decay ** (first / updates))  # as deep in a shorter round
         with self.log.progress(stage, round_, updates, "updates") as tell:
             fit(params, loss_and_grad, updates, c, self._state(path, round_), tell)
         self._finish(path, round_, params=params.flat, **more)
@@ -238,8 +249,9 @@ class Experiment:
             return float(real(vector[None], seeds).mean())
 
         cma, state = CMAES(mean, c.sigma, c.population, seed=seed), self._state(path, round_)
-        with self.log.progress("evolve", round_, c.generations, "generations") as tell:
-            vector, generation = evolve(cma, fitness, c.generations, state, tell, check, c.check_every)
+        generations = self._sized(c.generations, round_)
+        with self.log.progress("evolve", round_, generations, "generations") as tell:
+            vector, generation = evolve(cma, fitness, generations, state, tell, check, c.check_every)
         self._finish(path, round_, vector=vector, generation=np.array(generation))
 
     def _state(self, result: Path, round_: int) -> Path:
