@@ -263,7 +263,7 @@ ROWS = {
     },
     **{
         f"real_rollout_{name}": Row("steps/s", partial(real_ours, *how), partial(real_peer, *how), "gymnasium", None, 3)
-        for name, *how in (("car", "carracing", 1), ("doom", "doom", 4))
+        for name, *how in (("car", "carracing", 1), ("doom", "doom", 16))
     },
 }
 
