@@ -107,9 +107,7 @@ def _joined(results: list[Rollouts], shape: int | tuple[int, int]) -> Rollouts:
 # ------------------------------------------------------------------------------------------ inside a worker process
 
 _agent: Agent | None = None
-_envs: list[
-    Recorder
-] = []  # of one task: a process lives for one call; made once, as an engine starts for half a second
+_envs: list[Recorder] = []  # of one task, as a process lives for one call; kept: an engine starts for half a second
 
 
 def _set_agent(agent: Agent) -> None:
