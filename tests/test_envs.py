@@ -298,3 +298,13 @@ def test_the_random_policy_of_the_table_is_uniform_at_every_step():
     longer = [random_policy("doom", np.random.default_rng(i), hold=2, long_hold=60) for i in range(200)]
     changes = np.array([np.mean(np.diff([policy()[0] for _ in range(300)]) != 0) for policy in longer])
     assert 70 < np.sum(changes < 0.1) < 130 and 70 < np.sum(changes > 0.5) < 130
+
+
+def test_to_and_fro():
+    first = set()
+    for i in range(8):
+        policy = envs.to_and_fro(np.array([1.0, 0.0]), np.random.default_rng(i), steps=6)
+        steering, other = np.array([policy() for _ in range(15)]).T
+        first.add(steering[0])
+        assert np.array_equal(steering, steering[0] * np.repeat([1, -1, 1], [3, 6, 6])) and not other.any()
+    assert first == {-1, 1}

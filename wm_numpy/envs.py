@@ -71,6 +71,14 @@ def _hold(action_size: int, rng: np.random.Generator, longest: int) -> Iterator[
             yield action
 
 
+def _swing(action: np.ndarray, steps: int) -> Iterator[np.ndarray]:
+    left = steps // 2
+    while True:
+        for _ in range(left):
+            yield action
+        action, left = -action, steps
+
+
 def random_policy(task: str, rng: np.random.Generator, hold: int = 0, long_hold: int = 0) -> Callable[[], np.ndarray]:
     """At hold 0 a uniform action at every step, what scores are compared with; else the policy that collects data.
 
@@ -89,6 +97,14 @@ def random_policy(task: str, rng: np.random.Generator, hold: int = 0, long_hold:
 def fixed_policy(action: np.ndarray, rng: np.random.Generator | None = None) -> Callable[[], np.ndarray]:
     """One action (A,) for the whole episode; draws nothing from its rng."""
     return np.asarray(action, np.float32).copy
+
+
+def to_and_fro(action: np.ndarray, rng: np.random.Generator, steps: int = 120) -> Callable[[], np.ndarray]:
+    """An action (A,) for `steps`, its opposite for as many, again and again, from the middle in either direction.
+
+    In Take Cover 120 steps lead from wall to wall. Fireballs miss who runs, so it lives 800 steps and sees nothing.
+    """
+    return partial(next, _swing(np.asarray(action, np.float32) * np.float32(rng.choice((-1, 1))), steps))
 
 
 # ------------------------------------------------------------------------------------------------------ the tasks

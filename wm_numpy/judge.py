@@ -13,7 +13,7 @@ import numpy as np
 
 from .agent import Agent
 from .data import Records, encoded, frame_dtype, transitions
-from .envs import fixed_policy
+from .envs import fixed_policy, to_and_fro
 from .experiment import collecting_policy, episode_seeds, score
 from .rollout import blind_rollouts, real_rollouts, rollout
 from .worlds import Dream
@@ -72,7 +72,8 @@ def survival(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[tup
     """The same policies in reality and in dreams: where their lives differ, M is wrong about the world.
 
     The policies: the one that collects data, the first action held at -1, 0 and 1 (left, middle, right, the others
-    at 0), and C. On M's own data a dream may be right and still be wrong where C leads it.
+    at 0) or swinging between -1 and 1, and C. On M's own data a dream may be right and still be wrong where C leads
+    it; and what C does better than a policy that sees nothing, it owes to V and M.
 
     Yields policy, world, returns (E,), lengths (E,): reality first, then a dream of each temperature, as long as the
     task's episodes can be.
@@ -81,6 +82,7 @@ def survival(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[tup
     first = np.eye(agent.m.action_size, dtype=np.float32)[0]
     policies = {"collecting": collecting_policy(agent.config)}
     policies |= {name: partial(fixed_policy, x * first) for name, x in (("left", -1), ("middle", 0), ("right", 1))}
+    policies["to and fro"] = partial(to_and_fro, first)
 
     def blind(make_policy: Callable) -> Callable:
         each = [make_policy(np.random.default_rng([0, i])) for i in range(episodes)]
