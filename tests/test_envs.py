@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -259,6 +260,15 @@ def test_no_engine_outlives_a_killed_process():
         time.sleep(0.1)
     else:
         pytest.fail("the engine goes on")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the launcher is for Linux")
+@pytest.mark.parametrize("alive", [True, False])
+def test_no_engine_starts_for_a_parent_that_is_gone(tmp_path, alive):
+    """A process may die between the fork and the launcher's asking to be killed with it."""
+    parent, echo = str(os.getpid() if alive else os.getppid()), shutil.which("echo")
+    command = [sys.executable, "-c", envs._LAUNCH, parent, tmp_path, echo, "started"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == ("started\n" if alive else "")
 
 
 # --------------------------------------------------------------------------------------------------- policies

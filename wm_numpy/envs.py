@@ -251,11 +251,13 @@ class TakeCover(Task):
 
 # ViZDoom's engine is a process of its own. Left alone it outlives a killed parent for ever, and writes `_vizdoom` into
 # the current folder. So it is started through a script that asks Linux to kill it when its parent dies (1 is
-# PR_SET_PDEATHSIG, 9 SIGKILL), changes to a temporary folder, and becomes the engine.
+# PR_SET_PDEATHSIG, 9 SIGKILL), changes to a temporary folder, and becomes the engine. Where the parent has died before
+# the asking, there is nobody to play with: the script ends.
 _LAUNCH = """import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9)
-os.chdir(sys.argv[1])
-os.execv(sys.argv[2], sys.argv[2:])"""
+if os.getppid() == int(sys.argv[1]):
+    os.chdir(sys.argv[2])
+    os.execv(sys.argv[3], sys.argv[3:])"""
 
 
 def _start_engine(game, engine: str) -> None:
@@ -264,7 +266,7 @@ def _start_engine(game, engine: str) -> None:
     if sys.platform != "linux":
         return game.init()
     with tempfile.TemporaryDirectory(prefix="wm_numpy-") as scratch:
-        command = shlex.join([sys.executable, "-IS", "-c", _LAUNCH, scratch, engine])
+        command = shlex.join([sys.executable, "-IS", "-c", _LAUNCH, str(os.getpid()), scratch, engine])
         script = Path(scratch, "engine")
         script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         script.chmod(0o700)
