@@ -1,7 +1,8 @@
 """V, M and the dream in PyTorch: the same sizes, losses and data as ours, written for speed on this processor.
 
 What PyTorch is at its best with, found by trying: channels_last, the decoder's first layer as a product (half the
-time of ConvTranspose2d on one pixel), the fused Adam, nn.LSTM over whole sequences, inference_mode. Modules have
+time of ConvTranspose2d on one pixel), the fused Adam, nn.LSTM over whole sequences, inference_mode. With
+PLAIN_PEER=1 in the environment that layer and the sampler are PyTorch's own, as most would write them. Modules have
 our order of gates and of head outputs, so weights go from one side to the other by `load_v` and `load_m`.
 
 Letters: N frames, B batch, T time, Z latent, A action, H hidden, K mixtures, P population, F features.
@@ -10,6 +11,7 @@ Letters: N frames, B batch, T time, Z latent, A action, H hidden, K mixtures, P 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 
 import torch
@@ -22,6 +24,7 @@ from wm_numpy.config import Config
 from wm_numpy.conv import unfold_kernel
 from wm_numpy.envs import ENVIRONMENTS
 
+PLAIN = os.environ.get("PLAIN_PEER") == "1"
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -53,9 +56,12 @@ class V(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         first, *rest, last = self.deconv
-        weight = first.weight.permute(0, 2, 3, 1).reshape(1024, -1)  # a view: (1024, 5 * 5 * 128)
-        x = (self.dense(z) @ weight).view(-1, 5, 5, 128) + first.bias
-        x = F.relu(x).permute(0, 3, 1, 2)
+        x = self.dense(z)
+        if PLAIN:
+            x = F.relu(first(x[:, :, None, None].contiguous(memory_format=torch.channels_last)))
+        else:
+            weight = first.weight.permute(0, 2, 3, 1).reshape(1024, -1)  # a view: (1024, 5 * 5 * 128)
+            x = F.relu((x @ weight).view(-1, 5, 5, 128) + first.bias).permute(0, 3, 1, 2)
         for deconv in rest:
             x = F.relu(deconv(x))
         return torch.sigmoid(last(x))
@@ -118,6 +124,11 @@ class M(nn.Module):
 
     def sample(self, h: Tensor, tau: float) -> Tensor:
         """h (n, H) -> z' (n, Z), a component per latent dim, by inverse CDF: 4 x faster than multinomial or Gumbel."""
+        if PLAIN:
+            logmix, mean, logstd = self.mixture(h).view(-1, 3, self.config.mixtures, self.z_size).unbind(1)  # (n, K, Z)
+            mixture = torch.softmax(logmix / tau, 1).transpose(1, 2)
+            k = torch.distributions.Categorical(mixture, validate_args=False).sample()[:, None]  # (n, 1, Z)
+            return (mean.gather(1, k) + logstd.gather(1, k).exp() * math.sqrt(tau) * torch.randn(k.shape))[:, 0]
         y = torch.addmm(self.mixture.bias[:, None], self.mixture.weight, h.T)  # (3KZ, n)
         logmix, mean, logstd = y.view(3, self.config.mixtures, self.z_size, len(h))
         cdf = torch.softmax(logmix / tau, 0).cumsum_(0)
