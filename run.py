@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
 
     sweep = command("sweep", "evolve C at several temperatures on one V and M: table 2 of the paper")
     sweep.add_argument("--tau", default="0.1,0.5,1.0,1.15,1.3", help="temperatures, with commas between")
-    sweep.add_argument("--out", type=Path, help="where the runs go; runs/RUN-sweep")
+    sweep.add_argument("--seed", type=int, help="another evolution, on other episodes; the seed of RUN")
+    sweep.add_argument("--out", type=Path, help="where the runs go; runs/RUN-sweep, with a seed runs/RUN-sweep-SEED")
 
     judge = command("judge", "M on held-out episodes; the same policies in the dream and in reality")
     judge.add_argument("--episodes", type=int, default=50)
@@ -113,7 +114,10 @@ def perform(args: argparse.Namespace) -> int | None:
                 print(report.table(run.folder))
                 report.write(run.folder, run.folder)
         case "sweep":
-            changes, out = config.pairs(args.set), args.out or Path("runs") / f"{Path(args.run).name}-sweep"
+            changes, name = config.pairs(args.set), f"{Path(args.run).name}-sweep"
+            if args.seed is not None:
+                changes, name = changes | {"seed": args.seed}, f"{name}-{args.seed}"
+            out = args.out or Path("runs") / name
             folders = {tau: out / f"tau-{tau:g}" for tau in taus}
             for tau, folder in folders.items():
                 run = experiment.branch(args.run, folder, changes | {"evolve.tau": tau})

@@ -262,9 +262,11 @@ def test_evaluate_reproduces_the_score_of_the_run(doom_run, tmp_path, capsys):
 
 
 def test_sweep_evolves_another_c_on_the_same_v_and_m(doom_run, tmp_path, capsys):
-    argv = ["sweep", str(doom_run), "--tau", "0.5", "--out", str(tmp_path / "sweep")]
+    """And with a seed of its own, where one evolution is too few."""
+    argv = ["sweep", str(doom_run), "--tau", "0.5", "--seed", "5"]
     assert run.main(argv) == 0
-    folder = tmp_path / "sweep" / "tau-0.5"
+    folder = tmp_path / "runs" / f"{doom_run.name}-sweep-5" / "tau-0.5"
+    assert agents.load_config(folder).seed == json.loads((folder / "results.json").read_text())["agent"]["seed"] == 5
     for name in ("vae.npz", "mdnrnn.npz"):
         mine, theirs = data.read_arrays(folder / name), data.read_arrays(doom_run / name)
         assert np.array_equal(mine["params"], theirs["params"])
