@@ -73,6 +73,8 @@ PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silen
     "collect.episodes": (10_000, 10_000),
     "vae.z_size": (32, 64),
     "vae.kl_floor": (0.5, 0.5),
+    "vae.kl_weight": (1, 1),
+    "vae.warmup": (0, 0),
     "vae.batch": (100, 100),
     "vae.learning_rate": (1e-4, 1e-4),
     "vae.epochs": (1, 10),

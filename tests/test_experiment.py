@@ -17,6 +17,8 @@ from tests.conftest import ROOT, TINY, tiny_config
 from wm_numpy import agent as agents
 from wm_numpy import data, experiment, train, vae
 from wm_numpy.cmaes import CMAES
+from wm_numpy.config import V
+from wm_numpy.core import Params
 from wm_numpy.envs import random_policy
 from wm_numpy.experiment import PURPOSES, STAGES, Experiment, episode_seeds, score
 from wm_numpy.rollout import blind_rollouts
@@ -211,6 +213,14 @@ def test_evolution_goes_on_and_deploys_the_mean_of_the_best_check(tmp_path, monk
         assert played == list(range(stop_at, 7))  # what is done is not done again
     last, generation = go(tmp_path / "b.npz", every=0)
     assert generation == 7 and not np.array_equal(last, vector)
+
+
+def test_the_learning_rate_rises_and_falls(tmp_path, monkeypatch):
+    rates, params = [], Params({"w": (3,)})
+    monkeypatch.setattr(train.Adam, "step", lambda self, w, g, rate: rates.append(rate))
+    settings = V(learning_rate=2.0, final_rate=1.0, decay=0.5, warmup=4)
+    train.fit(params, lambda u: ({}, np.ones(3)), 6, settings, tmp_path / "state.npz", lambda *a: None)
+    assert rates == [2 / 4, 1.5 * 2 / 4, 1.25 * 3 / 4, 1.125, 1.0625, 1.03125]
 
 
 def test_states_of_another_configuration_are_refused(collected):

@@ -15,8 +15,8 @@ from wm_numpy.vae import VAE
 FIXTURE = Path(__file__).parent / "fixtures" / "vae.npz"
 
 
-def filled(dtype=np.float64, kl_floor=0.5) -> VAE:
-    v = VAE(V(32, kl_floor), dtype=dtype)
+def filled(dtype=np.float64, kl_floor=0.5, kl_weight=1.0) -> VAE:
+    v = VAE(V(32, kl_floor, kl_weight), dtype=dtype)
     make_vae.fill(v.params)
     return v
 
@@ -60,14 +60,14 @@ def test_fixture_is_what_pytorch_says():
             assert relative_error(fresh[name], f[name]) < 1e-10, name
 
 
-@pytest.mark.parametrize("kl_floor", [0.0, 100.0])  # nats per dim: all frames above it, all under it
-def test_gradient_of_every_parameter(rng, kl_floor):
+@pytest.mark.parametrize(("kl_floor", "kl_weight"), [(0.0, 1.0), (100.0, 1.0), (0.0, 30.0)])
+def test_gradient_of_every_parameter(rng, kl_floor, kl_weight):
     """Central differences of the whole loss, one parameter array at a time.
 
     Half of each direction lies along the gradient, for a slope well above rounding; half is random, for what
-    the gradient may have missed.
+    the gradient may have missed. Floors in nats per dim: all frames lie above the one, all under the other.
     """
-    v = filled(kl_floor=kl_floor)
+    v = filled(kl_floor=kl_floor, kl_weight=kl_weight)
     frames, noise = make_vae.batch()
     losses, gradient = v.loss_and_grad(frames, noise)
     assert (losses["kl"] == 3200) == (kl_floor > 0)
@@ -96,6 +96,15 @@ def test_loss_sums_over_pixels_and_averages_over_frames(rng):
     twice, gradient2 = v.loss_and_grad(np.concatenate([frames, frames]), np.concatenate([noise, noise]))
     assert twice["loss"] == pytest.approx(losses["loss"])
     assert relative_error(gradient, gradient2) < 1e-12
+
+
+def test_the_kl_can_weigh_less():
+    """The loss is linear in the weight, and so is its gradient: what weight 2 adds to weight 1, 0 lacks."""
+    frames, noise = make_vae.batch(5)
+    (none, g0), (one, g1), (two, g2) = (filled(kl_weight=w).loss_and_grad(frames, noise) for w in (0, 1, 2))
+    assert none["loss"] == none["reconstruction"] and none["kl"] == one["kl"] == two["kl"]
+    assert two["loss"] - one["loss"] == pytest.approx(one["kl"])
+    assert relative_error(g2 - g1, g1 - g0) < 1e-8 < np.abs(g1 - g0).max()
 
 
 def test_free_bits_on_both_sides():

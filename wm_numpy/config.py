@@ -37,12 +37,14 @@ class V:
 
     z_size: int = setting(32, "latent dimensions", 1)
     kl_floor: float = setting(0.5, "free bits: nats per latent dimension under which the KL is not pressed", 0)
+    kl_weight: float = setting(1.0, "weight of the KL: twice the variance of a pixel that V allows for", 0)
     batch: int = setting(100, "frames per update", 1)
     epochs: int = setting(1, "passes over all frames, when updates is 0", 1)
     updates: int = setting(0, "updates per round; 0: by epochs", 0)
     learning_rate: float = setting(1e-4, "Adam's, at the start", 0)
     final_rate: float = setting(0.0, "where the learning rate decays to", 0)
     decay: float = setting(1.0, "its excess over the final rate is multiplied by this at every update", 0, 1)
+    warmup: int = setting(0, "updates over which the learning rate rises from 0", 0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class M:
     learning_rate: float = setting(1e-3, "Adam's, at the start", 0)
     final_rate: float = setting(1e-5, "where the learning rate decays to", 0)
     decay: float = setting(1.0, "its excess over the final rate is multiplied by this at every update", 0, 1)
+    warmup: int = setting(0, "updates over which the learning rate rises from 0", 0)
     clip: float = setting(1.0, "every entry of the gradient is clipped to +-clip", 0)
 
 

@@ -52,7 +52,8 @@ def fit(
             write(state, {"params": params.flat} | adam.state_dict())
             saved_at = time.monotonic()
         excess = (settings.learning_rate - settings.final_rate) * settings.decay**update
-        adam.step(params.flat, gradient, settings.final_rate + excess)
+        rise = min(1, (update + 1) / max(1, settings.warmup))
+        adam.step(params.flat, gradient, rise * (settings.final_rate + excess))
         tell(update + 1, **losses)
 
 

@@ -5,7 +5,9 @@
     decoder  a linear layer to 1024, no ReLU, then transposed convolutions 5x5, 5x5, 6x6, 6x6, stride 2, ReLU
              and at last a sigmoid: sides 1 -> 5 -> 13 -> 30 -> 64, channels 128-64-32-3
 
-The loss is the squared error summed over the pixels, plus the KL divergence, both averaged over the batch.
+The loss is the squared error summed over the pixels, plus the KL divergence, both averaged over the batch. To add the
+KL as it is means that a pixel may be off by a variance of 1/2 (the error is then a Gaussian's -log p): a fireball of
+two pixels is not worth its nats. `kl_weight` is twice the variance meant (beta-VAE, Higgins et al. 2017).
 
 Images are held space-to-depth (conv.py), the frame as (32, 32, 12); an odd side is cut or padded to even.
 
@@ -84,8 +86,8 @@ class VAE:
             noise: (N, Z), standard normal: z = mu + exp(logvar / 2) noise.
 
         Returns:
-            dict of loss = reconstruction + kl, each summed over pixels or dims and averaged over frames; and
-            the gradient of loss, flat like params.flat.
+            dict of loss = reconstruction + kl_weight * kl, each summed over pixels or dims and averaged over
+            frames; and the gradient of loss, flat like params.flat.
         """
         p, noise = self.params, noise.astype(self.params.flat.dtype, copy=False)
         grads = core.Params(p.shapes, np.empty_like(p.flat))
@@ -105,7 +107,8 @@ class VAE:
         for name in parts[0]:
             grads[name][...] = sum(part[name] for part in parts)  # in the order of the pieces
         reconstruction, kl = float(sum(errors)), float(sum(kls))
-        return dict(loss=reconstruction + kl, reconstruction=reconstruction, kl=kl), grads.flat
+        loss = reconstruction + self.config.kl_weight * kl
+        return dict(loss=loss, reconstruction=reconstruction, kl=kl), grads.flat
 
     def _piece(self, frames: np.ndarray, noise: np.ndarray, n: int) -> Iterator:
         """One piece of a batch of n: yields h for a, da for dh, and at last its losses and gradients."""
@@ -124,7 +127,8 @@ class VAE:
         dh = yield da
         dz, g["dense.w"], g["dense.b"] = core.linear_backward(dh, dense_cache)
         dmu, dlogvar = core.reparameterise_backward(dz, z_cache)
-        dmu_kl, dlogvar_kl = core.gaussian_kl_backward(len(x) / n, kl_cache)  # kl is a mean over the piece
+        share = self.config.kl_weight * len(x) / n  # kl is a mean over the piece
+        dmu_kl, dlogvar_kl = core.gaussian_kl_backward(share, kl_cache)
         self._encode_backward(dmu + dmu_kl, dlogvar + dlogvar_kl, encoder_cache, g)
         yield error, kl * len(x) / n, g
 
