@@ -92,6 +92,7 @@ PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silen
     "mdnrnn.learning_rate": (1e-3, 1e-3),
     "mdnrnn.final_rate": (1e-5, 1e-5),
     "mdnrnn.decay": (1.0, 0.99999),
+    "mdnrnn.warmup": (0, 0),
     "mdnrnn.clip": (1, 1),
     "evolve.world": ("real", "dream"),
     "evolve.features": ("zh", "zch"),

@@ -6,8 +6,8 @@
              and at last a sigmoid: sides 1 -> 5 -> 13 -> 30 -> 64, channels 128-64-32-3
 
 The loss is the squared error summed over the pixels, plus the KL divergence, both averaged over the batch. To add the
-KL as it is means that a pixel may be off by a variance of 1/2 (the error is then a Gaussian's -log p): a fireball of
-two pixels is not worth its nats. `kl_weight` is twice the variance meant (beta-VAE, Higgins et al. 2017).
+KL as it is means that a pixel may be off by a variance of 1/2 (the error is then a Gaussian's -log p), so that what is
+a few pixels small is hardly worth its nats. `kl_weight` is twice the variance meant (beta-VAE, Higgins et al. 2017).
 
 Images are held space-to-depth (conv.py), the frame as (32, 32, 12); an odd side is cut or padded to even.
 
