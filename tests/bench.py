@@ -52,7 +52,7 @@ def v_data(n: int) -> np.ndarray:
 def v_ours(mode: str, n: int, calls: int) -> Repeat:
     """`calls` times: an update, or the encoding or decoding of n images."""
     rng, frames = np.random.default_rng(0), v_data(n)
-    v = VAE(config.V(), rng)
+    v = VAE(config.VAEConfig(), rng)
     adam, z = Adam(v.params.size), rng.standard_normal((n, 32), np.float32)
 
     def train() -> None:

@@ -31,9 +31,9 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 class V(nn.Module):
     """Frames (N, 64, 64, 3) uint8 -> mu, logvar (N, Z); z -> images (N, 3, 64, 64)."""
 
-    def __init__(self, z_size: int, kl_floor: float = 0.5):
+    def __init__(self, z_size: int, kl_tolerance: float = 0.5):
         super().__init__()
-        self.floor = kl_floor * z_size
+        self.floor = kl_tolerance * z_size
         down, up, kernels = (3, 32, 64, 128, 256), (1024, 128, 64, 32, 3), (5, 5, 6, 6)
         self.conv = nn.ModuleList(nn.Conv2d(i, o, 4, 2) for i, o in zip(down, down[1:], strict=False))
         self.mu, self.logvar = nn.Linear(1024, z_size), nn.Linear(1024, z_size)

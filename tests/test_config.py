@@ -72,7 +72,7 @@ def test_help_has_a_line_for_every_setting():
 PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silent
     "collect.episodes": (10_000, 10_000),
     "vae.z_size": (32, 64),
-    "vae.kl_floor": (0.5, 0.5),
+    "vae.kl_tolerance": (0.5, 0.5),
     "vae.kl_weight": (1, 1),
     "vae.warmup": (0, 0),
     "vae.batch": (100, 100),

@@ -25,7 +25,7 @@ def test_gradients(rng, monkeypatch, k, block):
     x, b = rng.standard_normal((5, 4, 6, 8)), rng.standard_normal(3)
     assert check_pair(conv.conv_forward, conv.conv_backward, x, w, b, rng=rng) < TOLERANCE
     x, b = rng.standard_normal((5, 4, 1, 3)), rng.standard_normal(2)
-    assert check_pair(conv.deconv_forward, conv.deconv_backward, x, w, b, rng=rng) < TOLERANCE
+    assert check_pair(conv.conv_transpose_forward, conv.conv_transpose_backward, x, w, b, rng=rng) < TOLERANCE
 
 
 def test_input_gradient_may_be_left_out(rng):
@@ -43,7 +43,7 @@ def test_deconvolution_is_the_transpose_of_convolution(rng, k):
     w = rng.standard_normal((k, k, 8, 3))
     x, y = rng.standard_normal((5, 6, 7, 8)), rng.standard_normal((5, 7 - k, 8 - k, 3))
     left = np.vdot(conv.conv_forward(x, w, np.zeros(3))[0], y)
-    right = np.vdot(x, conv.deconv_forward(y, w, np.zeros(2))[0])
+    right = np.vdot(x, conv.conv_transpose_forward(y, w, np.zeros(2))[0])
     assert left == pytest.approx(right, rel=1e-12)
 
 
@@ -86,9 +86,9 @@ def test_against_pytorch(name, dtype):
         dx = conv.depth_to_space(dx, *shape[1:3])
     else:
         sides = want["y"].shape[1:3]
-        y, cache = conv.deconv_forward(x, w, b)
+        y, cache = conv.conv_transpose_forward(x, w, b)
         y = conv.depth_to_space(y, *sides)
-        dx, dw, db = conv.deconv_backward(conv.space_to_depth(dy, *(-(-s // 2) for s in sides)), cache)
+        dx, dw, db = conv.conv_transpose_backward(conv.space_to_depth(dy, *(-(-s // 2) for s in sides)), cache)
     got = {"y": y, "dx": dx, "dw": conv.unfold_kernel(dw, size), "db": db}
     for key, value in want.items():
         assert got[key].dtype == dtype
@@ -98,5 +98,5 @@ def test_against_pytorch(name, dtype):
 def test_buffer_size_of_numpy_is_put_back(rng):
     before = 8192
     np.setbufsize(before)
-    conv.deconv_forward(rng.standard_normal((2, 3, 3, 4)), rng.standard_normal((2, 2, 8, 4)), np.zeros(2))
+    conv.conv_transpose_forward(rng.standard_normal((2, 3, 3, 4)), rng.standard_normal((2, 2, 8, 4)), np.zeros(2))
     assert np.getbufsize() == before

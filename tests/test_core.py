@@ -22,10 +22,10 @@ def test_params_are_views_of_one_vector():
         Params(params.shapes, np.zeros(8))
 
 
-def test_reparameterised_samples_have_the_standard_deviation_of_half_the_logvar():
+def test_reparameterized_samples_have_the_standard_deviation_of_half_the_logvar():
     rng, n = np.random.default_rng(0), 100_000
     mu, logvar = np.array([1.0, -2.0]), np.array([0.7, -1.3])
-    z, _ = core.reparameterise_forward(mu, logvar, rng.standard_normal((n, 2)))
+    z, _ = core.reparameterize_forward(mu, logvar, rng.standard_normal((n, 2)))
     assert np.allclose(z.mean(axis=0), mu, atol=0.02)
     assert np.allclose(z.std(axis=0), np.exp(logvar / 2), rtol=0.01)
 
@@ -47,9 +47,9 @@ def test_free_bits_on_both_sides_of_the_floor():
 
 def test_losses_far_out_stay_finite():
     logit = np.array([-1000.0, 1000.0, 0.0])
-    loss, cache = core.logistic_loss_forward(logit, np.array([1.0, 1.0, 0.0]))
+    loss, cache = core.bce_with_logits_forward(logit, np.array([1.0, 1.0, 0.0]))
     assert loss == pytest.approx(1000 + np.log(2))
-    assert np.allclose(core.logistic_loss_backward(1.0, cache)[0], [-1, 0, 0.5])
+    assert np.allclose(core.bce_with_logits_backward(1.0, cache)[0], [-1, 0, 0.5])
     assert np.isfinite(core.sigmoid(np.float32([-1e4, 1e4]))).all()
 
 

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, TINY, tiny_config
 from wm_numpy import agent as agents
 from wm_numpy import data, experiment, train, vae
 from wm_numpy.cmaes import CMAES
-from wm_numpy.config import V
+from wm_numpy.config import VAEConfig
 from wm_numpy.core import Params
 from wm_numpy.envs import random_policy
 from wm_numpy.experiment import PURPOSES, STAGES, Experiment, episode_seeds, score
@@ -218,7 +218,7 @@ def test_evolution_goes_on_and_deploys_the_mean_of_the_best_check(tmp_path, monk
 def test_the_learning_rate_rises_and_falls(tmp_path, monkeypatch):
     rates, params = [], Params({"w": (3,)})
     monkeypatch.setattr(train.Adam, "step", lambda self, w, g, rate: rates.append(rate))
-    settings = V(learning_rate=2.0, final_rate=1.0, decay=0.5, warmup=4)
+    settings = VAEConfig(learning_rate=2.0, final_rate=1.0, decay=0.5, warmup=4)
     train.fit(params, lambda u: ({}, np.ones(3)), 6, settings, tmp_path / "state.npz", lambda *a: None)
     assert rates == [2 / 4, 1.5 * 2 / 4, 1.25 * 3 / 4, 1.125, 1.0625, 1.03125]
 

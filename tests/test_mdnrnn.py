@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from wm_numpy import mdnrnn, parallel
-from wm_numpy.config import M
+from wm_numpy.config import MDNRNNConfig
 from wm_numpy.core import sigmoid
 from wm_numpy.gradcheck import check_vector, numerical_gradient, relative_error
 from wm_numpy.mdnrnn import MDNRNN
 from wm_numpy.optim import Adam
 
 B, T, Z, A, H, K = 3, 6, 5, 2, 7, 4
-SMALL = M(H, K, restart_input=True, done_head=True, reward_head=True, reward_weight=0.7)
+SMALL = MDNRNNConfig(H, K, restart_input=True, done_head=True, reward_head=True, reward_weight=0.7)
 
 
 def make_batch(rng, b=B, dtype=np.float64):
@@ -40,17 +40,17 @@ def loss_of(m, batch):
 
 
 def test_parameter_counts_are_the_papers():
-    assert MDNRNN(M(), 32, 3).params.size == 422_368
-    doom = M(hidden=512, restart_input=True, done_head=True)
+    assert MDNRNN(MDNRNNConfig(), 32, 3).params.size == 422_368
+    doom = MDNRNNConfig(hidden=512, restart_input=True, done_head=True)
     assert MDNRNN(doom, 64, 1).params.size == 1_678_785
 
 
 def test_initial_weights():
-    m = MDNRNN(M(), 32, 3, np.random.default_rng(0))
+    m = MDNRNN(MDNRNNConfig(), 32, 3, np.random.default_rng(0))
     for name, w in m.params.items():
         assert w.dtype == np.float32 and (w.any() == name.endswith(".w"))
     assert np.abs(m.params["mixture.w"]).max() <= np.sqrt(6 / (256 + 480))
-    assert not MDNRNN(M(), 32, 3).params.flat.any()  # no rng: zeros
+    assert not MDNRNN(MDNRNNConfig(), 32, 3).params.flat.any()  # no rng: zeros
 
 
 @pytest.mark.parametrize("rows", [4, 256])  # mixtures of 4 states at a time, or of all
@@ -74,7 +74,7 @@ def test_gradient_by_element(m, name):
 
 def test_gradient_without_optional_heads():
     rng = np.random.default_rng(3)
-    m = MDNRNN(M(H, K), Z, A, rng, np.float64)
+    m = MDNRNN(MDNRNNConfig(H, K), Z, A, rng, np.float64)
     batch = {k: v for k, v in make_batch(rng).items() if k in ("z", "z_next", "action")}
     theta, (losses, gradient) = m.params.flat.copy(), m.loss_and_grad(batch)
     assert losses["done"] == losses["reward"] == 0
@@ -122,7 +122,7 @@ def test_outputs_are_those_of_every_step(m):
         y = m.predict(state[0])
         np.testing.assert_allclose(done[:, t], y.done_logit, rtol=1e-10)
         np.testing.assert_allclose(reward[:, t], y.reward, rtol=1e-10)
-    assert MDNRNN(M(H, K), Z, A, dtype=np.float64).outputs(batch) == (None, None)
+    assert MDNRNN(MDNRNNConfig(H, K), Z, A, dtype=np.float64).outputs(batch) == (None, None)
 
 
 def test_same_bits_on_any_number_of_threads(m, monkeypatch):
@@ -204,7 +204,7 @@ def test_dream_draws_done_at_the_odds_it_is_given(m):
 
 
 def test_dream_without_heads_survives():
-    m = MDNRNN(M(H, K), Z, A, np.random.default_rng(12))
+    m = MDNRNN(MDNRNNConfig(H, K), Z, A, np.random.default_rng(12))
     z, reward, done = m.dream(m.initial_state(3), 1.0, np.random.default_rng(13))
     assert z.dtype == np.float32 and z.shape == (3, Z)
     assert (reward == 1).all() and not done.any()

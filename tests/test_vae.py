@@ -7,7 +7,7 @@ import pytest
 
 from tests.fixtures import make_vae
 from wm_numpy import parallel
-from wm_numpy.config import V
+from wm_numpy.config import VAEConfig
 from wm_numpy.gradcheck import relative_error
 from wm_numpy.optim import Adam
 from wm_numpy.vae import VAE
@@ -15,8 +15,8 @@ from wm_numpy.vae import VAE
 FIXTURE = Path(__file__).parent / "fixtures" / "vae.npz"
 
 
-def filled(dtype=np.float64, kl_floor=0.5, kl_weight=1.0) -> VAE:
-    v = VAE(V(32, kl_floor, kl_weight), dtype=dtype)
+def filled(dtype=np.float64, kl_tolerance=0.5, kl_weight=1.0) -> VAE:
+    v = VAE(VAEConfig(32, kl_tolerance, kl_weight), dtype=dtype)
     make_vae.fill(v.params)
     return v
 
@@ -28,7 +28,7 @@ def rng():
 
 @pytest.mark.parametrize(("z_size", "count"), [(32, 4_348_547), (64, 4_446_915)])
 def test_parameter_counts_of_the_paper(z_size, count):
-    assert VAE(V(z_size)).params.size == count
+    assert VAE(VAEConfig(z_size)).params.size == count
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-4)])
@@ -60,17 +60,17 @@ def test_fixture_is_what_pytorch_says():
             assert relative_error(fresh[name], f[name]) < 1e-10, name
 
 
-@pytest.mark.parametrize(("kl_floor", "kl_weight"), [(0.0, 1.0), (100.0, 1.0), (0.0, 30.0)])
-def test_gradient_of_every_parameter(rng, kl_floor, kl_weight):
+@pytest.mark.parametrize(("kl_tolerance", "kl_weight"), [(0.0, 1.0), (100.0, 1.0), (0.0, 30.0)])
+def test_gradient_of_every_parameter(rng, kl_tolerance, kl_weight):
     """Central differences of the whole loss, one parameter array at a time.
 
     Half of each direction lies along the gradient, for a slope well above rounding; half is random, for what
     the gradient may have missed. Floors in nats per dim: all frames lie above the one, all under the other.
     """
-    v = filled(kl_floor=kl_floor, kl_weight=kl_weight)
+    v = filled(kl_tolerance=kl_tolerance, kl_weight=kl_weight)
     frames, noise = make_vae.batch()
     losses, gradient = v.loss_and_grad(frames, noise)
-    assert (losses["kl"] == 3200) == (kl_floor > 0)
+    assert (losses["kl"] == 3200) == (kl_tolerance > 0)
     for name, g in type(v.params)(v.params.shapes, gradient).items():
         w, step = v.params[name], 1e-6
         random = rng.standard_normal(w.shape)
@@ -109,11 +109,11 @@ def test_the_kl_can_weigh_less():
 
 def test_free_bits_on_both_sides():
     frames, noise = make_vae.batch(5)
-    kl = filled(kl_floor=0).loss_and_grad(frames, noise)[0]["kl"] / 32  # nats per dim
-    above, without = (filled(kl_floor=f).loss_and_grad(frames, noise) for f in (kl / 100, 0))
+    kl = filled(kl_tolerance=0).loss_and_grad(frames, noise)[0]["kl"] / 32  # nats per dim
+    above, without = (filled(kl_tolerance=f).loss_and_grad(frames, noise) for f in (kl / 100, 0))
     assert above[0]["kl"] == without[0]["kl"]
     assert (above[1] == without[1]).all()
-    under, far = (filled(kl_floor=f).loss_and_grad(frames, noise) for f in (100 * kl, 200 * kl))
+    under, far = (filled(kl_tolerance=f).loss_and_grad(frames, noise) for f in (100 * kl, 200 * kl))
     assert under[0]["kl"] == pytest.approx(32 * 100 * kl)
     assert (under[1] == far[1]).all()  # the floor itself has no gradient
     assert not np.allclose(under[1], without[1])
@@ -130,7 +130,7 @@ def test_bytes_equal_floats():
 
 
 def test_same_bits_on_any_number_of_threads(rng):
-    v = VAE(V(32), rng)
+    v = VAE(VAEConfig(32), rng)
     frames, noise = make_vae.batch(60)
     kept, results = parallel.workers(), []
     try:
@@ -159,7 +159,7 @@ def test_any_number_of_frames(rng, n):
 
 
 def test_initial_weights(rng):
-    v = VAE(V(32), rng)
+    v = VAE(VAEConfig(32), rng)
     for name, w in v.params.items():
         assert (np.abs(w).max() == 0) == name.endswith(".b")
     limit = np.sqrt(6 / (16 * (32 + 64)))  # Glorot: kernel 4x4, 32 to 64 channels
@@ -173,7 +173,7 @@ def test_learns(rng):
     centres = rng.integers(16, 48, (12, 2))
     inside = (row - centres[:, :1, None]) ** 2 + (column - centres[:, 1:, None]) ** 2 < 100
     frames = np.where(inside[..., None], [230, 60, 40], [40, 120, 60]).astype(np.uint8)
-    v = VAE(V(32), rng)
+    v = VAE(VAEConfig(32), rng)
     adam, history = Adam(v.params.size), []
     for _ in range(30):
         losses, gradient = v.loss_and_grad(frames, rng.standard_normal((12, 32)))

@@ -17,6 +17,7 @@ from .mdnrnn import MDNRNN
 from .vae import VAE
 
 SHIPPED = Path(__file__).parent / "weights"
+RENAMED = {"vae.kl_floor": "vae.kl_tolerance"}  # settings of older run folders
 
 
 @dataclass
@@ -68,7 +69,8 @@ def load_config(folder: Path) -> Config:
     """The configuration that made a run."""
     path = folder / "config.json"
     try:
-        return from_flat(json.loads(path.read_text()))
+        values = json.loads(path.read_text())
+        return from_flat({RENAMED.get(key, key): value for key, value in values.items()})
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path} is damaged or of another version ({error})") from None
 

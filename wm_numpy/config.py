@@ -21,7 +21,7 @@ def setting(default, help: str, low: float | None = None, high: float = math.inf
 
 
 @dataclass(frozen=True)
-class Collect:
+class CollectConfig:
     """Episodes for V and M to learn from: random ones in round 1, the agent's own with noise after that."""
 
     episodes: int = setting(10_000, "episodes per round", 1)
@@ -32,11 +32,13 @@ class Collect:
 
 
 @dataclass(frozen=True)
-class V:
+class VAEConfig:
     """The VAE and its training."""
 
     z_size: int = setting(32, "latent dimensions", 1)
-    kl_floor: float = setting(0.5, "free bits: nats per latent dimension under which the KL is not pressed", 0)
+    kl_tolerance: float = setting(
+        0.5, "nats per latent dimension: a sample whose KL is below their sum gets no pressure", 0
+    )
     kl_weight: float = setting(1.0, "weight of the KL: twice the variance of a pixel that V allows for", 0)
     batch: int = setting(100, "frames per update", 1)
     epochs: int = setting(1, "passes over all frames, when updates is 0", 1)
@@ -48,7 +50,7 @@ class V:
 
 
 @dataclass(frozen=True)
-class M:
+class MDNRNNConfig:
     """The MDN-RNN and its training."""
 
     hidden: int = setting(256, "LSTM units", 1)
@@ -70,7 +72,7 @@ class M:
 
 
 @dataclass(frozen=True)
-class Evolve:
+class EvolveConfig:
     """C and CMA-ES."""
 
     world: str = setting("real", "where C is evolved", choices=("real", "dream"))
@@ -90,7 +92,7 @@ class Evolve:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class EvaluateConfig:
     """The scores that are reported, on seeds used for nothing else."""
 
     episodes: int = setting(100, "real episodes of the random policy and of the agent", 2)
@@ -105,11 +107,11 @@ class Config:
     seed: int = setting(0, "of everything random", 0, 2**31 - 1)
     rounds: int = setting(1, "collect, V, M, C, again and again, older data kept", 1)
     later_size: float = setting(1.0, "episodes, updates, generations of later rounds, in parts of the first", 1e-6, 1)
-    collect: Collect = Collect()
-    vae: V = V()
-    mdnrnn: M = M()
-    evolve: Evolve = Evolve()
-    evaluate: Evaluate = Evaluate()
+    collect: CollectConfig = CollectConfig()
+    vae: VAEConfig = VAEConfig()
+    mdnrnn: MDNRNNConfig = MDNRNNConfig()
+    evolve: EvolveConfig = EvolveConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
 
 
 # What a preset changes, as `--set` would: the paper's Doom, then smaller data and fewer updates for both tasks.

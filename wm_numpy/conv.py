@@ -132,7 +132,7 @@ def conv_backward(dy: np.ndarray, cache, need_dx: bool = True):
     return dx, dw.reshape(w.shape), db
 
 
-def deconv_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray):
+def conv_transpose_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray):
     """y[n, h + i, w + j] += w[i, j] x[n, h, w] for every i, j, onto the bias: conv_forward transposed.
 
     x (N, H, W, O), w (k, k, 4C, O), b (C,) -> y (N, H+k-1, W+k-1, 4C).
@@ -145,7 +145,7 @@ def deconv_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray):
     return y, (x, w)
 
 
-def deconv_backward(dy: np.ndarray, cache):
+def conv_transpose_backward(dy: np.ndarray, cache):
     """-> dx (N, H, W, O), dw (k, k, 4C, O), db (C,)."""
     x, w = cache
     (n, h, wd, o), (k, _, c4, _) = x.shape, w.shape

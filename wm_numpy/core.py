@@ -125,13 +125,13 @@ def sigmoid_backward(dy: np.ndarray, cache):
 # --------------------------------------------------------------------------------------- the Gaussian code of a frame
 
 
-def reparameterise_forward(mu: np.ndarray, logvar: np.ndarray, noise: np.ndarray):
+def reparameterize_forward(mu: np.ndarray, logvar: np.ndarray, noise: np.ndarray):
     """z = mu + exp(logvar / 2) noise: a sample of N(mu, exp(logvar)) whose randomness is given. All (B, Z)."""
     std = np.exp(logvar / 2)
     return mu + std * noise, (std, noise)
 
 
-def reparameterise_backward(dz: np.ndarray, cache):
+def reparameterize_backward(dz: np.ndarray, cache):
     """-> dmu, dlogvar (B, Z)."""
     std, noise = cache
     return dz, dz * noise * std / 2  # d std / d logvar = std / 2
@@ -140,7 +140,7 @@ def reparameterise_backward(dz: np.ndarray, cache):
 def gaussian_kl_forward(mu: np.ndarray, logvar: np.ndarray, floor: float = 0.0):
     """KL(N(mu, exp(logvar)) || N(0, 1)), summed over Z, at least `floor` per sample, mean over B -> scalar.
 
-    The floor (free bits; 0.5 nats per latent dim in the authors' code, vae.py) keeps V from collapsing: a sample
+    The floor (0.5 nats per latent dim in the authors' code, vae.py) keeps V from collapsing: a sample
     whose KL lies under it gets no gradient from this term.
     """
     var = np.exp(logvar)
@@ -170,7 +170,7 @@ def squared_error_backward(dloss: float, cache):
     return (2 * dloss * weight * diff,)
 
 
-def logistic_loss_forward(logit: np.ndarray, target: np.ndarray, weight: np.ndarray | float = 1.0):
+def bce_with_logits_forward(logit: np.ndarray, target: np.ndarray, weight: np.ndarray | float = 1.0):
     """sum of weight * -log P(target | logit), target 0 or 1 -> scalar.
 
     softplus(logit) - target * logit, in the form that does not overflow.
@@ -179,7 +179,7 @@ def logistic_loss_forward(logit: np.ndarray, target: np.ndarray, weight: np.ndar
     return np.sum(weight * nll), (logit, target, weight)
 
 
-def logistic_loss_backward(dloss: float, cache):
+def bce_with_logits_backward(dloss: float, cache):
     """-> dlogit = weight * (sigmoid(logit) - target)."""
     logit, target, weight = cache
     return (dloss * weight * (sigmoid(logit) - target),)

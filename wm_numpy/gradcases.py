@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from . import conv, core, lstm, mdn
-from .config import M, V
+from .config import MDNRNNConfig, VAEConfig
 from .gradcheck import TOLERANCE, Rng, check_pair, check_vector
 from .mdnrnn import MDNRNN
 from .vae import VAE
@@ -29,13 +29,13 @@ def _pair(module, op: str, *shapes: tuple[int, ...], constants: Callable = lambd
 
 
 def _whole_v(rng: Rng) -> float:
-    v = VAE(V(z_size=5), rng, np.float64)
+    v = VAE(VAEConfig(z_size=5), rng, np.float64)
     frames, noise = rng.random((3, 64, 64, 3)), rng.standard_normal((3, 5))
     return _whole(v, lambda: v.loss_and_grad(frames, noise), rng, directions=4)
 
 
 def _whole_m(rng: Rng) -> float:
-    sizes = M(hidden=7, mixtures=4, restart_input=True, done_head=True, reward_head=True)
+    sizes = MDNRNNConfig(hidden=7, mixtures=4, restart_input=True, done_head=True, reward_head=True)
     m, shape = MDNRNN(sizes, 5, 2, rng, np.float64), (3, 6)
     batch = {name: rng.standard_normal((*shape, 5)) for name in ("z", "z_next")}
     batch |= {"action": rng.standard_normal((*shape, 2)), "reward": rng.standard_normal(shape)}
@@ -61,12 +61,12 @@ CASES: dict[str, Case] = dict([
     _pair(core, "linear", (2, 3, 5), (5, 7), (7,)),
     _pair(core, "relu", (3, 5)),
     _pair(core, "sigmoid", (3, 5)),
-    _pair(core, "reparameterise", (3, 5), (3, 5), constants=lambda rng: (rng.standard_normal((3, 5)),)),
+    _pair(core, "reparameterize", (3, 5), (3, 5), constants=lambda rng: (rng.standard_normal((3, 5)),)),
     _pair(core, "gaussian_kl", (3, 5), (3, 5), constants=lambda rng: (2.0,)),
     _pair(core, "squared_error", (3, 5), constants=lambda rng: (rng.standard_normal((3, 5)), rng.random((3, 1)))),
-    _pair(core, "logistic_loss", (3, 5), constants=lambda rng: (rng.random((3, 5)) < 0.5, rng.random((3, 1)))),
+    _pair(core, "bce_with_logits", (3, 5), constants=lambda rng: (rng.random((3, 5)) < 0.5, rng.random((3, 1)))),
     _pair(conv, "conv", (2, 4, 5, 12), (3, 3, 12, 7), (7,)),
-    _pair(conv, "deconv", (2, 3, 4, 7), (3, 3, 12, 7), (3,)),
+    _pair(conv, "conv_transpose", (2, 3, 4, 7), (3, 3, 12, 7), (3,)),
     _pair(lstm, "lstm", (3, 2, 5), (2, 7), (2, 7), (12, 28), (28,), constants=lambda rng: (rng.random((3, 2)) < 0.4,)),
     _pair(mdn, "mixture_nll", *[(4, 5, 3)] * 3, constants=lambda rng: (rng.standard_normal((5, 3)), rng.random(3))),
     ("whole loss of V", _whole_v),

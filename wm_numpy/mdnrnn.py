@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from . import parallel
-from .config import M
+from .config import MDNRNNConfig
 from .core import (
     Params,
+    bce_with_logits_backward,
+    bce_with_logits_forward,
     linear_backward,
     linear_forward,
-    logistic_loss_backward,
-    logistic_loss_forward,
     sigmoid,
     squared_error_backward,
     squared_error_forward,
@@ -48,7 +48,12 @@ class MDNRNN:
     """
 
     def __init__(
-        self, config: M, z_size: int, action_size: int, rng: np.random.Generator | None = None, dtype=np.float32
+        self,
+        config: MDNRNNConfig,
+        z_size: int,
+        action_size: int,
+        rng: np.random.Generator | None = None,
+        dtype=np.float32,
     ):
         self.config, self.z_size, self.action_size = config, z_size, action_size
         I, H, mixture = z_size + action_size + config.restart_input, config.hidden, 3 * config.mixtures * z_size
@@ -172,8 +177,8 @@ class MDNRNN:
             y, linear_cache = linear_forward(h2, p[name + ".w"], p[name + ".b"])  # (T b, 1)
             if name == "done":
                 weight = scale[name] * (1 + (self.config.done_weight - 1) * flat[name])
-                losses[name], loss_cache = logistic_loss_forward(y, flat[name], weight)
-                (dy,) = logistic_loss_backward(1, loss_cache)
+                losses[name], loss_cache = bce_with_logits_forward(y, flat[name], weight)
+                (dy,) = bce_with_logits_backward(1, loss_cache)
             else:
                 losses[name], loss_cache = squared_error_forward(y, flat[name], scale[name])
                 (dy,) = squared_error_backward(1, loss_cache)

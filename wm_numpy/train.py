@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .cmaes import CMAES
-from .config import M, V
+from .config import MDNRNNConfig, VAEConfig
 from .core import Params
 from .data import read_arrays, write
 from .optim import Adam
@@ -27,7 +27,7 @@ def fit(
     params: Params,
     loss_and_grad: Callable[[int], tuple[dict[str, float], np.ndarray]],  # what it draws depends on the update alone
     updates: int,  # those of an interrupted run included
-    settings: V | M,
+    settings: VAEConfig | MDNRNNConfig,
     state: Path,
     tell: Callable,
 ) -> None:

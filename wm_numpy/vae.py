@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from . import conv, core, parallel
-from .config import V
+from .config import VAEConfig
 
 TRAIN_PIECE, INFER_PIECE = 50, 16  # frames at a time for one thread: few enough for the caches
 WIDE_PIECE = 128  # rows of the wide layer's weights at a time for one thread
@@ -31,7 +31,7 @@ class VAE:
     rng draws the initial weights; None leaves zeros, to be filled from a checkpoint. dtype: float64 checks gradients.
     """
 
-    def __init__(self, config: V, rng: np.random.Generator | None = None, dtype=np.float32):
+    def __init__(self, config: VAEConfig, rng: np.random.Generator | None = None, dtype=np.float32):
         self.config = config
         z = config.z_size
         kernels = {  # (K, K, C, O), C on the side of the larger image
@@ -115,8 +115,8 @@ class VAE:
         p, g = self.params, {}
         x = self._load(frames)  # (M, 32, 32, 12)
         (mu, logvar), encoder_cache = self._encode(x)  # (M, Z)
-        kl, kl_cache = core.gaussian_kl_forward(mu, logvar, self.config.kl_floor * self.config.z_size)
-        z, z_cache = core.reparameterise_forward(mu, logvar, noise)  # (M, Z)
+        kl, kl_cache = core.gaussian_kl_forward(mu, logvar, self.config.kl_tolerance * self.config.z_size)
+        z, z_cache = core.reparameterize_forward(mu, logvar, noise)  # (M, Z)
         h, dense_cache = core.linear_forward(z, p["dense.w"], p["dense.b"])  # (M, 1024)
         a = yield h
         y, decoder_cache = self._decode(a)  # (M, 32, 32, 12)
@@ -126,7 +126,7 @@ class VAE:
         da = self._decode_backward(dy, decoder_cache, g)
         dh = yield da
         dz, g["dense.w"], g["dense.b"] = core.linear_backward(dh, dense_cache)
-        dmu, dlogvar = core.reparameterise_backward(dz, z_cache)
+        dmu, dlogvar = core.reparameterize_backward(dz, z_cache)
         share = self.config.kl_weight * len(x) / n  # kl is a mean over the piece
         dmu_kl, dlogvar_kl = core.gaussian_kl_backward(share, kl_cache)
         self._encode_backward(dmu + dmu_kl, dlogvar + dlogvar_kl, encoder_cache, g)
@@ -166,11 +166,11 @@ class VAE:
         """(M, 5*5*128), the first layer before its ReLU -> y (M, 32, 32, 12), in (0, 1)."""
         p = self.params
         x, cache1 = core.relu_forward(a.reshape(-1, 5, 5, 128))
-        y, cache2 = conv.deconv_forward(x, conv.fold_kernel(p["deconv2.w"]), p["deconv2.b"])  # (M, 7, 7, 4*64)
+        y, cache2 = conv.conv_transpose_forward(x, conv.fold_kernel(p["deconv2.w"]), p["deconv2.b"])  # (M, 7, 7, 4*64)
         x, cache3 = core.relu_forward(conv.depth_to_space(y, 13, 13))  # (M, 13, 13, 64)
-        y, cache4 = conv.deconv_forward(x, p["deconv3.w"], p["deconv3.b"])  # (M, 15, 15, 4*32)
+        y, cache4 = conv.conv_transpose_forward(x, p["deconv3.w"], p["deconv3.b"])  # (M, 15, 15, 4*32)
         x, cache5 = core.relu_forward(conv.depth_to_space(y, 30, 30))  # (M, 30, 30, 32)
-        y, cache6 = conv.deconv_forward(x, p["deconv4.w"], p["deconv4.b"])  # (M, 32, 32, 4*3)
+        y, cache6 = conv.conv_transpose_forward(x, p["deconv4.w"], p["deconv4.b"])  # (M, 32, 32, 4*3)
         y, cache7 = core.sigmoid_forward(y)
         return y, (cache1, cache2, cache3, cache4, cache5, cache6, cache7)
 
@@ -178,11 +178,11 @@ class VAE:
         """-> da (M, 5*5*128); adds the decoder's gradients to g."""
         cache1, cache2, cache3, cache4, cache5, cache6, cache7 = cache
         (dy,) = core.sigmoid_backward(dy, cache7)
-        dx, g["deconv4.w"], g["deconv4.b"] = conv.deconv_backward(dy, cache6)
+        dx, g["deconv4.w"], g["deconv4.b"] = conv.conv_transpose_backward(dy, cache6)
         (dx,) = core.relu_backward(dx, cache5)
-        dx, g["deconv3.w"], g["deconv3.b"] = conv.deconv_backward(conv.space_to_depth(dx, 15, 15), cache4)
+        dx, g["deconv3.w"], g["deconv3.b"] = conv.conv_transpose_backward(conv.space_to_depth(dx, 15, 15), cache4)
         (dx,) = core.relu_backward(dx, cache3)
-        dx, dw, g["deconv2.b"] = conv.deconv_backward(conv.space_to_depth(dx, 7, 7), cache2)
+        dx, dw, g["deconv2.b"] = conv.conv_transpose_backward(conv.space_to_depth(dx, 7, 7), cache2)
         g["deconv2.w"] = conv.unfold_kernel(dw, 5)
         (da,) = core.relu_backward(dx, cache1)
         return da.reshape(len(da), -1)
