@@ -10,7 +10,14 @@ import pytest
 import run
 import wm_numpy
 from wm_numpy import core, gradcases, mdnrnn, vae
-from wm_numpy.gradcheck import TOLERANCE, check_pair, check_vector, numerical_gradient, relative_error
+from wm_numpy.gradcheck import (
+    TOLERANCE,
+    RelativeError,
+    check_pair,
+    check_vector,
+    numerical_gradient,
+    relative_error,
+)
 
 # Helpers that are no op of their own, and the case that reaches them.
 HELPERS = {"vae._wide_forward": "whole loss of V"}
@@ -44,7 +51,8 @@ def test_every_forward_has_a_backward_and_a_case(op):
 @pytest.mark.parametrize("name", gradcases.CASES)
 def test_gradients_are_right(name):
     assert TOLERANCE <= 1e-6
-    assert gradcases.CASES[name](np.random.default_rng(1)) <= TOLERANCE
+    error = gradcases.CASES[name](np.random.default_rng(1))
+    assert error <= TOLERANCE and not error.changed
 
 
 @pytest.mark.parametrize("op", [op for op in ops() if op not in HELPERS])
@@ -120,8 +128,199 @@ def test_errors_of_check_pair():
         check_pair(core.relu_forward, core.relu_backward, x.astype(np.float32), rng=rng)
     with pytest.raises(ValueError, match="1 gradients for 2 inputs"):
         check_pair(double, lambda dy, cache: (dy * cache[1],), x, 2 * x, rng=rng)
-    with pytest.raises(ValueError, match=r"shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"shape \(3,\) for x"):
         check_pair(double, lambda dy, cache: ((dy * cache[1]).sum(axis=0), dy * cache[0]), x, 2 * x, rng=rng)
+
+
+# ------------------------------------------------------------------- what a checker must not overlook
+
+
+def square(x):
+    return x**2, (x,)
+
+
+def square_backward(dy, cache):
+    return (2 * dy * cache[0],)
+
+
+def identity(x):
+    return x.copy(), (x.copy(), [np.ones(2)])
+
+
+X = np.random.default_rng(0).standard_normal((2, 3))
+
+
+def one_nan(dy, cache):
+    dx = -square_backward(dy, cache)[0]
+    dx[1, 1] = np.nan
+    return (dx,)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize(
+    "forward, backward, entry",
+    [
+        (square, lambda dy, cache: (dy * np.nan,), "x[0, 0]: claimed nan"),
+        (square, lambda dy, cache: (dy * np.inf,), "x[0, 0]: claimed "),
+        (square, one_nan, "x[1, 1]: claimed nan, numerical"),
+        (lambda x: (np.log(-np.abs(x)), x), lambda dy, x: (dy / x,), "numerical nan"),
+    ],
+)
+def test_what_is_not_finite_is_wrong(forward, backward, entry):
+    error = check_pair(forward, backward, X, rng=np.random.default_rng(1))
+    assert error == np.inf and entry in str(error)
+
+
+def test_what_is_not_finite_is_wrong_in_projection_mode():
+    x, rng = X.ravel(), np.random.default_rng(1)
+    gradient = 2 * x
+    gradient[4] = np.nan
+    error = check_vector(lambda v: np.sum(v**2), x, gradient, rng)
+    assert error == np.inf and "gradient[4]: claimed nan" in str(error)
+    error = check_vector(lambda v: np.nan, x, 2 * x, rng)
+    assert error == np.inf and "direction[0]" in str(error) and "numerical nan" in str(error)
+    assert relative_error([1.0, np.nan], [1.0, np.nan]) == np.inf
+
+
+def test_checking_nothing_is_an_error():
+    rng, empty = np.random.default_rng(0), np.zeros((0, 3))
+    with pytest.raises(ValueError, match="directions 0"):
+        check_vector(np.sum, X.ravel(), np.ones(6), rng, directions=0)
+    with pytest.raises(ValueError, match="x is empty"):
+        check_vector(np.sum, np.zeros(0), np.zeros(0), rng)
+    with pytest.raises(ValueError, match="x is empty"):
+        check_pair(square, square_backward, empty, rng=rng)
+    with pytest.raises(ValueError, match="no input"):
+        check_pair(square, square_backward, rng=rng)
+    with pytest.raises(ValueError, match="returned nothing"):
+        check_pair(lambda x: (x[:0], x), lambda dy, x: (np.zeros_like(x),), X, rng=rng)
+    for shapes in (((0,), (0,)), ((3, 1), (3,))):  # the latter would broadcast
+        with pytest.raises(ValueError, match="cannot be compared"):
+            relative_error(*map(np.zeros, shapes))
+    with pytest.raises(ValueError, match="one length"):
+        check_vector(np.sum, X.ravel(), np.ones((6, 1)), rng)
+
+
+def checked(forward, backward, changed):
+    with pytest.warns(UserWarning, match="changed in place"):
+        error = check_pair(forward, backward, X, rng=np.random.default_rng(1))
+    assert error.changed == changed and f"changed in place: {', '.join(changed)}" in str(error)
+    return error
+
+
+def test_a_backward_that_changes_dy_is_seen_and_named():
+    def tenth(dy, cache):
+        dy *= 0.1
+        return (dy,)
+
+    def twice(dy, cache):
+        dy *= 2
+        return (dy,)
+
+    assert checked(identity, tenth, ("dy by backward",)) == pytest.approx(0.9)
+    assert checked(lambda x: (2 * x, ()), twice, ("dy by backward",)) < 1e-9  # right, but not pure
+
+
+def test_a_forward_that_changes_its_input_is_seen_and_named():
+    def doubling(x):
+        x *= 2
+        return x, ()
+
+    kept = X.copy()
+    error = checked(doubling, lambda dy, cache: (dy,), ("x by forward",))
+    assert error == pytest.approx(0.5) and np.array_equal(X, kept)
+
+
+def test_a_cache_that_is_changed_is_named():
+    def writes(dy, cache):
+        cache[1][0][:] = 7
+        return (dy,)
+
+    assert checked(identity, writes, ("cache[1][0] by backward",)) < 1e-9
+
+
+def test_buffers_that_are_used_again_do_no_harm():
+    """y and dx lie where the next forward writes."""
+    buffer = np.empty((2, 3))
+
+    def forward(x):
+        return np.multiply(x, 2, out=buffer), ()
+
+    def backward(dy, cache):
+        return (np.multiply(dy, 2, out=buffer),)
+
+    assert check_pair(forward, backward, X, rng=np.random.default_rng(1)) < 1e-9
+    x = X.ravel().copy()
+    gradient = 3 * x**2
+
+    def f(v):
+        x[:] = v
+        gradient[:] = 0
+        return np.sum(v**3)
+
+    assert check_vector(f, x, gradient, np.random.default_rng(1)) < 1e-7
+
+
+def test_one_array_may_be_two_inputs():
+    def product(a, b):
+        return a * b, (a, b)
+
+    error = check_pair(product, lambda dy, cache: (dy * cache[1], dy * cache[0]), X, X, rng=np.random.default_rng(1))
+    assert error < 1e-9
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 1e9, 1e12])
+def test_the_step_follows_the_scale_of_x(scale):
+    """x^2 and log x^2: a right gradient passes, a claimed one of zero does not."""
+    x, rng = X * scale, np.random.default_rng(1)
+
+    def log(x):
+        return np.log(x**2), (x,)
+
+    assert check_pair(square, square_backward, x, rng=rng) < 1e-8
+    assert check_pair(log, lambda dy, cache: (2 * dy / cache[0],), x, rng=rng) < 1e-8
+    assert check_pair(square, lambda dy, cache: (0 * dy,), x, rng=rng) == 1
+    gradient = 2 * x.ravel()
+    assert check_vector(lambda v: np.sum(v**2), x.ravel(), gradient, rng) < 1e-6
+    assert check_vector(lambda v: np.sum(v**2), x.ravel(), 0 * gradient, rng) == 1
+
+
+def test_entries_of_different_scales_have_each_its_step():
+    x = np.array([1e9, 1.0, 0.0, -1e-6])
+    gradient = numerical_gradient(lambda: float(np.sum(np.sin(x / [1e9, 1, 1, 1]))), x)
+    assert np.allclose(gradient * [1e9, 1, 1, 1], np.cos(x / [1e9, 1, 1, 1]), rtol=1e-9)
+    zeros = np.zeros(3)
+    assert np.allclose(numerical_gradient(lambda: float(np.sum(np.sin(zeros))), zeros), 1, rtol=1e-9)
+
+
+def test_integers_are_refused_as_float32_is():
+    rng = np.random.default_rng(0)
+    for wrong in (np.arange(1, 4), np.ones(3, np.float32), [1.0, 2.0]):
+        with pytest.raises(ValueError, match="x: gradient checks need float64"):
+            check_pair(square, square_backward, wrong, rng=rng)
+        with pytest.raises(ValueError, match="float64"):
+            check_vector(np.sum, wrong, np.ones(3), rng)
+        with pytest.raises(ValueError, match="float64"):
+            numerical_gradient(lambda: 0.0, wrong)
+
+
+def test_the_result_names_the_entry():
+    def backward(dy, cache):
+        dx, dw, db = core.linear_backward(dy, cache)
+        dw[2, 1] *= -1
+        return dx, dw, db
+
+    rng = np.random.default_rng(0)
+    x, w, b = (rng.standard_normal(shape) for shape in [(2, 3), (3, 5), (5,)])
+    error = check_pair(core.linear_forward, backward, x, w, b, rng=rng)
+    assert error.input == "w" and error.index == (2, 1)
+    assert error.claimed == pytest.approx(-error.numerical) and abs(error.claimed) > 0.01
+    line = f"{error:.1e} at w[2, 1]: claimed {error.claimed:.6g}, numerical {error.numerical:.6g}"
+    assert str(error) == repr(error) == line and isinstance(error, float)
+    with pytest.raises(AssertionError, match=r"at w\[2, 1\]: claimed"):
+        assert error < 1e-6
+    scalar = check_pair(lambda *a: (a[0] * a[1], a), lambda dy, a: (dy * a[1], dy), *map(np.array, (1.5, 3.0)), rng=rng)
+    assert "at input 1: claimed" in str(scalar)
 
 
 def test_command_exits_with_1_when_a_gradient_is_wrong(monkeypatch, capsys):
@@ -129,8 +328,14 @@ def test_command_exits_with_1_when_a_gradient_is_wrong(monkeypatch, capsys):
     monkeypatch.setattr(gradcases, "CASES", few)
     assert run.main(["gradcheck"]) == 0
     assert "3 of 3 gradients are right" in capsys.readouterr().out
-    for wrong in (lambda rng: 0.5, lambda rng: float("nan")):
-        monkeypatch.setattr(gradcases, "CASES", few | {"sigmoid": wrong})
+    error, impure = relative_error([1.0, 2.0], [1.0, 1.0], "w"), RelativeError(0)
+    impure.changed = ("dy by backward",)
+    for wrong, why in (
+        (error, "w[1]: claimed 2, numerical 1"),
+        (RelativeError("nan"), "nan"),
+        (impure, "in place: dy by backward"),
+    ):
+        monkeypatch.setattr(gradcases, "CASES", few | {"sigmoid": lambda rng, wrong=wrong: wrong})
         assert run.main(["gradcheck"]) == 1
         out = capsys.readouterr().out
-        assert "2 of 3 gradients are right; wrong: sigmoid" in out and "FAILED" in out
+        assert "2 of 3 gradients are right; wrong: sigmoid" in out and "FAILED" in out and why in out
