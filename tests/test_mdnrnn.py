@@ -13,15 +13,26 @@ from wm_numpy.mdnrnn import MDNRNN
 from wm_numpy.optim import Adam
 
 B, T, Z, A, H, K = 3, 6, 5, 2, 7, 4
-SMALL = MDNRNNConfig(H, K, restart_input=True, done_head=True, reward_head=True, reward_weight=0.7)
+SMALL = MDNRNNConfig(
+    H,
+    K,
+    restart_input=True,
+    done_head=True,
+    reward_head=True,
+    reward_weight=0.7,
+    value_head=True,
+    value_weight=0.3,
+)
 
 
 def make_batch(rng, b=B, dtype=np.float64):
     """Every kind of array, flags inside the sequences."""
     z, z_next = rng.standard_normal((2, b, T, Z))
-    flags = rng.random((3, b, T)) < [[[0.3]], [[0.3]], [[0.7]]]
-    batch = dict(z=z, z_next=z_next, action=rng.standard_normal((b, T, A)), reward=rng.standard_normal((b, T)))
-    return {k: v.astype(dtype) for k, v in batch.items()} | dict(done=flags[0], restart=flags[1], z_mask=flags[2])
+    reward, value = rng.standard_normal((2, b, T))
+    batch = dict(z=z, z_next=z_next, action=rng.standard_normal((b, T, A)), reward=reward, value=value)
+    names = ("done", "restart", "z_mask", "value_mask")
+    flags = dict(zip(names, rng.random((4, b, T)) < np.reshape([0.3, 0.3, 0.7, 0.6], (4, 1, 1)), strict=True))
+    return {k: v.astype(dtype) for k, v in batch.items()} | flags
 
 
 @pytest.fixture
@@ -59,11 +70,14 @@ def test_gradient_of_the_whole_loss(m, rows, monkeypatch):
     rng = np.random.default_rng(1)
     batch = make_batch(rng)
     theta, (losses, gradient) = m.params.flat.copy(), m.loss_and_grad(batch)
-    assert losses["loss"] == pytest.approx(losses["z"] + losses["done"] + losses["reward"], rel=1e-12)
+    assert set(losses) == {"loss", "z", "done", "reward", "value"}
+    assert losses["loss"] == pytest.approx(sum(losses.values()) - losses["loss"], rel=1e-12)
     assert check_vector(loss_of(m, batch), theta, gradient, rng) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["lstm.b", "mixture.b", "done.w", "done.b", "reward.w", "reward.b"])
+@pytest.mark.parametrize(
+    "name", ["lstm.b", "mixture.b", "done.w", "done.b", "reward.w", "reward.b", "value.w", "value.b"]
+)
 def test_gradient_by_element(m, name):
     """Projections dilute one wrong entry: the small parameters entry by entry."""
     batch = make_batch(np.random.default_rng(2))
@@ -77,14 +91,14 @@ def test_gradient_without_optional_heads():
     m = MDNRNN(MDNRNNConfig(H, K), Z, A, rng, np.float64)
     batch = {k: v for k, v in make_batch(rng).items() if k in ("z", "z_next", "action")}
     theta, (losses, gradient) = m.params.flat.copy(), m.loss_and_grad(batch)
-    assert losses["done"] == losses["reward"] == 0
+    assert set(losses) == {"loss", "z"}  # no word of heads that M does not have
     assert check_vector(loss_of(m, batch), theta, gradient, rng) < 1e-6
 
 
 def test_losses_are_means_made_from_the_heads(m):
-    """All three, step by step through `step` and `predict`, by the textbook formulas."""
+    """All four, step by step through `step` and `predict`, by the textbook formulas."""
     batch = make_batch(np.random.default_rng(4))
-    state, z, done, reward = m.initial_state(B), [], [], []
+    state, z, done, reward, value = m.initial_state(B), [], [], [], []
     for t in range(T):
         state = m.step(batch["z"][:, t], batch["action"][:, t], state, batch["restart"][:, t])
         y = m.predict(state[0])
@@ -95,21 +109,25 @@ def test_losses_are_means_made_from_the_heads(m):
         d, q = batch["done"][:, t], sigmoid(y.done_logit)
         done.append(np.where(d, -10 * np.log(q), -np.log(1 - q)))  # the positive class weighs 10
         reward.append(0.7 * (y.reward - batch["reward"][:, t]) ** 2)
+        value.append(0.3 * (y.value - batch["value"][:, t]) ** 2)
     losses = m.loss_and_grad(batch)[0]
     assert losses["z"] == pytest.approx(np.mean(np.array(z)[batch["z_mask"].T]), rel=1e-10)
     assert losses["done"] == pytest.approx(np.mean(done), rel=1e-10)
     assert losses["reward"] == pytest.approx(np.mean(reward), rel=1e-10)
+    assert losses["value"] == pytest.approx(np.mean(np.array(value)[batch["value_mask"].T]), rel=1e-10)
 
 
 def test_masked_targets_do_not_matter(m):
     batch = make_batch(np.random.default_rng(5))
     losses, gradient = m.loss_and_grad(batch)
     batch["z_next"] = np.where(batch["z_mask"][:, :, None], batch["z_next"], 9.0)
+    batch["value"] = np.where(batch["value_mask"], batch["value"], 9.0)
     again, gradient_again = m.loss_and_grad(batch)
     assert losses == again
     np.testing.assert_array_equal(gradient, gradient_again)
-    batch["z_mask"] = np.zeros((B, T))
-    assert m.loss_and_grad(batch)[0]["z"] == 0
+    batch["z_mask"] = batch["value_mask"] = np.zeros((B, T))
+    losses, _ = m.loss_and_grad(batch)
+    assert losses["z"] == losses["value"] == 0
 
 
 def test_outputs_are_those_of_every_step(m):
@@ -181,33 +199,27 @@ def test_restart_is_an_input_and_zeroes_the_state(m):
     assert not np.allclose(fresh[0], m.step(z, action, m.initial_state(2))[0])  # the flag is seen
 
 
-def test_dream_cuts_done_at_zero_and_takes_the_expected_reward(m):
+def noise(rng, n):
+    """uniform, normal (n, Z)."""
+    return rng.random((n, Z)), rng.standard_normal((n, Z))
+
+
+def test_dream_tells_the_heads_of_its_state(m):
     rng = np.random.default_rng(11)
-    m.params["done.w"][:, 0], m.params["done.b"][0] = (
-        0,
-        1e-9,
-    )  # logit just above 0: done, always, though p = 0.5
-    state = m.step(rng.standard_normal((50, Z)), rng.standard_normal((50, A)), m.initial_state(50))
-    z, reward, done = m.dream(state, 1.0, rng)
-    assert z.shape == (50, Z) and done.dtype == bool and done.all()
-    np.testing.assert_array_equal(reward, m.predict(state[0]).reward)
-    m.params["done.b"][0] = -1e-9
-    assert not m.dream(state, 1.0, rng)[2].any()
+    h, _ = m.step(rng.standard_normal((50, Z)), rng.standard_normal((50, A)), m.initial_state(50))
+    z, reward, done_logit = m.dream(h, 1.0, *noise(rng, 50))
+    y = m.predict(h)
+    assert z.shape == (50, Z)
+    np.testing.assert_array_equal(reward, y.reward)
+    np.testing.assert_array_equal(done_logit, y.done_logit)
 
 
-def test_dream_draws_done_at_the_odds_it_is_given(m):
-    rng, n = np.random.default_rng(11), 20_000
-    m.params["done.w"][:, 0], m.params["done.b"][0] = 0, np.log(2)  # odds of 2 to 1
-    state = m.initial_state(n)
-    for factor, p in ((1.0, 2 / 3), (0.1, 0.2 / 1.2), (3.0, 6 / 7)):
-        assert m.dream(state, 1.0, rng, factor)[2].mean() == pytest.approx(p, abs=0.012)
-
-
-def test_dream_without_heads_survives():
+def test_dream_without_heads():
     m = MDNRNN(MDNRNNConfig(H, K), Z, A, np.random.default_rng(12))
-    z, reward, done = m.dream(m.initial_state(3), 1.0, np.random.default_rng(13))
+    uniform, normal = (x.astype(np.float32) for x in noise(np.random.default_rng(13), 3))
+    z, reward, done_logit = m.dream(m.initial_state(3)[0], 1.0, uniform, normal)
     assert z.dtype == np.float32 and z.shape == (3, Z)
-    assert (reward == 1).all() and not done.any()
+    assert reward is None and done_logit is None
 
 
 def test_dream_samples_the_head_of_its_state(m):
@@ -216,9 +228,11 @@ def test_dream_samples_the_head_of_its_state(m):
     state = tuple(rng.standard_normal((2, 6, H)))
     y = m.predict(state[0])
     expected = np.take_along_axis(y.mean, y.logmix.argmax(axis=0)[None], 0)[0].T
-    np.testing.assert_allclose(m.dream(state, 1e-12, rng)[0], expected, atol=1e-4)
-    again = [m.dream(state, 1.0, np.random.default_rng(0))[0] for _ in range(2)]
-    np.testing.assert_array_equal(*again)
+    np.testing.assert_allclose(m.dream(state[0], 1e-12, *noise(rng, 6))[0], expected, atol=1e-4)
+    uniform, normal = noise(rng, 6)
+    whole = m.dream(state[0], 1.0, uniform, normal)[0]
+    alone = [m.dream(state[0][i : i + 1], 1.0, uniform[i : i + 1], normal[i : i + 1])[0] for i in range(6)]
+    np.testing.assert_allclose(np.concatenate(alone), whole, rtol=1e-10)  # the noise of a row is its own
 
 
 def test_pickled_copy_is_the_same(m):

@@ -8,7 +8,7 @@ import pytest
 from tests.fixtures import make_vae
 from wm_numpy import parallel
 from wm_numpy.config import VAEConfig
-from wm_numpy.gradcheck import relative_error
+from wm_numpy.gradcheck import check_vector, relative_error
 from wm_numpy.optim import Adam
 from wm_numpy.vae import VAE
 
@@ -156,6 +156,42 @@ def test_any_number_of_frames(rng, n):
     for i in range(0, n, 10):
         np.testing.assert_allclose(v.encode(frames[i : i + 1])[0], mu[i : i + 1], rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(v.decode(noise[i : i + 1]), pictures[i : i + 1], atol=1e-5)
+
+
+def test_a_weight_on_every_pixel(rng):
+    """The loss is of the weighted error, the reconstruction that it tells is not; the gradient is the loss's."""
+    v = filled()
+    frames, noise = make_vae.batch()
+    weight = rng.random((3, 64, 64)) * 5
+    losses, gradient = v.loss_and_grad(frames, noise, weight)
+    plain, _ = v.loss_and_grad(frames, noise)
+    mu, logvar = v.encode(frames)
+    error = (v.decode(mu + np.exp(logvar / 2) * noise) - frames / 255) ** 2
+    expected = (error * weight[..., None]).sum(axis=(1, 2, 3)).mean()
+    assert losses["loss"] - losses["kl"] == pytest.approx(expected)
+    assert losses["reconstruction"] == pytest.approx(plain["reconstruction"])
+    ones = v.loss_and_grad(frames, noise, np.ones((3, 64, 64)))
+    assert ones[0] == plain
+    at = v.params.flat.copy()
+
+    def loss(theta):
+        v.params.flat[:] = theta
+        return v.loss_and_grad(frames, noise, weight)[0]["loss"]
+
+    assert check_vector(loss, at, gradient, rng, directions=4) < 1e-6
+
+
+def test_the_better_start(rng):
+    """Signals keep their size through the layers, and the mean colour is zero to the first of them."""
+    v = VAE(VAEConfig(32, start="he"), rng)
+    assert v.params["conv2.w"].std() == pytest.approx(1 / np.sqrt(16 * 32), rel=0.02)
+    assert v.params["deconv1.w"].std() == pytest.approx(1 / np.sqrt(1024), rel=0.02)
+    assert v.params["deconv3.w"].std() == pytest.approx(1 / np.sqrt(36 * 64 / 4), rel=0.02)
+    assert np.abs(v.params["mu.w"]).max() <= np.sqrt(6 / (1024 + 32))
+    colour = np.array([0.1, 0.6, 0.3])
+    v.centre(colour)
+    grey = np.broadcast_to(colour, (1, 64, 64, 3)).astype(np.float32)
+    assert np.abs(v.encode(grey)[0]).max() < 1e-5
 
 
 def test_initial_weights(rng):

@@ -257,7 +257,10 @@ def test_a_dream_is_m_stepped_by_hand(task, actions):
     for action, t in zip(some_actions(world), range(1, 21), strict=False):
         features, reward, terminated, truncated, _ = world.step(action)
         state = m.step(z, action, state, restart)
-        z, expected_reward, done = m.dream(state, 0.7, rng)
+        noise = rng.random((1, Z), np.float32), rng.standard_normal((1, Z), np.float32)
+        z, expected_reward, done_logit = m.dream(state[0], 0.7, *noise)
+        expected_reward = 1 if expected_reward is None else expected_reward
+        done = done_logit is not None and done_logit[0] > 0
         restart = np.zeros(1)
         assert np.array_equal(features[:, :Z], z) and np.array_equal(features[:, -H:], state[0])
         assert reward == expected_reward and terminated == done and truncated == (t == 20 and not done)

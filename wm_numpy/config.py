@@ -40,6 +40,7 @@ class VAEConfig:
         0.5, "nats per latent dimension: a sample whose KL is below their sum gets no pressure", 0
     )
     kl_weight: float = setting(1.0, "weight of the KL: twice the variance of a pixel that V allows for", 0)
+    start: str = setting("glorot", "initial weights: the authors', or larger ones", choices=("glorot", "he"))
     batch: int = setting(100, "frames per update", 1)
     epochs: int = setting(1, "passes over all frames, when updates is 0", 1)
     updates: int = setting(0, "updates per round; 0: by epochs", 0)
@@ -60,6 +61,8 @@ class MDNRNNConfig:
     reward_head: bool = setting(False, "predict the expected reward")
     done_weight: float = setting(10.0, "weight of the steps that end an episode in the done loss", 0)
     reward_weight: float = setting(1.0, "weight of the reward loss", 0)
+    value_head: bool = setting(False, "predict the return still to come after the step")
+    value_weight: float = setting(1.0, "weight of the value loss", 0)
     batch: int = setting(100, "windows per update", 1)
     window: int = setting(1000, "steps per window", 2)
     epochs: int = setting(20, "passes over all steps, when updates is 0", 1)

@@ -35,11 +35,12 @@ def _whole_v(rng: Rng) -> float:
 
 
 def _whole_m(rng: Rng) -> float:
-    sizes = MDNRNNConfig(hidden=7, mixtures=4, restart_input=True, done_head=True, reward_head=True)
+    sizes = MDNRNNConfig(hidden=7, mixtures=4, restart_input=True, done_head=True, reward_head=True, value_head=True)
     m, shape = MDNRNN(sizes, 5, 2, rng, np.float64), (3, 6)
     batch = {name: rng.standard_normal((*shape, 5)) for name in ("z", "z_next")}
     batch |= {"action": rng.standard_normal((*shape, 2)), "reward": rng.standard_normal(shape)}
-    batch |= {name: (rng.random(shape) < 0.4).astype(float) for name in ("done", "restart", "z_mask")}
+    batch |= {"value": rng.standard_normal(shape)}
+    batch |= {name: (rng.random(shape) < 0.4).astype(float) for name in ("done", "restart", "z_mask", "value_mask")}
     return _whole(m, lambda: m.loss_and_grad(batch), rng, directions=30)
 
 

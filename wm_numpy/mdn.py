@@ -62,26 +62,25 @@ def mixture_nll_backward(dloss: float, cache):
 
 
 def sample_mixture(
-    logmix: np.ndarray, mean: np.ndarray, logstd: np.ndarray, tau: float, rng: np.random.Generator
+    logmix: np.ndarray, mean: np.ndarray, logstd: np.ndarray, tau: float, uniform: np.ndarray, normal: np.ndarray
 ) -> np.ndarray:
     """logmix, mean, logstd (K, ...) -> z (...) ~ p at temperature tau: logmix / tau, std * sqrt(tau).
 
-    As in the authors' doomrnn.py. One component is drawn PER entry, by inverse CDF: it is the number of
-    cumulative probabilities that a uniform passes.
+    As in the authors' doomrnn.py. The randomness is given: `uniform` (...) in [0, 1) chooses one component PER
+    entry, by inverse CDF (it is the number of cumulative probabilities that the uniform passes), and `normal` (...),
+    standard normal, is what the sample deviates from that component's mean.
     """
     cdf = logmix - logmix.max(axis=0)  # (K, ...)
     cdf *= 1 / tau
     np.exp(cdf, out=cdf)
     for k in range(1, len(cdf)):
         cdf[k] += cdf[k - 1]  # cumulative, not normalised: the uniform is stretched instead
-    u = rng.random(cdf.shape[1:], cdf.dtype)
-    u *= cdf[-1]
+    u = uniform * cdf[-1]
     k = (u >= cdf[:-1]).view(np.uint8).sum(axis=0, dtype=np.uint8)  # (...), the component drawn
     # flat indices: a third of the time of masked copies, half of take_along_axis
     index = np.arange(k.size).reshape(k.shape) + k.size * k.astype(np.intp)
     std = np.exp(logstd.reshape(-1)[index])
-    z = rng.standard_normal(k.shape, cdf.dtype)  # (...)
+    z = normal * std  # (...)
     z *= np.sqrt(tau)
-    z *= std
     z += mean.reshape(-1)[index]
     return z

@@ -19,7 +19,6 @@ from .core import (
     bce_with_logits_forward,
     linear_backward,
     linear_forward,
-    sigmoid,
     squared_error_backward,
     squared_error_forward,
 )
@@ -39,6 +38,7 @@ class Prediction(NamedTuple):
     logstd: np.ndarray  # (K, Z, n)
     done_logit: np.ndarray | None  # (n,)
     reward: np.ndarray | None  # (n,)
+    value: np.ndarray | None  # (n,)
 
 
 class MDNRNN:
@@ -58,7 +58,7 @@ class MDNRNN:
         self.config, self.z_size, self.action_size = config, z_size, action_size
         I, H, mixture = z_size + action_size + config.restart_input, config.hidden, 3 * config.mixtures * z_size
         shapes = {"lstm.w": (I + H, 4 * H), "lstm.b": (4 * H,), "mixture.w": (mixture, H), "mixture.b": (mixture,)}
-        self._scalars = [name for name in ("done", "reward") if getattr(config, name + "_head")]
+        self._scalars = [name for name in ("done", "reward", "value") if getattr(config, name + "_head")]
         for name in self._scalars:
             shapes |= {name + ".w": (H, 1), name + ".b": (1,)}
         self.params = Params(shapes, dtype=dtype)
@@ -93,26 +93,20 @@ class MDNRNN:
         y += p["mixture.b"][:, None]
         scalars = {name: linear_forward(h, p[name + ".w"], p[name + ".b"])[0][:, 0] for name in self._scalars}
         mixture = y.reshape(3, self.config.mixtures, self.z_size, len(h))
-        return Prediction(*mixture, scalars.get("done"), scalars.get("reward"))
+        return Prediction(*mixture, *(scalars.get(name) for name in ("done", "reward", "value")))
 
     def dream(
-        self, state: tuple, tau: float, rng: np.random.Generator, done_odds: float = 0.0
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The state after a step -> what came of that step: z_next (n, Z), reward (n,), done (n,) bool.
+        self, h: np.ndarray, tau: float, uniform: np.ndarray, normal: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """h (n, H) after a step -> what came of that step: z_next (n, Z), reward (n,), done_logit (n,).
 
-        done when its logit is above 0, a cutoff (authors' code); with done_odds it is drawn, at so many times the
-        odds exp(logit): below a cutoff C lives at no risk. Without a reward head every step is worth 1.
+        z_next is drawn at temperature tau by the randomness that is given: uniform in [0, 1) and standard normal,
+        (n, Z) each. reward is the expected one. Reward and done_logit are None where M has no such head.
         """
-        y = self.predict(state[0])
-        z = np.ascontiguousarray(sample_mixture(y.logmix, y.mean, y.logstd, tau, rng).T)  # (n, Z)
-        reward = np.ones(len(z), z.dtype) if y.reward is None else y.reward
-        if y.done_logit is None:
-            done = np.zeros(len(z), bool)
-        elif done_odds:
-            done = rng.random(len(z)) < sigmoid(y.done_logit + np.log(done_odds))
-        else:
-            done = y.done_logit > 0
-        return z, reward, done
+        y = self.predict(h)
+        uniform, normal = np.ascontiguousarray(uniform.T), np.ascontiguousarray(normal.T)  # (Z, n)
+        z = sample_mixture(y.logmix, y.mean, y.logstd, tau, uniform, normal)
+        return np.ascontiguousarray(z.T), y.reward, y.done_logit
 
     def _run(self, z, action, restart, state):
         """The LSTM over z (T, n, Z), action (T, n, A), restart (T, n) or None -> (h, c_last), cache."""
@@ -129,21 +123,23 @@ class MDNRNN:
         """The loss of a batch of sequences, each from a zero state, and its gradient.
 
         Args:
-            batch: z, z_next (B, T, Z), action (B, T, A), and (B, T) each: done, reward, where M has the head;
-                restart, 1 at an episode's first step; z_mask, 0 where there is no z_next. z_mask may be left
-                out, and restart without restart_input.
+            batch: z, z_next (B, T, Z), action (B, T, A), and (B, T) each: done, reward, value, where M has the
+                head; restart, 1 at an episode's first step; z_mask and value_mask, 0 where there is no z_next or no
+                value. The masks may be left out, and restart without restart_input.
 
         Returns:
-            dict of loss = z + done + reward: z in nats, mean over dims and steps; done and reward weighted,
-            means over steps. And the gradient, flat like params.flat.
+            dict of loss = z + done + reward + value, those that M has: z in nats, mean over dims and steps; the
+            others weighted, means over steps. And the gradient, flat like params.flat.
         """
         B, T = batch["z"].shape[:2]
-        z_steps = float(np.sum(batch["z_mask"])) if "z_mask" in batch else B * T
+        steps = {name: max(1.0, float(np.sum(batch.get(name, B * T)))) for name in ("z_mask", "value_mask")}
         scale = {
-            "z": 1 / (max(z_steps, 1) * self.z_size),
+            "z": 1 / (steps["z_mask"] * self.z_size),
             "done": 1 / (B * T),
             "reward": self.config.reward_weight / (B * T),
+            "value": self.config.value_weight / steps["value_mask"],
         }
+        scale = {name: scale[name] for name in ("z", *self._scalars)}
         size = max(1, min(PIECE, -(-B // 2)))  # two pieces at least
         pieces = [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, B, size)]
         parts, grads = zip(*parallel.threads(lambda piece: self._piece(piece, scale), pieces), strict=True)
@@ -180,7 +176,8 @@ class MDNRNN:
                 losses[name], loss_cache = bce_with_logits_forward(y, flat[name], weight)
                 (dy,) = bce_with_logits_backward(1, loss_cache)
             else:
-                losses[name], loss_cache = squared_error_forward(y, flat[name], scale[name])
+                weight = scale[name] * flat.get(name + "_mask", 1.0)
+                losses[name], loss_cache = squared_error_forward(y, flat[name], weight)
                 (dy,) = squared_error_backward(1, loss_cache)
             dh, grads[name + ".w"][...], grads[name + ".b"][...] = linear_backward(dy, linear_cache)
             dh2 += dh

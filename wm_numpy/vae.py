@@ -45,11 +45,19 @@ class VAE:
             shapes[name + ".w"] = _stored_shape(name, kernel)
             shapes[name + ".b"] = kernel[2:3] if name.startswith("deconv") else kernel[-1:]
         self.params = core.Params(shapes, dtype=dtype)
-        if rng is not None:  # Glorot uniform, zero biases: TensorFlow's defaults, and so the authors'
-            for name, kernel in kernels.items():
-                w = self.params[name + ".w"]
-                limit = np.sqrt(6 / (np.prod(kernel[:-2]) * sum(kernel[-2:])))
+        for name, kernel in kernels.items() if rng is not None else ():  # all biases zero
+            w, taps = self.params[name + ".w"], np.prod(kernel[:-2])
+            if config.start == "glorot" or name in ("mu", "logvar"):  # TensorFlow's default, and so the authors'
+                limit = np.sqrt(6 / (taps * sum(kernel[-2:])))
                 w[...] = rng.uniform(-limit, limit, w.shape)
+            else:  # variance 1 / fan-in, half of He's; a transposed layer's output meets a quarter of the taps
+                fan = {"deconv1": 1024}.get(name, taps * kernel[-1] / 4 if "deconv" in name else taps * kernel[-2])
+                w[...] = rng.standard_normal(w.shape) / np.sqrt(fan)
+
+    def centre(self, colour: np.ndarray) -> None:
+        """Make conv1 answer zero to a frame of this one colour (3,), in [0, 1]: V learns faster from there."""
+        w = self.params["conv1.w"].reshape(-1, 3, 32)  # (taps, C, O)
+        self.params["conv1.b"][...] = -(w * colour[:, None]).sum(axis=(0, 1))
 
     # ---------------------------------------------------------------------------------------------- inference
 
@@ -74,7 +82,9 @@ class VAE:
 
     # ----------------------------------------------------------------------------------------------- training
 
-    def loss_and_grad(self, frames: np.ndarray, noise: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+    def loss_and_grad(
+        self, frames: np.ndarray, noise: np.ndarray, weight: np.ndarray | None = None
+    ) -> tuple[dict[str, float], np.ndarray]:
         """The loss of a batch and its gradient.
 
         The batch is cut into pieces, except for the decoder's first layer: every piece would need its own
@@ -84,15 +94,18 @@ class VAE:
         Args:
             frames: (N, 64, 64, 3), uint8 or floats in [0, 1].
             noise: (N, Z), standard normal: z = mu + exp(logvar / 2) noise.
+            weight: (N, 64, 64), of every pixel's squared error in the loss; None: 1.
 
         Returns:
             dict of loss = reconstruction + kl_weight * kl, each summed over pixels or dims and averaged over
-            frames; and the gradient of loss, flat like params.flat.
+            frames; and the gradient of loss, flat like params.flat. With a weight the loss is of the weighted
+            error; `reconstruction` always tells the plain one.
         """
         p, noise = self.params, noise.astype(self.params.flat.dtype, copy=False)
         grads = core.Params(p.shapes, np.empty_like(p.flat))
         pieces = _pieces(len(frames), TRAIN_PIECE)
-        jobs = [self._piece(frames[s], noise[s], len(frames)) for s in pieces]
+        weights = [None if weight is None else weight[s] for s in pieces]
+        jobs = [self._piece(frames[s], noise[s], w, len(frames)) for s, w in zip(pieces, weights, strict=True)]
 
         def resume(rows: np.ndarray | None) -> list:  # every piece gets its rows and runs on to its next yield
             sent = [None if rows is None else rows[s] for s in pieces]
@@ -102,15 +115,15 @@ class VAE:
         a, cache = _wide_forward(h, p["deconv1.w"], p["deconv1.b"])  # (N, 5*5*128)
         da = np.concatenate(resume(a))  # (N, 5*5*128)
         dh, _, grads["deconv1.b"][...] = _wide_backward(da, cache, dw=grads["deconv1.w"])
-        errors, kls, parts = zip(*resume(dh), strict=True)
+        errors, plain, kls, parts = zip(*resume(dh), strict=True)
 
         for name in parts[0]:
             grads[name][...] = sum(part[name] for part in parts)  # in the order of the pieces
-        reconstruction, kl = float(sum(errors)), float(sum(kls))
-        loss = reconstruction + self.config.kl_weight * kl
-        return dict(loss=loss, reconstruction=reconstruction, kl=kl), grads.flat
+        error, kl = float(sum(errors)), float(sum(kls))
+        loss = error + self.config.kl_weight * kl
+        return dict(loss=loss, reconstruction=float(sum(plain)), kl=kl), grads.flat
 
-    def _piece(self, frames: np.ndarray, noise: np.ndarray, n: int) -> Iterator:
+    def _piece(self, frames: np.ndarray, noise: np.ndarray, weight: np.ndarray | None, n: int) -> Iterator:
         """One piece of a batch of n: yields h for a, da for dh, and at last its losses and gradients."""
         p, g = self.params, {}
         x = self._load(frames)  # (M, 32, 32, 12)
@@ -120,7 +133,11 @@ class VAE:
         h, dense_cache = core.linear_forward(z, p["dense.w"], p["dense.b"])  # (M, 1024)
         a = yield h
         y, decoder_cache = self._decode(a)  # (M, 32, 32, 12)
-        error, error_cache = core.squared_error_forward(y, x, 1 / n)
+        plain, error_cache = core.squared_error_forward(y, x, 1 / n)
+        error = plain
+        if weight is not None:
+            weight = conv.space_to_depth(np.repeat(weight[..., None], 3, axis=3).astype(x.dtype)) / n
+            error, error_cache = core.squared_error_forward(y, x, weight)
 
         (dy,) = core.squared_error_backward(1, error_cache)
         da = self._decode_backward(dy, decoder_cache, g)
@@ -130,7 +147,7 @@ class VAE:
         share = self.config.kl_weight * len(x) / n  # kl is a mean over the piece
         dmu_kl, dlogvar_kl = core.gaussian_kl_backward(share, kl_cache)
         self._encode_backward(dmu + dmu_kl, dlogvar + dlogvar_kl, encoder_cache, g)
-        yield error, kl * len(x) / n, g
+        yield error, plain, kl * len(x) / n, g
 
     # --------------------------------------------------------------------------------------- the two networks
 

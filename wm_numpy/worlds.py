@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 
 from . import agent as agents
 from .agent import Agent
+from .core import sigmoid
 from .envs import ENVIRONMENTS
 
 
@@ -125,8 +126,19 @@ class Dream(World):
         return self._sample(*self.agent.starts[:, seeds % self.agent.starts.shape[1]])  # (n, Z) each
 
     def _next(self, action):
-        z, reward, done = self.m.dream(self.state, self.tau, self.rng, self.agent.config.evolve.done_odds)
-        return z, reward, done, np.full(len(z), self.steps >= self.limit) & ~done
+        n, odds = len(action), self.agent.config.evolve.done_odds
+        uniform = self.rng.random((n, self.m.z_size), np.float32)
+        normal = self.rng.standard_normal((n, self.m.z_size), np.float32)
+        z, reward, logit = self.m.dream(self.state[0], self.tau, uniform, normal)
+        if reward is None:
+            reward = np.ones(n)
+        if logit is None:
+            done = np.zeros(n, bool)
+        elif odds:  # below a cutoff C lives at no risk: the end is drawn, at so many times the odds exp(logit)
+            done = self.rng.random(n) < sigmoid(logit + np.log(odds))
+        else:
+            done = logit > 0  # the authors' cutoff
+        return z, reward, done, np.full(n, self.steps >= self.limit) & ~done
 
 
 class DreamEnv(gym.Env):
