@@ -69,7 +69,7 @@ def by_hand(state, k, x, costs):
     gain = (k.c_sigma * (2 - k.c_sigma) * k.mu_eff) ** 0.5
     p_sigma = [(1 - k.c_sigma) * state["p_sigma"][d] + gain * u[d] for d in range(n)]
     length = sum(p * p for p in p_sigma) ** 0.5
-    sigma = state["sigma"] * 2.718281828459045 ** (k.c_sigma / k.d_sigma * (length / k.chi_n - 1))
+    sigma = state["sigma"] * 2.718281828459045 ** min(1, k.c_sigma / k.d_sigma * (length / k.chi_n - 1))
     bound = (1.4 + 2 / (n + 1)) * k.chi_n * (1 - (1 - k.c_sigma) ** (2 * (state["generation"] + 1))) ** 0.5
     h = 1 if length < bound else 0
     p_c = [(1 - k.c_c) * state["p_c"][d] + h * (k.c_c * (2 - k.c_c) * k.mu_eff) ** 0.5 * y_w[d] for d in range(n)]
@@ -120,11 +120,61 @@ def test_ties_stay_in_the_order_of_asking():
 
 
 def test_mean_of_the_first_half_moves_towards_the_better():
-    es = CMAES(np.zeros(3), sigma=1.0, population=4)
+    es = CMAES(np.zeros(3), sigma=4.0, population=4)
     x = np.array([[3.0, 0, 0], [0, 0, 0], [-9, 0, 0], [1, 0, 0]])
     es.tell(x, np.array([0.0, 5.0, 9.0, 1.0]))
     log = np.log(2.5) - np.log([1, 2])
     np.testing.assert_allclose(es.mean, [(3 * log[0] + 1 * log[1]) / log.sum(), 0, 0])
+
+
+@pytest.mark.parametrize("box", [1e3, 1e9])
+@pytest.mark.parametrize("n", [3, 10])
+def test_candidates_of_others_do_not_make_it_explode(n, box):
+    """For ever uniform in a box that is far wider than the first sigma: it may grow as wide as that box."""
+    es, rng = CMAES(np.zeros(n), sigma=0.1), np.random.default_rng(0)
+    for _ in range(400):
+        x, before = rng.uniform(-box, box, (es.population, n)), es.sigma
+        es.tell(x, x[:, 0] ** 2)
+        assert es.sigma <= before * np.e * (1 + 1e-12)
+        assert es.sigma * es.D[-1] < 100 * box
+    assert np.isfinite(es.C).all() and np.abs(es.mean).max() <= box
+    run(es, lambda x: x[:, 0], 10)
+
+
+def test_a_long_step_of_another_is_shortened_and_no_other():
+    """To sqrt(n) + 2 n / (n + 2) in the metric of C (arXiv:1110.4181)."""
+    pair = [run(CMAES(np.ones(4), population=7, seed=1), rotated_ellipsoid(4, 1), 40) for _ in range(2)]
+    x = pair[0].ask()
+    pair[1].ask()
+    far, short = x.copy(), x.copy()
+    step = np.array([1e5, 2e5, -3e5, 1e4])
+    far[2] = pair[0].mean + step
+    y = step / pair[0].sigma
+    length = np.linalg.norm((pair[0].B / pair[0].D).T @ y)
+    short[2] = pair[1].mean + step * (2 + 8 / 6) / length
+    costs = np.array([3.0, 1, 0, 2, 6, 5, 4])
+    pair[0].tell(far, costs), pair[1].tell(short, costs)
+    for name in ("mean", "sigma", "C", "p_c", "p_sigma"):
+        np.testing.assert_allclose(*(es.state_dict()[name] for es in pair), rtol=1e-9, err_msg=name)
+
+
+def test_a_long_step_of_its_own_is_not_shortened():
+    es = CMAES(np.zeros(2), sigma=1.0, population=400, seed=3)
+    x = es.ask()
+    assert np.linalg.norm(x, axis=1).max() > np.sqrt(2) + 1 + 0.3
+    es.tell(x, -np.linalg.norm(x, axis=1))  # the longest are the best
+    best = x[np.argsort(-np.linalg.norm(x, axis=1), kind="stable")]
+    np.testing.assert_allclose(es.mean, es.constants.weights[:200] @ best[:200], rtol=1e-9)
+
+
+def test_candidates_of_others_help():
+    """The optimum told along with its own candidates is found soon, as in that paper."""
+    es, f = CMAES(np.ones(10), sigma=0.5, seed=1), rotated_ellipsoid(10, 1)
+    for _ in range(150):
+        x = es.ask()
+        x[0] = 0
+        es.tell(x, f(x))
+    assert f(es.mean[None])[0] < 1e-10  # 1,500 evaluations, without that one 5,000 and more
 
 
 def constants_of_peers():
@@ -270,6 +320,12 @@ def test_infinity_is_the_worst():
     assert walls.mean[0] < 1.5 and f(walls.mean[None])[0] < f(np.ones((1, 5)))[0] and np.isfinite(walls.mean).all()
 
 
+def test_stops_when_no_cost_is_finite():
+    es = CMAES(np.zeros(3))
+    run(es, lambda x: np.where(np.arange(len(x)) == es.generation % 2, np.inf, 1.0), 9)
+    assert set(stopped(es, lambda x: np.full(len(x), np.inf))) == {"infinite"} and es.generation == 19
+
+
 def stopped(es, f, limit=2000):
     for _ in range(limit):
         if es.stop():
@@ -347,6 +403,7 @@ def test_bad_tells_change_nothing():
         (x, costs[:, None], "one cost per candidate"),
         (x[:5], costs, "finite candidates of shape"),
         (np.where(x == x[2, 1], np.inf, x), costs, "finite candidates of shape"),
+        (np.where(x == x[2, 1], 1e308, x), costs, "finite candidates of shape"),  # finite, but not in units of sigma
     ):
         with pytest.raises(ValueError, match=sentence):
             es.tell(bad_x, bad_costs)

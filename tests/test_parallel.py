@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -105,6 +106,91 @@ def test_threads_use_threads(workers):
     start = time.monotonic()
     parallel.threads(lambda _: time.sleep(0.2), range(2))
     assert time.monotonic() - start < 0.35
+
+
+def script(code: str, seconds: float = 30) -> str:
+    """What a Python of its own prints, killed with its children when it hangs."""
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
+    child = subprocess.Popen(
+        command, cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        return child.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        pytest.fail("it hangs")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("where", ["main", "threads"])
+def test_threads_work_in_a_forked_child(where):
+    """What has used V and is forked then, as the vector environments of others do."""
+    printed = script(f"""
+        import os, warnings
+        from wm_numpy import parallel
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, of forks and threads
+        parallel.set_workers(2)
+        parallel.threads(abs, range(4))
+        def forked(_):
+            child = os.fork()
+            if child == 0:
+                os.write(1, f"{parallel.threads(lambda i: i * i, range(4))}\\n".encode())
+                os._exit(0)
+            return os.waitpid(child, 0)[1]
+        if {where!r} == "main":
+            print(forked(0))
+        else:
+            print(max(parallel.threads(forked, range(2))))
+        print(parallel.threads(abs, range(-4, 0)))
+    """)
+    child, end = "[0, 1, 4, 9]\n", "0\n[4, 3, 2, 1]\n"
+    assert printed == child * (1 if where == "main" else 2) + end
+
+
+def test_threads_inside_threads(workers):
+    printed = script("""
+        from wm_numpy import parallel
+        parallel.set_workers(2)
+        print(parallel.threads(lambda i: sum(parallel.threads(lambda j: 10 * i + j, range(3))), range(5)))
+    """)
+    assert printed == "[3, 33, 63, 93, 123]\n"
+
+
+# A module that NumPy has loaded finds the symbols of the BLAS that it was linked with.
+BLAS_THREADS = """
+import ctypes, numpy
+library = ctypes.CDLL(numpy.linalg._umath_linalg.__file__)
+names = [f"{a}openblas_get_num_threads{b}" for a in ("scipy_", "") for b in ("64_", "")]
+print(next((getattr(library, name)() for name in names if hasattr(library, name)), "unknown"))
+"""
+
+
+@pytest.mark.parametrize("order", ["import numpy, wm_numpy", "import wm_numpy, numpy"])
+def test_blas_has_one_thread_in_either_order(order, monkeypatch):
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    alone = script(f"import numpy\n{BLAS_THREADS}").strip()
+    if alone in ("unknown", "1"):
+        pytest.skip(f"NumPy alone has {alone} threads")
+    assert script(f"{order}\n{BLAS_THREADS}") == "1\n"
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")  # who says so is obeyed
+    assert script(f"{order}\n{BLAS_THREADS}") == "2\n"
+
+
+def test_a_blas_that_is_not_known_is_a_warning(monkeypatch):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    code = """
+        import ctypes, numpy, warnings
+        class Library:
+            pass
+        ctypes.CDLL = lambda file: Library()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            import wm_numpy
+        print([(str(w.message), w.filename) for w in caught])
+    """
+    printed = script(code)
+    assert "import wm_numpy before numpy" in printed and printed.count("(") == 1
 
 
 def test_at_least_one_worker(workers):

@@ -84,15 +84,21 @@ class CMAES:
         self.generation = self.decomposed = 0  # times that tell was called, now and when C was last decomposed
         self.best = np.empty(0)  # (<= window,) best cost of each of the latest generations
         self.worst = np.inf  # cost of the latest generation
+        self._drawn = set()  # the latest candidates, as bytes
 
     def ask(self) -> np.ndarray:
         """-> candidates (P, n) float64, drawn from N(mean, sigma^2 C); one matrix product for all of them."""
         z = self.rng.standard_normal((self.population, self.mean.size))  # (38)
         y = z * self.D @ self.B.T  # (39) y = B D z, (P, n)
-        return self.mean + self.sigma * y  # (40)
+        x = self.mean + self.sigma * y  # (40)
+        self._drawn = {row.tobytes() for row in x}
+        return x
 
     def tell(self, candidates: np.ndarray, costs: np.ndarray) -> None:
-        """Move towards the candidates (P, n), asked for or repaired, of the lowest costs (P,); infinity is the worst.
+        """Move towards the candidates (P, n) of the lowest costs (P,); infinity is the worst.
+
+        Candidates that were not asked for, repaired or another's, are welcome: a step longer than it would have drawn
+        is shortened (Hansen, "Injecting External Solutions Into CMA-ES", arXiv:1110.4181), or C would explode.
 
         Raises:
             ValueError: wrong shapes, a candidate that is not finite, a NaN cost; nothing has changed then.
@@ -100,7 +106,9 @@ class CMAES:
         k, n = self.constants, self.mean.size
         x, costs = np.asarray(candidates, np.float64), np.asarray(costs, np.float64)
         wanted = (self.population, n)
-        if x.shape != wanted or not np.isfinite(x).all():
+        with np.errstate(over="ignore"):
+            sound = x.shape == wanted and np.isfinite((x - self.mean) / self.sigma).all()
+        if not sound:
             raise ValueError(f"tell needs finite candidates of shape {wanted}, got shape {x.shape}")
         if costs.shape != wanted[:1]:
             raise ValueError(f"tell needs one cost per candidate, shape {wanted[:1]}, got {costs.shape}")
@@ -109,7 +117,12 @@ class CMAES:
 
         # 1. Rank. Ties stay in the order of asking, which is random.
         order = np.argsort(costs, kind="stable")
-        y = (x[order] - self.mean) / self.sigma  # (P, n)
+        x = x[order]
+        y = (x - self.mean) / self.sigma  # (P, n)
+        foreign = [i for i in range(len(x)) if x[i].tobytes() not in self._drawn]
+        lengths = np.linalg.norm(y[foreign] @ self.B / self.D, axis=1)  # ||C^-1/2 y||
+        longest = np.sqrt(n) + 2 * n / (n + 2)  # c_y of arXiv:1110.4181
+        y[foreign] *= (longest / np.maximum(lengths, longest))[:, None]
 
         # 2. Mean.
         y_w = k.weights[: k.parents] @ y[: k.parents]  # (41) (n,)
@@ -120,7 +133,8 @@ class CMAES:
         gain = np.sqrt(k.c_sigma * (2 - k.c_sigma) * k.mu_eff)
         self.p_sigma = (1 - k.c_sigma) * self.p_sigma + gain * (self.B @ turned[0])  # (43) with C^-1/2 y_w
         length = np.linalg.norm(self.p_sigma)
-        self.sigma *= float(np.exp(k.c_sigma / k.d_sigma * (length / k.chi_n - 1)))  # (44)
+        change = k.c_sigma / k.d_sigma * (length / k.chi_n - 1)
+        self.sigma *= float(np.exp(min(1, change)))  # (44), by e at most, as in pycma
 
         # 4. Covariance.
         self.generation += 1
@@ -161,6 +175,8 @@ class CMAES:
             reasons["tolx"] = "no coordinate moves by more than 1e-12 of the first sigma"
         if np.any(self.mean == self.mean + 0.2 * deviation):
             reasons["noeffectcoord"] = "0.2 standard deviations no longer change some coordinate of the mean"
+        if len(self.best) >= 10 and np.isposinf(self.best[-10:]).all():
+            reasons["infinite"] = "no candidate had a finite cost for 10 generations"
         if len(self.best) == self.window and np.isfinite(self.best).all():
             spread, last = np.ptp(self.best), self.best[-1]
             if spread == 0:

@@ -9,18 +9,18 @@ their index. So a sum over pieces has one fixed order, and a run on one core equ
 import multiprocessing
 import os
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
 
-from . import BLAS_THREADS_LEFT
-
 ATTEMPTS = 3  # how often one job, or a pool that brings no result at all, may die
 SPAWN = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))  # a fork copies locks in use
 _workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # all cores
+
+
+_local = threading.local()  # .in_pool: this is a thread of the pool
 
 
 class WorkerError(RuntimeError):
@@ -40,15 +40,23 @@ def workers() -> int:
 
 @lru_cache(maxsize=1)
 def _pool(n: int) -> ThreadPoolExecutor:
-    if BLAS_THREADS_LEFT:
-        warnings.warn("import wm_numpy before numpy, or set OPENBLAS_NUM_THREADS=1: many times faster", stacklevel=3)
-    return ThreadPoolExecutor(n, thread_name_prefix="wm_numpy")
+    def mark() -> None:
+        _local.in_pool = True
+
+    return ThreadPoolExecutor(n, thread_name_prefix="wm_numpy", initializer=mark)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork copies the pool, but not its threads
 
 
 def threads(function: Callable, pieces: Iterable) -> list:
-    """[function(p) for p in pieces], on all threads, in order. The first exception of a piece is raised."""
+    """[function(p) for p in pieces], on all threads, in order. The first exception of a piece is raised.
+
+    Inside another call the pieces are done one by one: the pool waiting for itself would wait for ever.
+    """
     pieces = list(pieces)
-    if _workers == 1 or len(pieces) == 1:
+    if _workers == 1 or len(pieces) == 1 or hasattr(_local, "in_pool"):
         return [function(p) for p in pieces]
     return list(_pool(_workers).map(function, pieces))
 
