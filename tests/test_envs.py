@@ -271,6 +271,26 @@ def test_no_engine_starts_for_a_parent_that_is_gone(tmp_path, alive):
     assert subprocess.run(command, capture_output=True, text=True).stdout == ("started\n" if alive else "")
 
 
+@linux
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_temporary_folder_without_programs(tmp_path_factory, elsewhere):
+    """Where nothing can be run in it the engine starts from another, and where there is none a sentence says so."""
+    folder = tmp_path_factory.mktemp("noexec")
+    mount = f"mount -t tmpfs -o noexec none {folder}"
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "sh", "-c", mount]).returncode:
+        pytest.skip("may not mount")
+    code = "from wm_numpy import envs; envs.make_env('doom').reset(seed=1); print('runs')"
+    if not elsewhere:
+        mount += f" && mount -t tmpfs -o noexec none /dev/shm && export HOME={folder}"
+    command = f'{mount} && TMPDIR={folder} exec "$0" -c "{code}"'
+    unshared = ["unshare", "-m", "sh", "-c", command, sys.executable]
+    done = subprocess.run(unshared, capture_output=True, text=True, env=environ())
+    if elsewhere:
+        assert (done.returncode, done.stdout) == (0, "runs\n"), done.stderr
+    else:
+        assert done.returncode == 1 and "set TMPDIR to a folder where one can" in done.stderr
+
+
 # --------------------------------------------------------------------------------------------------- policies
 
 

@@ -265,7 +265,13 @@ def _start_engine(game, engine: str) -> None:
     game.set_doom_config_path(os.devnull)  # else the engine writes `_vizdoom.ini` when it ends
     if sys.platform != "linux":
         return game.init()
-    with tempfile.TemporaryDirectory(prefix="wm_numpy-") as scratch:
+    # A folder mounted noexec runs no script, and of that ViZDoom dies without a word.
+    folders = [tempfile.gettempdir(), "/dev/shm", os.path.expanduser("~")]
+    runs = [f for f in folders if os.access(f, os.W_OK) and not os.statvfs(f).f_flag & os.ST_NOEXEC]
+    if not runs:
+        places = ", ".join(folders)
+        raise RuntimeError(f"No script can be run in {places} (noexec): set TMPDIR to a folder where one can.")
+    with tempfile.TemporaryDirectory(prefix="wm_numpy-", dir=runs[0]) as scratch:
         command = shlex.join([sys.executable, "-IS", "-c", _LAUNCH, str(os.getpid()), scratch, engine])
         script = Path(scratch, "engine")
         script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
