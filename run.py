@@ -10,6 +10,8 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     common.add_argument("--workers", type=int, metavar="N", help="threads and processes; all cores")
+    address = "a Dask scheduler whose workers play the real episodes, tcp://HOST:8786; this machine"
+    common.add_argument("--executor", metavar="ADDRESS", help=address)
     about = "World Models (Ha & Schmidhuber 2018) in NumPy."
     main = argparse.ArgumentParser("run.py", description=about, parents=[common])
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -65,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command -> exit code: 0 done, 1 failed, 2 usage."""
-    args = parser().parse_args(argv, argparse.Namespace(debug=False, workers=None))
+    args = parser().parse_args(argv, argparse.Namespace(debug=False, workers=None, executor=None))
     try:
         return perform(args) or 0
     except KeyboardInterrupt:
@@ -91,6 +93,8 @@ def perform(args: argparse.Namespace) -> int | None:
             raise config.SettingError(f"--{name} {value}: at least {least}")
     if args.workers is not None:
         parallel.set_workers(args.workers)
+    if args.executor is not None:
+        parallel.use_cluster(args.executor)
     if getattr(args, "tau", None) is not None:
         taus = [config.resolve("doom", settings=[f"evolve.tau={tau}"]).evolve.tau for tau in str(args.tau).split(",")]
 

@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from wm_numpy import parallel
+from tests.conftest import tiny_agent
+from wm_numpy import parallel, rollout
 from wm_numpy.parallel import WorkerError
 
 HERE = Path(__file__).resolve().parent
@@ -257,6 +259,78 @@ def test_other_exceptions_are_raised(workers):
     workers(1)
     with pytest.raises(KeyError, match="boom"):
         list(parallel.processes(boom, [()], retry=(Retried,), executor=thread_pool))
+
+
+# ------------------------------------------------------------------------------------------------ a cluster
+
+_setups = 0
+
+
+def count_setups(value):
+    global _setups
+    _setups += 1
+    set_value(value)
+
+
+def setups_here(x):
+    return os.getpid(), _setups, x * _value, parallel.workers()
+
+
+@pytest.fixture(scope="module")
+def dask_cluster():
+    """The address of a Dask scheduler with two worker processes here."""
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as local:
+        yield local.scheduler_address
+
+
+@pytest.fixture
+def on_cluster(dask_cluster):
+    """Sets Dask's workers to be what `processes` uses, for one test."""
+    before = parallel._executor
+    parallel.use_cluster(dask_cluster)
+    client = parallel._executor.args[0]
+    yield
+    parallel._executor = before
+    client.close()
+
+
+def test_setup_travels_once_to_each_worker_of_a_cluster(on_cluster):
+    for call, value in enumerate((10, 20), 1):
+        found = dict(parallel.processes(setups_here, [(i,) for i in range(40)], count_setups, (value,)))
+        assert {i: product for i, (_, _, product, _) in found.items()} == {i: value * i for i in range(40)}
+        pids = {pid for pid, *_ in found.values()}
+        assert len(pids) <= 2 and os.getpid() not in pids
+        assert {n for _, n, _, _ in found.values()} == {call} and {t for *_, t in found.values()} == {1}
+
+
+def test_a_job_of_a_cluster_is_retried_and_a_dead_worker_replaced(on_cluster, tmp_path):
+    lines = []
+    play = partial(parallel.processes, retry=(Retried,), log=lines.append)
+    assert dict(play(fail, [(tmp_path / "a", 2)])) == {0: "done"} and len(lines) == 2
+    list(play(fail, [(tmp_path / "b", 0)] * 3))
+    assert (tmp_path / "b").stat().st_size == 3  # equal jobs are not taken for one
+    marker = tmp_path / "died"
+    assert dict(play(die_once, [(marker, x) for x in range(6)])) == {x: x * x for x in range(6)} and marker.exists()
+    with pytest.raises(KeyError, match="boom"):
+        list(play(boom, [()]))
+
+
+def test_a_generation_on_a_cluster_equals_one_here(on_cluster, workers):
+    workers(2)
+    agent = tiny_agent("doom")
+    vectors = np.random.default_rng(0).standard_normal((3, len(agent.vector)))
+    seeds = np.array([3, 1, 4])  # 9 episodes: a group of 8, and one
+    there = rollout.real_rollouts(agent, vectors, seeds)
+    parallel._executor = parallel.SPAWN
+    here = rollout.real_rollouts(agent, vectors, seeds)
+    assert all(np.array_equal(a, b) for a, b in zip(there, here, strict=True)) and len(set(here[0].flat)) > 5
+
+
+def test_without_dask_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ImportError, match="pip install distributed"):
+        parallel.use_cluster("tcp://127.0.0.1:1")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 
 ATTEMPTS = 3  # how often one job, or a pool that brings no result at all, may die
 SPAWN = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))  # a fork copies locks in use
+_executor: Callable[..., Executor] = SPAWN  # where `processes` runs unless it is told
 _workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # all cores
 
 
@@ -36,6 +37,12 @@ def set_workers(n: int) -> None:
 def workers() -> int:
     """How many are in use."""
     return _workers
+
+
+def use_cluster(address: str) -> None:
+    """From now on `processes` runs on the cluster of the Dask scheduler at this address."""
+    global _executor
+    _executor = cluster(address)
 
 
 @lru_cache(maxsize=1)
@@ -68,7 +75,7 @@ def processes(
     arguments: tuple = (),
     retry: tuple[type[Exception], ...] = (),
     log: Callable[[str], None] = print,
-    executor: Callable[..., Executor] = SPAWN,
+    executor: Callable[..., Executor] | None = None,
 ) -> Iterator[tuple[int, object]]:
     """(index, function(*job)) for all jobs, as they finish, each in one of the worker processes.
 
@@ -78,7 +85,9 @@ def processes(
     """
     waiting, failures = dict(enumerate(jobs)), Counter()  # of each job, and of workers since the last result
     while waiting:
-        pool = executor(max_workers=min(_workers, len(waiting)), initializer=_start, initargs=(setup, arguments))
+        pool = (executor or _executor)(
+            max_workers=min(_workers, len(waiting)), initializer=_start, initargs=(setup, arguments)
+        )
         try:
             futures = {pool.submit(function, *job): i for i, job in waiting.items()}
             for future in as_completed(futures):
@@ -104,8 +113,56 @@ def processes(
 def _start(setup: Callable | None, arguments: tuple) -> None:
     """In a new worker: one thread, and an end when the parent ends, were it by kill -9."""
     set_workers(1)
+    _end_with_parent()
+    if setup is not None:
+        setup(*arguments)
+
+
+@lru_cache
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    if setup is not None:
-        setup(*arguments)
+
+
+# ------------------------------------------------------------------------------------------------ a cluster of machines
+
+
+def cluster(address: str) -> Callable[..., Executor]:
+    """What `processes` takes as executor, for the Dask scheduler at this address, such as "tcp://host:8786".
+
+    On every machine `dask worker tcp://host:8786 --nthreads 1 --nworkers auto` must be able to import this package,
+    of the same version, and what the environments need. Dask does the work of workers that die again, elsewhere.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError(f"a cluster misses a package ({error}): run `pip install distributed`") from error
+    return partial(_Cluster, Client(address))
+
+
+class _Cluster:
+    """What `processes` needs of an Executor; the initializer and its arguments travel once to each worker."""
+
+    def __init__(self, client, max_workers: int, initializer: Callable, initargs: tuple):
+        self.pool = client.get_executor(pure=False)  # the same job again is another, not the result that is known
+        self.setup = client.scatter(partial(initializer, *initargs), broadcast=True, hash=False)
+
+    def submit(self, function: Callable, *job):
+        return self.pool.submit(_on_worker, self.setup.key, self.setup, function, *job)
+
+    def shutdown(self, wait: bool, cancel_futures: bool) -> None:
+        self.pool.shutdown(wait=not cancel_futures)
+
+
+_ready = None  # the setup that this worker has done
+_one_at_a_time = threading.Lock()  # as in a process of our own: what setup leaves behind is global
+
+
+def _on_worker(key: str, setup: Callable, function: Callable, *job):
+    global _ready
+    with _one_at_a_time:
+        if _ready != key:
+            setup()
+            _ready = key
+        return function(*job)
