@@ -43,13 +43,17 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--random", action="store_true", help="the random policy instead of the agent")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the score there too")
 
-    watch = command("watch", "the agent in the real environment, in a window")
-    dream = command("dream", "the agent, or you, inside M's dream, in a window")
-    dream.add_argument("--tau", type=float, help="temperature; the one that C was evolved at")
-    dream.add_argument("--play", action="store_true", help="the arrow keys act instead of the agent")
-    for sub in (watch, dream):
-        sub.add_argument("--png", type=Path, metavar="FILE", help="write a strip of pictures instead")
-    for sub in (train, evaluate, watch, dream):
+    play = command("play", "play inside M's dream, or in reality, in a browser; or watch the agent do so", run=False)
+    play.add_argument("run", nargs="?", default="doom", help="a run folder, or the name of shipped weights; doom")
+    play.add_argument("--port", type=int, default=0, help="of the page's address; any that is free")
+    play.add_argument("--host", default="127.0.0.1", help="who may visit: 127.0.0.1, this machine alone; 0.0.0.0, all")
+    play.add_argument(
+        "--png", type=Path, metavar="FILE", help="write a moving picture instead: reality, V's view, dream"
+    )
+    play.add_argument("--strip", type=Path, metavar="FILE", help="write some of its pictures, beside each other")
+    play.add_argument("--tau", type=float, help="temperature of the dream; the one that C was evolved at")
+    play.add_argument("--seed", type=int, help="of the first dream; on the page a new one each time")
+    for sub in (train, evaluate):
         sub.add_argument("--seed", type=int, default=0)
     for sub in (train, sweep):
         sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; see `settings`")
@@ -137,14 +141,14 @@ def perform(args: argparse.Namespace) -> int | None:
                 data.write(args.json, result)
         case "judge":
             print(judge.table(agent.load(args.run), args.episodes, taus))
-        case "watch":
-            from wm_numpy import viewer
+        case "play":
+            from wm_numpy import play
 
-            viewer.watch(args.run, args.seed, args.png)
-        case "dream":
-            from wm_numpy import viewer
-
-            viewer.dream(args.run, args.seed, args.png, args.tau, args.play)
+            if args.png or args.strip:
+                player = agent.load(args.run)
+                play.draw(player, play.film(player, args.seed or 0, args.tau), args.png, args.strip)
+            else:
+                play.serve(args.run, args.host, args.port, seed=args.seed, tau=args.tau)
         case "report":
             folder = agent.run_folder(args.run)
             out = folder if folder == Path(args.run) else Path("runs") / f"{folder.name}-report"  # not into the package

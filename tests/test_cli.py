@@ -3,17 +3,19 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 
 import run
-from tests.conftest import ROOT, TINY, tiny_agent
+from tests.conftest import ROOT, TINY
 from wm_numpy import agent as agents
-from wm_numpy import data, viewer
+from wm_numpy import data, play
 
 
 @pytest.fixture(autouse=True)
@@ -74,14 +76,15 @@ def test_usage(sentence, argv, named, tmp_path):
         (["evaluate", "RUN", "--seed", "-1"], "--seed"),
         (["evaluate", "RUN", "--workers", "0"], "--workers"),
         (["report", "RUN", "--workers", "0"], "--workers"),
-        (["dream", "RUN", "--png", "x.png", "--workers", "0"], "--workers"),
+        (["play", "RUN", "--png", "x.png", "--workers", "0"], "--workers"),
         (["sweep", "RUN", "--tau", "1.0,cold"], "evolve.tau takes float"),
         (["sweep", "RUN", "--set", "evolve.tua=1"], "evolve.tua"),
         (["judge", "RUN", "--tau", "0"], "evolve.tau"),
-        (["dream", "RUN", "--png", "x.png", "--tau", "0"], "tau"),
-        (["dream", "RUN", "--png", "x.png", "--tau", "nan"], "tau"),
-        (["dream", "RUN", "--png", "x.png", "--seed", "-1"], "seed"),
-        (["watch", "RUN", "--png", "x.png", "--seed", "-1"], "seed"),
+        (["play", "RUN", "--png", "x.png", "--tau", "0"], "tau"),
+        (["play", "RUN", "--png", "x.png", "--tau", "nan"], "tau"),
+        (["play", "RUN", "--png", "x.png", "--seed", "-1"], "seed"),
+        (["play", "RUN", "--seed", "-1"], "seed"),
+        (["play", "RUN", "--port", "http"], "--port"),
     ],
 )
 def test_usage_with_a_run(sentence, doom_run, copy_of, argv, named):
@@ -89,7 +92,7 @@ def test_usage_with_a_run(sentence, doom_run, copy_of, argv, named):
     assert named in sentence(*(folder if a == "RUN" else a for a in argv), code=2)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "watch", "dream", "report", "sweep", "judge"])
+@pytest.mark.parametrize("command", ["evaluate", "play", "report", "sweep", "judge"])
 def test_a_run_that_does_not_exist(sentence, command, tmp_path):
     assert "nowhere is not a run folder" in sentence(command, "nowhere", code=1)
     assert not list(tmp_path.iterdir())
@@ -100,7 +103,7 @@ def test_a_run_that_does_not_exist(sentence, command, tmp_path):
     [
         ("gymnasium pygame vizdoom Box2D", "settings", 0, "evolve.tau=1.0"),
         ("pygame vizdoom Box2D", "evaluate nowhere", 1, "nowhere is not a run folder"),
-        ("pygame", "watch doom --png x.png", 1, "run `pip install pygame-ce`"),
+        ("pygame", "play doom --png x.png", 1, "run `pip install pygame-ce`"),
         ("vizdoom", "train doom --preset smoke", 1, "run `pip install vizdoom`"),
     ],
 )
@@ -118,7 +121,7 @@ def test_help_and_settings(capsys):
     with pytest.raises(SystemExit) as error:
         run.main(["--help"])
     out = capsys.readouterr().out
-    commands = "train evaluate watch dream sweep judge export report gradcheck bench settings"
+    commands = "train evaluate play sweep judge export report gradcheck bench settings"
     assert error.value.code == 0 and all(f"\n    {command} " in out for command in commands.split())
 
 
@@ -156,21 +159,21 @@ def test_damaged_weights(sentence, doom_run, copy_of, name, damage):
         path.unlink()
     else:
         path.write_bytes(raw[: len(raw) // 2] if damage == "cut" else b"")
-    assert name in sentence("dream", path.parent, "--png", "x.png", code=1)
+    assert name in sentence("play", path.parent, "--png", "x.png", code=1)
 
 
 def test_starts_that_are_missing(sentence, doom_run, copy_of):
     path = copy_of(doom_run) / "mdnrnn.npz"
     arrays = data.read_arrays(path)
     data.write(path, {k: a for k, a in arrays.items() if k != "starts"})
-    assert "mdnrnn.npz" in sentence("dream", path.parent, "--png", "x.png", code=1)
+    assert "mdnrnn.npz" in sentence("play", path.parent, "--png", "x.png", code=1)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"vae.size": 3}', '{"rounds": null}', '{"evolve.tau": NaN}'])
 def test_damaged_config(sentence, doom_run, copy_of, text):
     folder = copy_of(doom_run)
     (folder / "config.json").write_text(text)
-    assert "config.json is damaged" in sentence("dream", folder, "--png", "x.png", code=1)
+    assert "config.json is damaged" in sentence("play", folder, "--png", "x.png", code=1)
     assert "config.json is damaged" in sentence(*train(folder), code=1)
     assert (folder / "config.json").read_text() == text
 
@@ -293,14 +296,13 @@ def size(columns: int, rows: int, captions: bool = True) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("task", ["doom", "car"])
-def test_watch_and_dream_as_pictures(task, request, tmp_path):
+def test_a_film_and_a_strip_of_it(task, request, tmp_path, monkeypatch):
+    monkeypatch.setattr(play, "SECONDS", 0.5)
     folder = request.getfixturevalue(f"{task}_run")
-    assert run.main(["watch", str(folder), "--png", "deep/watch.png"]) == 0
-    assert size_of(tmp_path / "deep" / "watch.png") == size(viewer.COLUMNS, 2)
-    assert run.main(["dream", str(folder), "--png", "a.png", "--tau", "0.5"]) == 0
-    got = size_of(tmp_path / "a.png")
-    assert got == size(viewer.COLUMNS, 1) if task == "car" else got in [size(n, 1) for n in range(1, 11)]
-    assert sorted(os.listdir(tmp_path)) == ["a.png", "deep"]
+    assert run.main(["play", str(folder), "--png", "deep/film.png", "--strip", "strip.png", "--tau", "0.5"]) == 0
+    assert size_of(tmp_path / "strip.png") == size(play.COLUMNS, 3)
+    assert size_of(tmp_path / "deep" / "film.png") == (3 * 192 + 2 * 4, 192 + 24)
+    assert sorted(os.listdir(tmp_path)) == ["deep", "strip.png"]
 
 
 def test_sweep_with_another_m(doom_run, tmp_path, sentence):
@@ -323,8 +325,8 @@ def test_report(doom_run, copy_of, capsys):
     assert run.main(["report", str(folder)]) == 0
     assert "random policy" in capsys.readouterr().out
     assert {p.name for p in folder.iterdir()} - before == {"reconstructions.png", "dream.png", "curves.png"}
-    assert size_of(folder / "reconstructions.png") == size(viewer.COLUMNS, 2, captions=False)
-    assert size_of(folder / "dream.png") == size(viewer.COLUMNS, 3)
+    assert size_of(folder / "reconstructions.png") == size(play.COLUMNS, 2, captions=False)
+    assert size_of(folder / "dream.png") == size(play.COLUMNS, 3)
     assert size_of(folder / "curves.png") == (3 * 420, 310)
 
 
@@ -341,45 +343,20 @@ def test_report_of_a_run_that_is_not_finished(sentence, car_run, monkeypatch):
     assert "results.json is missing" in sentence("report", car_run, code=1)
 
 
-@pytest.mark.parametrize("task", ["doom", "carracing"])
-@pytest.mark.parametrize("length", [1, 30, 100, 500])
-def test_a_strip_of_an_episode_of_any_length(task, length):
-    stream = (({"world": np.full((64, 64, 3), step % 256, np.uint8)}, 0.0, step) for step in range(length))
-    rows, captions = viewer.strip(stream, tiny_agent(task))
-    images = rows.pop("world")
-    assert not rows and 1 <= len(images) == len(captions) <= viewer.COLUMNS
-    assert captions == [f"step {int(image[0, 0, 0])}" for image in images] or length == 500
-
-
-@pytest.mark.parametrize("command", [["watch"], ["dream"], ["dream", "--play"]])
-def test_no_display(doom_run, tmp_path, command):
-    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")}
-    argv = [sys.executable, ROOT / "run.py", command[0], doom_run, *command[1:]]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, env=env, cwd=tmp_path)
-    assert done.returncode == 1 and "no window can be opened" in done.stderr and "--png" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("run.py: ") and "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("task, play", [("doom", True), ("doom", False), ("car", True), ("car", None)])
-def test_a_window_until_it_is_closed(task, play, request, monkeypatch):
-    """play None: reality."""
-    from wm_numpy.pictures import pygame
-
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setattr(pygame.display, "get_driver", lambda: "a screen")
-    shown, flip = [], pygame.display.flip
-
-    def seen():
-        shown.append(pygame.surfarray.array3d(pygame.display.get_surface()))
-        flip()
-        if len(shown) == 4:
-            pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_ESCAPE))
-
-    monkeypatch.setattr(pygame.display, "flip", seen)
-    folder = request.getfixturevalue(f"{task}_run")
-    viewer.watch(folder) if play is None else viewer.dream(folder, play=play)
-    assert len(shown) == 4 and all(frame[:, :512].std() > 5 for frame in shown)
-    assert not pygame.display.get_init()
+def test_the_demo_prints_its_address_and_ends_at_once(tmp_path):
+    """Without a display: it opens no browser, serves, and Ctrl-C is a good end."""
+    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    argv = [sys.executable, ROOT / "run.py", "play", "--seed", "7"]
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path
+    ) as demo:
+        address = demo.stdout.readline().split()[1]
+        assert address.startswith("http://127.0.0.1:") and address.endswith("/?seed=7")
+        with urlopen(address) as answer:
+            assert b"<!doctype html>" in answer.read()
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(20) == 0 and demo.stderr.read() == ""
+    assert not list(tmp_path.iterdir())
 
 
 # --------------------------------------------------------------------------------------------------- shipped weights
@@ -401,5 +378,3 @@ def test_the_weights_that_come_with_the_package(capsys, tmp_path):
     assert sum(f.stat().st_size for f in agents.SHIPPED.rglob("*")) < 20e6
     assert run.main(["evaluate", "doom", "--episodes", "2", "--json", str(tmp_path / "score.json")]) == 0
     assert {"mean", "sd", "ci95", "episodes"} <= json.loads((tmp_path / "score.json").read_text()).keys()
-    assert run.main(["dream", "doom", "--png", str(tmp_path / "dream.png")]) == 0
-    assert (tmp_path / "dream.png").is_file()

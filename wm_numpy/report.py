@@ -3,7 +3,6 @@
 import json
 from collections import defaultdict
 from contextlib import suppress
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -88,21 +87,17 @@ def sweep_table(folders: dict[float, Path]) -> str:
 
 def write(folder: Path, out: Path) -> None:
     """Write the pictures of a run into `out`: reconstructions.png, dream.png beside reality, curves.png."""
-    from . import pictures, viewer  # they need pygame, tables do not
+    from . import pictures, play  # they need pygame, tables do not
 
     agent, episodes = agents.load(folder), folder / "episodes"
     if any(episodes.glob("[0-9]*.npy")):  # frames of some, and what V makes of them (mu, decoded)
         records = Records(episodes, frame_dtype(agent.m.action_size))
-        files = np.linspace(0, len(records.paths) - 1, viewer.COLUMNS).astype(int)
+        files = np.linspace(0, len(records.paths) - 1, play.COLUMNS).astype(int)
         steps = (records.steps[files] * 0.7).astype(int)
         frames = np.concatenate([records.read(f, t, t + 1)["frame"] for f, t in zip(files, steps, strict=True)])
-        again = viewer.to_picture(agent.v.decode(agent.v.encode(frames)[0]))
+        again = play.to_picture(agent.v.decode(agent.v.encode(frames)[0]))
         pictures.save(pictures.strips({"frame": frames, "V's view": again}), out / "reconstructions.png")
-    real, at = viewer.strip(viewer.real_pictures(agent, 0), agent)
-    dream, dreamt = viewer.strip(viewer.dream_pictures(agent, 0), agent)
-    # the end of a short dream stands under an earlier step of reality
-    captions = [a if a == b else f"{a} / {b}" for a, b in zip_longest(at, dreamt, fillvalue="-")]
-    pictures.save(pictures.strips(real | dream, captions), out / "dream.png")
+    play.draw(agent, play.film(agent), strip=out / "dream.png")
     if panels := _panels(folder / "log.jsonl", agent.config.task):
         pictures.save(pictures.curves(panels), out / "curves.png")
 
