@@ -133,19 +133,19 @@ def perform(args: argparse.Namespace) -> int | None:
                 run.run(("mdnrnn", "evolve", "evaluate"))
             print(report.sweep_table(folders))
         case "evaluate":
-            player = agent.load(args.run)
+            player = agent.Agent.load(args.run)
             who = None if args.random else player
             result = experiment.evaluate(player.config.task, who, args.episodes, args.seed, experiment.Log())
             print(report.score_line("random policy" if args.random else "agent", result))
             if args.json:
                 data.write(args.json, result)
         case "judge":
-            print(judge.table(agent.load(args.run), args.episodes, taus))
+            print(judge.table(agent.Agent.load(args.run), args.episodes, taus))
         case "play":
             from wm_numpy import play
 
             if args.png or args.strip:
-                player = agent.load(args.run)
+                player = agent.Agent.load(args.run)
                 play.draw(player, play.film(player, args.seed or 0, args.tau), args.png, args.strip)
             else:
                 play.serve(args.run, args.host, args.port, seed=args.seed, tau=args.tau)

@@ -31,9 +31,10 @@ import numpy as np
 from wm_numpy import agent as agents
 from wm_numpy import config, data, parallel, pictures
 from wm_numpy.cmaes import CMAES
-from wm_numpy.envs import ENVIRONMENTS, make_env, random_policy
+from wm_numpy.envs import make_env, random_policy
 from wm_numpy.optim import Adam
 from wm_numpy.rollout import GROUP, dream_rollouts, real_rollouts
+from wm_numpy.tasks import TASKS
 from wm_numpy.vae import VAE
 
 BATCH, POPULATION = 100, 64
@@ -67,7 +68,7 @@ def m_data(c: config.Config, steps: int) -> dict[str, np.ndarray]:
     """A batch in which every window begins an episode and no other does: what PyTorch's LSTM can be given whole."""
     rng = np.random.default_rng(0)
     z = rng.standard_normal((BATCH, steps + 1, c.vae.z_size), np.float32)
-    action = rng.uniform(-1, 1, (BATCH, steps, ENVIRONMENTS[c.task].action_size)).astype(np.float32)
+    action = rng.uniform(-1, 1, (BATCH, steps, TASKS[c.task].action_size)).astype(np.float32)
     batch = {"z": z[:, :-1], "z_next": z[:, 1:], "action": action}
     if c.mdnrnn.done_head:
         batch["done"] = (rng.random((BATCH, steps)) < 0.005).astype(np.float32)
@@ -100,7 +101,7 @@ def new_agent(c: config.Config) -> agents.Agent:
     v, m = agents.new_vae(c, rng), agents.new_mdnrnn(c, rng)
     if c.mdnrnn.done_head:
         m.params["done.b"][...] = -1e9
-    vector, bias = np.zeros(agents.vector_size(c)), IDLE[c.task]
+    vector, bias = np.zeros(agents.theta_size(c)), IDLE[c.task]
     if c.evolve.bias:
         vector[-len(bias) :] = bias
     return agents.Agent(c, v, m, vector, rng.standard_normal((2, 100, c.vae.z_size), np.float32))
@@ -109,7 +110,7 @@ def new_agent(c: config.Config) -> agents.Agent:
 def dream_ours(task: str, episodes: int, steps: int) -> Repeat:
     """population x episodes dreams, C included, in chunks over the threads as evolution runs them."""
     agent = new_agent(dream_config(task, steps))
-    vectors = 0.1 * np.random.default_rng(1).standard_normal((POPULATION, agent.vector.size))
+    vectors = 0.1 * np.random.default_rng(1).standard_normal((POPULATION, agent.theta.size))
     return lambda k: int(dream_rollouts(agent, vectors, np.arange(episodes) + k)[1].sum())
 
 
@@ -183,7 +184,7 @@ def one_env(task: str, bare: bool, episodes: int, limit: int) -> Repeat:
 def real_ours(task: str, groups: int) -> Repeat:
     """A population in the real world, V, M and C included; the processes start anew, as in every generation."""
     agent = new_agent(config.resolve(task, "paper"))
-    vectors = np.tile(agent.vector, (groups * parallel.workers(), 1))
+    vectors = np.tile(agent.theta, (groups * parallel.workers(), 1))
     return lambda k: int(real_rollouts(agent, vectors, np.arange(GROUP) + k * GROUP)[1].sum())
 
 
@@ -202,7 +203,7 @@ def _bare_group(task: str, seeds: Sequence[int]) -> int:
     if task not in _bare:
         _bare[task] = bare_env(task)
     action = bare_action(np.tanh(np.array(IDLE[task], np.float32)))
-    return sum(play(_bare[task], seed, [action] * ENVIRONMENTS[task].max_steps) for seed in seeds)
+    return sum(play(_bare[task], seed, [action] * TASKS[task].max_steps) for seed in seeds)
 
 
 # --------------------------------------------------------------------------------------------------------- the rows
@@ -258,7 +259,7 @@ ROWS = {
         name: Row("steps/s", *(partial(one_env, task, bare, *size) for bare in (False, True)), "gymnasium")
         for name, task, *size in (
             ("car_env", "carracing", 1, 300),
-            ("doom_env", "doom", 8, ENVIRONMENTS["doom"].max_steps),
+            ("doom_env", "doom", 8, TASKS["doom"].max_steps),
         )
     },
     **{

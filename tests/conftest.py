@@ -29,7 +29,7 @@ TINY = [
 
 def tiny_config(task: str = "doom", *settings: str) -> config.Config:
     """Every stage in about a second."""
-    return config.resolve(task, "smoke", [*TINY, *settings])
+    return config.resolve(task, "smoke", [*TINY, "repeat=1", *settings])
 
 
 def tiny_agent(task: str = "doom", *settings: str, seed: int = 0) -> Agent:
@@ -37,7 +37,7 @@ def tiny_agent(task: str = "doom", *settings: str, seed: int = 0) -> Agent:
     rng, c = np.random.default_rng(seed), tiny_config(task, "vae.z_size=6", *settings)
     m = agents.new_mdnrnn(c, rng)
     starts = rng.standard_normal((2, 5, 6)).astype(np.float32)
-    return Agent(c, agents.new_vae(c, rng), m, rng.standard_normal(agents.vector_size(c)), starts)
+    return Agent(c, agents.new_vae(c, rng), m, rng.standard_normal(agents.theta_size(c)), starts)
 
 
 @pytest.fixture(scope="session")

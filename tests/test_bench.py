@@ -89,7 +89,7 @@ def test_v_equals_the_peers(z_size):
     from tests import peer
 
     rng = np.random.default_rng(0)
-    ours = VAE(config.VAEConfig(z_size), rng)
+    ours = VAE(config.VAEConfig(z_size=z_size), rng)
     ours.params.flat[:] += 0.01 * rng.standard_normal(ours.params.size)  # biases, too
     theirs = peer.load_v(peer.V(z_size), ours.params)
     assert sum(p.numel() for p in theirs.parameters()) == ours.params.size

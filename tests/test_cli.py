@@ -16,6 +16,7 @@ import run
 from tests.conftest import ROOT, TINY
 from wm_numpy import agent as agents
 from wm_numpy import data, play
+from wm_numpy.agent import Agent
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +154,7 @@ def test_damaged_weights(sentence, doom_run, copy_of, name, damage):
         data.write(path, {"x": np.zeros(3)})
     elif damage == "nan":
         arrays = data.read_arrays(path)
-        arrays["vector" if name.startswith("c") else "params"][3] = np.nan
+        arrays["theta" if name.startswith("c") else "params"][3] = np.nan
         data.write(path, arrays)
     elif damage == "missing":
         path.unlink()
@@ -165,7 +166,7 @@ def test_damaged_weights(sentence, doom_run, copy_of, name, damage):
 def test_starts_that_are_missing(sentence, doom_run, copy_of):
     path = copy_of(doom_run) / "mdnrnn.npz"
     arrays = data.read_arrays(path)
-    data.write(path, {k: a for k, a in arrays.items() if k != "starts"})
+    data.write(path, {k: a for k, a in arrays.items() if k != "initial_latents"})
     assert "mdnrnn.npz" in sentence("play", path.parent, "--png", "x.png", code=1)
 
 
@@ -313,7 +314,7 @@ def test_sweep_with_another_m(doom_run, tmp_path, sentence):
     folder = tmp_path / "sweep" / "tau-0.5"
     assert (folder / "vae.npz").read_bytes() == (doom_run / "vae.npz").read_bytes()
     untrained, trained = (np.load(f / "mdnrnn.npz") for f in (folder, doom_run))
-    assert np.array_equal(untrained["starts"], trained["starts"])
+    assert np.array_equal(untrained["initial_latents"], trained["initial_latents"])
     fresh = agents.new_mdnrnn(agents.load_config(folder), np.random.default_rng((0, 1, 3))).params.flat
     assert np.array_equal(untrained["params"], fresh) and not np.array_equal(fresh, trained["params"])
     assert "no series" in sentence("sweep", "doom", *argv[2:-1], tmp_path / "other", code=1)
@@ -364,17 +365,17 @@ def test_the_demo_prints_its_address_and_ends_at_once(tmp_path):
 
 def test_export_keeps_the_agent(sentence, doom_run, tmp_path):
     assert run.main(["export", str(doom_run), str(tmp_path / "half")]) == 0
-    agent, half = agents.load(doom_run), agents.load(tmp_path / "half")
+    agent, half = Agent.load(doom_run), Agent.load(tmp_path / "half")
     for full, rounded in ((agent.v.params.flat, half.v.params.flat), (agent.m.params.flat, half.m.params.flat)):
         np.testing.assert_allclose(rounded, full, rtol=2**-11, atol=2**-24)
-    np.testing.assert_allclose(half.vector, agent.vector, rtol=2**-11, atol=2**-24)
+    np.testing.assert_allclose(half.theta, agent.theta, rtol=2**-11, atol=2**-24)
     assert half.config == agent.config
     assert "is not empty" in sentence("export", doom_run, tmp_path / "half", code=1)
 
 
 def test_the_weights_that_come_with_the_package(capsys, tmp_path):
-    agent = agents.load("doom")
-    assert (agent.v.params.flat.size, agent.m.params.flat.size, agent.vector.size) == (4_446_915, 1_678_785, 1_088)
+    agent = Agent.load("doom")
+    assert (agent.v.params.flat.size, agent.m.params.flat.size, agent.theta.size) == (4_446_915, 1_678_785, 1_088)
     assert sum(f.stat().st_size for f in agents.SHIPPED.rglob("*")) < 20e6
     assert run.main(["evaluate", "doom", "--episodes", "2", "--json", str(tmp_path / "score.json")]) == 0
     assert {"mean", "sd", "ci95", "episodes"} <= json.loads((tmp_path / "score.json").read_text()).keys()

@@ -74,7 +74,6 @@ PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silen
     "vae.z_size": (32, 64),
     "vae.kl_tolerance": (0.5, 0.5),
     "vae.kl_weight": (1, 1),
-    "vae.warmup": (0, 0),
     "vae.batch": (100, 100),
     "vae.learning_rate": (1e-4, 1e-4),
     "vae.epochs": (1, 10),
@@ -92,7 +91,6 @@ PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silen
     "mdnrnn.learning_rate": (1e-3, 1e-3),
     "mdnrnn.final_rate": (1e-5, 1e-5),
     "mdnrnn.decay": (1.0, 0.99999),
-    "mdnrnn.warmup": (0, 0),
     "mdnrnn.clip": (1, 1),
     "evolve.world": ("real", "dream"),
     "evolve.features": ("zh", "zch"),
@@ -105,6 +103,12 @@ PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silen
     "evolve.horizon": (0, 0),
     "evaluate.episodes": (100, 100),
     "rounds": (1, 1),
+    "repeat": (1, 1),
+    "vae.start": ("glorot", "glorot"),
+    "vae.foreground": (0, 0),
+    "mdnrnn.value_head": (False, False),
+    "evolve.memories": (0, 0),
+    "evolve.worst": (1, 1),
 }
 
 
@@ -122,4 +126,4 @@ def test_parameter_counts_are_the_papers(task, v, m, c):
     paper = resolve(task, "paper")
     assert agent.new_vae(paper).params.size == v
     assert agent.new_mdnrnn(paper).params.size == m
-    assert agent.vector_size(paper) == c
+    assert agent.theta_size(paper) == c

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from pathlib import Path
 
 import gymnasium as gym
@@ -89,8 +90,8 @@ class Toy(gym.Env):
     observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
     action_space = gym.spaces.Box(-1, 1, (A,), np.float32)
 
-    def __init__(self, terminal_frame: bool, truncate: bool = False):
-        self.terminal_frame, self.truncate = terminal_frame, truncate
+    def __init__(self, shows_end: bool, truncate: bool = False):
+        self.shows_end, self.truncate = shows_end, truncate
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -100,15 +101,17 @@ class Toy(gym.Env):
     def step(self, action):
         self.t += 1
         over = self.t == 5
-        return self._frame(), 10.0 + self.t, over and not self.truncate, over and self.truncate, {}
+        info = {"reward": 20.0 + self.t} if self.t == 2 else {}
+        return self._frame(), 10.0 + self.t, over and not self.truncate, over and self.truncate, info
 
     def _frame(self):
         return np.full((64, 64, 3), self.t, np.uint8)
 
 
-@pytest.mark.parametrize("terminal_frame, truncate, seen", [(True, False, 1), (False, False, 0), (False, True, 1)])
-def test_recorder(tmp_path, terminal_frame, truncate, seen):
-    env = Recorder(Toy(terminal_frame, truncate))
+@pytest.mark.parametrize("shows_end, truncate, seen", [(True, False, 1), (False, False, 0), (False, True, 1)])
+def test_recorder(tmp_path, shows_end, truncate, seen):
+    env = Recorder(Toy(shows_end, truncate))
+    env.keep = True
     for shift in (0.5, 0):  # the second episode replaces the first
         env.reset()
         for t in range(5):
@@ -119,7 +122,7 @@ def test_recorder(tmp_path, terminal_frame, truncate, seen):
     back = records.read(0)
     assert back["frame"][:, 7, 9, 1].tolist() == [0, 1, 2, 3, 4, 5]
     assert np.allclose(back["action"], [[t / 10, -t / 10] for t in range(5)] + [[0, 0]])
-    assert back["reward"].tolist() == [11, 12, 13, 14, 15, 0]  # of the action at the same place
+    assert back["reward"].tolist() == [11, 22, 13, 14, 15, 0]  # of the action at the same place; what M learns
     assert back["done"].tolist() == [False] * 4 + [not truncate, False]
     assert back["seen"].tolist() == [True] * 5 + [bool(seen)]
     assert np.array_equal(records.read(0, 2, 4)["reward"], [13, 14])
@@ -148,16 +151,19 @@ def names(batch: np.ndarray) -> list[tuple[int, int]]:
     return [tuple(int(x) for x in frame[0, 0, :2]) for frame in batch]
 
 
-def test_every_seen_frame_once_per_epoch(episodes):
+def test_every_seen_frame_is_drawn_as_often(episodes):
     batches = FrameBatches(episodes, 7, (1, 2))
     assert batches.per_epoch == 4
-    expected = {(i, t) for i, steps in enumerate(LENGTHS) for t in range(steps + (i % 2 == 0))}
-    orders = []
-    for epoch in range(3):
-        got = sum((names(batches(epoch * 4 + k)) for k in range(4)), [])
-        assert len(got) == 28 and set(got) == expected
-        orders.append(got)
-    assert orders[0] != orders[1] != orders[2] and orders[0] != sorted(orders[0])
+    drawn = Counter(name for update in range(800) for name in names(batches(update)))
+    assert set(drawn) == {(i, t) for i, steps in enumerate(LENGTHS) for t in range(steps + (i % 2 == 0))}
+    assert max(abs(count - 200) for count in drawn.values()) < 4.5 * np.sqrt(200)  # Poisson
+
+
+def test_files_of_a_larger_weight_are_drawn_more_often(episodes):
+    batches = FrameBatches(episodes, 100, (1, 2), np.array([0, 1, 2, 0, 0]))
+    drawn = Counter(name for update in range(50) for name in names(batches(update)))
+    assert set(drawn) == {(1, t) for t in range(7)} | {(2, t) for t in range(3)}
+    assert abs(sum(drawn[2, t] for t in range(3)) / 5000 - 6 / 13) < 0.03
 
 
 def test_frames_are_a_function_of_seed_and_update(episodes):
@@ -165,13 +171,13 @@ def test_frames_are_a_function_of_seed_and_update(episodes):
     forward = [names(batches(u)) for u in range(12)]
     assert [names(again(u)) for u in reversed(range(12))] == forward[::-1]
     assert [names(FrameBatches(episodes, 5, (1, 3))(u)) for u in range(12)] != forward
-    assert len({tuple(sorted(b)) for b in forward}) > 6  # not the same batches in every epoch
+    assert len({tuple(sorted(b)) for b in forward}) > 6
 
 
 def test_fewer_frames_than_a_batch(episodes):
     batches = FrameBatches(episodes, 100, (0,))
-    assert batches.per_epoch == 1 and sorted(names(batches(0))) == sorted(names(batches(1)))
-    assert batches(0).shape == (28, 64, 64, 3) and batches(0).dtype == np.uint8
+    assert batches.per_epoch == 1
+    assert batches(0).shape == (100, 64, 64, 3) and batches(0).dtype == np.uint8
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "foreign", "other actions", "two axes", "one record"])
@@ -234,19 +240,63 @@ def batches(tmp_path):
     return SeriesBatches(Records(tmp_path, series_dtype(Z, A)), batch=2, window=8, seed=(4, 2))
 
 
-def test_windows_tile_the_stream(batches):
+def test_every_step_is_drawn_as_often(batches):
+    """Windows of 8 steps over episodes of 1 to 30."""
     assert (batches.window, batches.batch, batches.per_epoch) == (8, 2, 5)
-    everything = {(i, t) for i, steps in enumerate(SERIES) for t in range(steps)}
-    orders = []
-    for epoch in range(3):
-        windows = [w for k in range(5) for w in batches(epoch * 5 + k)["action"].astype(int).tolist()]
-        steps = [tuple(a) for w in windows for a in w]
-        assert len(steps) == 80 and set(steps) == everything  # each once
-        for window in windows:  # inside a window a step follows the one before, or another episode begins
+    drawn = Counter()
+    for update in range(2000):
+        for window in batches(update)["action"].astype(int).tolist():
+            drawn.update(tuple(step) for step in window)
+            # inside a window a step follows the one before, or another episode begins
             for (i, t), (j, u) in zip(window[:-1], window[1:], strict=True):
                 assert (j, u) == ((i, t + 1) if t + 1 < SERIES[i] else (j, 0))
-        orders.append(steps)
-    assert orders[0] != orders[1] != orders[2]
+    assert set(drawn) == {(i, t) for i, steps in enumerate(SERIES) for t in range(steps)}
+    counts = np.array(list(drawn.values()))
+    assert counts.sum() == 32_000 and abs(counts - 400).max() < 100
+
+
+def test_series_of_a_larger_weight_are_drawn_more_often(batches):
+    some = SeriesBatches(batches.series, 2, 8, (0,), np.array([0, 0, 1, 0, 1, 0, 0]))
+    files = np.concatenate([some(update)["action"][..., 0].ravel() for update in range(100)])
+    assert set(files.tolist()) == {2, 4}
+
+
+def test_memories_are_recorded_moments_with_what_went_before(batches):
+    m = batches.memories(200, 6)
+    assert {k: x.shape for k, x in m.items()} == {
+        "mu": (200, 7, Z), "logvar": (200, 7, Z), "action": (200, 7, A), "restart": (200, 7)
+    }  # fmt: skip
+    for mu, action, restart in zip(m["mu"], m["action"], m["restart"], strict=True):
+        i, t = mu[-1, :2].astype(int)  # the moment
+        before = min(t, 6)
+        assert mu[6 - before :, 1].tolist() == list(range(t - before, t + 1)) and (mu[6 - before :, 0] == i).all()
+        assert action[6 - before : 6, 1].tolist() == list(range(t - before, t))
+        assert not mu[: 6 - before].any() and not action[: 6 - before].any()
+        assert restart.tolist() == [float(k == 6 - before and t <= 6) for k in range(7)]
+
+
+def test_discounted_returns_by_hand():
+    reward = np.array([1.0, 0, 2])
+    assert data.discounted(reward, 0.5, ended=True).tolist() == [1.5, 1, 2, 0]
+    assert data.discounted(reward, 0.0, ended=True).tolist() == [1, 0, 2, 0]
+    cut = data.discounted(np.ones(10), 0.5, ended=False)
+    known = np.isfinite(cut)  # 0.5^5 < 0.05 of a steady reward is missing five steps before the cut
+    assert known.tolist() == [True] * 6 + [False] * 5
+    assert np.allclose(cut[known], [2 - 0.5**k for k in range(9, 3, -1)])
+
+
+def test_values_are_those_of_the_frame_that_a_step_leads_to(tmp_path):
+    episode = np.zeros(5, frame_dtype(A))
+    episode["reward"][:-1], episode["done"][-2] = [1, 0, 0, 4], True
+    dtype = series_dtype(Z, A, value=True)
+    records = data.encoded(episode, dtype, lambda frames: np.zeros((2, 5, Z)), gamma=0.5)
+    assert records["value"].tolist() == [1.5, 1, 2, 4, 0]
+    parts = data.transitions(records, np.random.default_rng(0), restart=True)
+    assert parts["value"].tolist() == [1, 2, 4, 0] and parts["value_mask"].all()
+    episode["done"][-2] = False
+    records = data.encoded(episode, dtype, lambda frames: np.zeros((2, 5, Z)), gamma=0.5)
+    parts = data.transitions(records, np.random.default_rng(0), restart=True)
+    assert not parts["value_mask"].any() and not parts["value"].any()
 
 
 def test_what_belongs_together_stays_together(batches):
@@ -286,22 +336,13 @@ def test_z_is_drawn_anew_with_the_right_deviation(batches):
     noise = np.concatenate([batches(u)["z"][..., 2].ravel() for u in range(200)])
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 2) < 0.1
     first = np.concatenate([b["z"][(b["action"] == [0, 0]).all(-1)] for b in map(batches, range(25))])
-    assert len(first) == 5 and len(set(first[:, 2].tolist())) == 5  # the same step, once in each epoch
-
-
-def test_z_is_another_in_the_next_epoch(tmp_path):
-    data.write(tmp_path / "000000.npy", series(0, 8))
-    batches = SeriesBatches(Records(tmp_path, series_dtype(Z, A)), 1, 8, (0,))
-    assert batches.per_epoch == 1
-    first, second = batches(0), batches(1)
-    assert np.array_equal(first["action"], second["action"])
-    assert (first["z"][..., 2] != second["z"][..., 2]).all()
+    assert len(first) > 1 and len(set(first[:, 2].tolist())) == len(first)  # the same step, never the same z
 
 
 def test_a_window_longer_than_the_data(batches):
-    all_of_it = SeriesBatches(batches.series, 100, 500, (0,))
-    assert (all_of_it.window, all_of_it.batch, all_of_it.per_epoch) == (80, 1, 1)
-    assert all_of_it(3)["restart"].sum() == len(SERIES)
+    everything = SeriesBatches(batches.series, 3, 500, (0,))
+    assert everything.per_epoch == 1 and everything(3)["restart"].shape == (3, 500)
+    assert (everything(3)["restart"].sum(axis=1) > len(SERIES)).all()
 
 
 # --------------------------------------------------------------------------------------------------- memory

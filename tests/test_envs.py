@@ -14,9 +14,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from wm_numpy import envs
-from wm_numpy.envs import CarRacing, EnvironmentDied, TakeCover, make_env, random_policy
-
-TASKS = {"carracing": CarRacing, "doom": TakeCover}
+from wm_numpy.envs import ENVIRONMENTS, CarRacing, EnvironmentDied, TakeCover, make_env, random_policy
+from wm_numpy.tasks import TASKS
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +56,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 # ------------------------------------------------------------------------------------------------------- both
 
 
-@pytest.mark.parametrize("cls", TASKS.values())
+@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
 @pytest.mark.filterwarnings("ignore:builtin type")  # swig's
 @pytest.mark.filterwarnings("error:.*WARN.*:UserWarning")
 def test_gymnasium_accepts_it(cls):
@@ -67,10 +66,10 @@ def test_gymnasium_accepts_it(cls):
     env.close()
 
 
-@pytest.mark.parametrize("cls", TASKS.values())
+@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
 def test_a_seed_decides_everything(make, cls):
     def episode(env, seed, steps=60):
-        policy = random_policy(env.task, np.random.default_rng(seed))
+        policy = random_policy(env.name, np.random.default_rng(seed))
         frames, rewards = [env.reset(seed=seed)[0]], []
         for _ in range(steps):
             frame, reward, terminated, _, _ = env.step(policy())
@@ -92,20 +91,51 @@ def test_a_seed_decides_everything(make, cls):
     assert other.shape != first.shape or (other != first).any()
 
 
-@pytest.mark.parametrize("cls", TASKS.values())
+@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
+def test_an_action_that_lasts_is_one_frame_after_the_other(make, cls):
+    """The rewards of its frames are summed, the last of them is seen, an end stops it."""
+    slow, fast = make(cls, repeat=4, max_steps=202), make(cls, max_steps=202)
+    slow.reset(seed=3), fast.reset(seed=3)
+    policy, over = random_policy(cls.name, np.random.default_rng(0), hold=10), False
+    while not over:
+        action = policy()
+        frame, reward, terminated, truncated, info = slow.step(action)
+        total, tiles = 0.0, 0
+        for _ in range(4):
+            one, more, end, cut, its = fast.step(action)
+            total, tiles = total + more, tiles + its.get("reward", more)
+            if end or cut:
+                break
+        assert np.array_equal(frame, one) or (cls is TakeCover and end)
+        assert reward == pytest.approx(total) and info.get("reward", reward) == pytest.approx(tiles)
+        assert (terminated, truncated) == (end, cut)
+        over = terminated or truncated
+    assert slow.frames == 202 if truncated else slow.frames > 50
+
+
+@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
+@pytest.mark.parametrize("action", [np.nan, [np.nan], [[0.0]], 0.5, [0.1, 0.2], [0, np.inf, 0]])
+def test_actions_that_cannot_be_are_refused(make, cls, action):
+    env = make(cls)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=f"an action of {cls.name}"):
+        env.step(action)
+
+
+@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
 def test_limit(make, cls):
-    assert cls().max_steps == {"carracing": 1000, "doom": 2100}[cls.task]
+    assert cls().max_steps == {"carracing": 1000, "doom": 2100}[cls.name]
     env = make(cls, max_steps=5)
     for _ in range(2):
         env.reset(seed=0)
-        ends = [env.step(np.zeros(cls.action_size, np.float32))[2:4] for _ in range(5)]
+        ends = [env.step(np.zeros(cls.facts.action_size, np.float32))[2:4] for _ in range(5)]
         assert ends == [(False, False)] * 4 + [(False, True)]
 
 
 def test_names():
-    for task, cls in TASKS.items():
+    for task, cls in ENVIRONMENTS.items():
         env = make_env(task)
-        assert type(env) is cls and env.task == task and env.action_space.shape == (cls.action_size,)
+        assert type(env) is cls and env.name == task and env.action_space.shape == (TASKS[task].action_size,)
         env.close()
     with pytest.raises(ValueError, match="carracing, doom"):
         make_env("pong")
@@ -154,7 +184,9 @@ def test_car_equals_gymnasium(make, seed, drive):
         _, reward, terminated, _, info = ours.step(action)
         frame, their_reward, their_end, _, their_info = theirs.step(np.array([steer, (gas + 1) / 2, max(brake, 0)]))
         np.testing.assert_array_equal(ours.crop, frame[:84])
+        tiles = info.pop("reward")
         assert (reward, terminated, info) == (their_reward, their_end, their_info)
+        assert terminated or reward == pytest.approx(1000 * tiles / len(theirs.track) - 0.1)
         if terminated:
             break
     assert terminated == (drive == "straight")  # straight on leads off the field

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, TINY, tiny_config
-from wm_numpy import agent as agents
 from wm_numpy import data, experiment, train, vae
+from wm_numpy.agent import Agent
 from wm_numpy.cmaes import CMAES
 from wm_numpy.config import VAEConfig
 from wm_numpy.core import Params
@@ -67,19 +67,19 @@ def test_a_run_leaves_what_it_says(doom_run):
     rows = [json.loads(line) for line in (doom_run / "log.jsonl").read_text().splitlines()]
     assert {"vae", "mdnrnn", "evolve"} <= {r["stage"] for r in rows}
     assert all(np.isfinite([v for v in r.values() if not isinstance(v, str)]).all() for r in rows)
-    agent = agents.load(doom_run)
-    assert agent.vector.any() and agent.v.params.flat.any() and agent.starts.shape == (2, 2, 64)
+    agent = Agent.load(doom_run)
+    assert agent.theta.any() and agent.v.params.flat.any() and agent.initial_latents.shape == (2, 2, 64)
 
 
 def test_series_are_the_encoded_episodes(doom_run):
-    agent = agents.load(doom_run)
+    agent = Agent.load(doom_run)
     episode = np.load(doom_run / "episodes" / "000001.npy")
     series = np.load(doom_run / "series" / "1" / "000001.npy")
     mu, logvar = agent.v.encode(episode["frame"][:9])
     assert len(series) == len(episode)
     assert np.allclose(series["mu"][:9], mu, atol=1e-5) and np.allclose(series["logvar"][:9], logvar, atol=1e-5)
     assert all(np.array_equal(series[name], episode[name]) for name in ("action", "reward", "done", "seen"))
-    assert np.array_equal(agent.starts[0, 1], series["mu"][0])
+    assert np.array_equal(agent.initial_latents[0, 1], series["mu"][0])
     assert episode["done"].sum() == 1 and episode["done"][-2] and not episode["seen"][-1]
 
 
@@ -119,9 +119,9 @@ progress = experiment.Log.progress
 
 @contextmanager
 def standing_still(self, name, *args, **kwargs):
-    with progress(self, name, *args, **kwargs) as tell:
+    with progress(self, name, *args, **kwargs) as report:
         def told(done, /, **figures):
-            tell(done, **figures)
+            report(done, **figures)
             if name == stage and done >= step:
                 marker.touch()
                 time.sleep(600)
@@ -215,12 +215,19 @@ def test_evolution_goes_on_and_deploys_the_mean_of_the_best_check(tmp_path, monk
     assert generation == 7 and not np.array_equal(last, vector)
 
 
-def test_the_learning_rate_rises_and_falls(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"decay": 0.5}, [2, 1.5, 1.25, 1.125]),
+        ({"decay": 0.5, "cosine": True}, [2, 1.5 + np.sqrt(0.125), 1.5, 1.5 - np.sqrt(0.125)]),
+    ],
+)
+def test_the_learning_rate_falls(tmp_path, monkeypatch, settings, expected):
     rates, params = [], Params({"w": (3,)})
     monkeypatch.setattr(train.Adam, "step", lambda self, w, g, rate: rates.append(rate))
-    settings = VAEConfig(learning_rate=2.0, final_rate=1.0, decay=0.5, warmup=4)
-    train.fit(params, lambda u: ({}, np.ones(3)), 6, settings, tmp_path / "state.npz", lambda *a: None)
-    assert rates == [2 / 4, 1.5 * 2 / 4, 1.25 * 3 / 4, 1.125, 1.0625, 1.03125]
+    settings = VAEConfig(learning_rate=2.0, final_rate=1.0, **settings)
+    train.fit(params, lambda u: ({}, np.ones(3)), 4, settings, tmp_path / "state.npz", lambda *a: None)
+    assert rates == pytest.approx(expected)
 
 
 def test_states_of_another_configuration_are_refused(collected):
@@ -243,7 +250,7 @@ def test_a_second_round_keeps_the_older_data(doom_run, copy_of):
     assert len(list((folder / "series" / "2").iterdir())) == 4
     for name in RESULTS:
         assert int(data.read_arrays(folder / name)["round"]) == 2 and not same(folder / name, doom_run / name)
-    assert data.read_arrays(folder / "mdnrnn.npz")["starts"].shape[1] == 4
+    assert data.read_arrays(folder / "mdnrnn.npz")["initial_latents"].shape[1] == 4
     assert json.loads((folder / "results.json").read_text())["round"] == 2
     assert json.loads((folder / "config.json").read_text())["rounds"] == 2
     with pytest.raises(RunError, match="rounds is 2 there and 1 here"):
@@ -251,19 +258,63 @@ def test_a_second_round_keeps_the_older_data(doom_run, copy_of):
 
 
 def test_a_later_round_may_be_smaller(doom_run, copy_of):
-    """Half the episodes, updates and generations; a finished run takes it up, and the learning rate ends as low."""
-    folder, half = copy_of(doom_run), ("rounds=2", "later_size=0.5", "vae.decay=0.5", "mdnrnn.decay=0.5")
+    """Other sizes for later rounds; a finished run takes them up, and the learning rate falls as deep."""
+    folder = copy_of(doom_run)
+    later = ("collect.later_episodes=1", "vae.later_updates=2", "mdnrnn.later_updates=3", "evolve.later_generations=2")
+    rates = ("vae.decay=0.5", "mdnrnn.decay=0.5", "vae.later_rate=2e-5")
     first = json.loads((folder / "config.json").read_text())
     data.write(folder / "config.json", first | {"vae.decay": 0.5, "mdnrnn.decay": 0.5})
-    depths, fit = {}, train.fit
+    depths, starts, fit = {}, {}, train.fit
+
+    def noted(params, loss_and_grad, updates, settings, *more):
+        depths[updates] = settings.decay**updates
+        starts[updates] = settings.learning_rate
+        return fit(params, loss_and_grad, updates, settings, *more)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "fit", lambda *a: depths.update({a[2]: a[3].decay ** a[2]}) or fit(*a))
-        Experiment(tiny_config("doom", *half), folder).run(STAGES[:5])
+        patch.setattr(experiment, "fit", noted)
+        Experiment(tiny_config("doom", "rounds=2", *later, *rates), folder).run(STAGES[:5])
     assert [p.name for p in sorted((folder / "episodes").iterdir())] == [f"{i:06d}.npy" for i in range(3)]
     assert (first["vae.updates"], first["mdnrnn.updates"], first["evolve.generations"]) == (3, 6, 3)
-    assert depths == pytest.approx({2: 0.5**3, 3: 0.5**6})
+    assert depths == pytest.approx({2: 0.5**3, 3: 0.5**6}) and starts == {2: 2e-5, 3: first["mdnrnn.learning_rate"]}
     steps = [r for r in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if r["stage"] == "evolve"]
     assert [r["step"] for r in steps if r["round"] == 2][-1] == 2
+
+
+def test_rounds_have_equal_shares_of_a_batch_where_asked(doom_run, copy_of):
+    config = tiny_config("doom", "rounds=3", "collect.episodes=4", "collect.later_episodes=2", "vae.fair=true")
+    weights = Experiment.__new__(Experiment)
+    weights.config = config
+    assert weights._weights(6, config.vae).tolist() == [1 / 4] * 4 + [1 / 2] * 2
+    assert weights._weights(8, config.vae).tolist() == [1 / 4] * 4 + [1 / 2] * 4
+    assert weights._weights(8, config.mdnrnn) is None
+
+
+def test_recorded_moments_are_kept_with_the_state_that_m_has_there(doom_run, copy_of, monkeypatch):
+    folder = copy_of(doom_run)
+    (folder / "mdnrnn.npz").unlink()
+    moments = iter([(0, 0), (1, 10), (0, 60)] * 3)
+    memories = data.SeriesBatches.memories
+    monkeypatch.setattr(experiment, "STARTS", 3)
+    monkeypatch.setattr(data.SeriesBatches, "memories", lambda self, *args: _at(moments, memories, self, *args))
+    Experiment(tiny_config(), folder).run(STAGES[:4])
+    agent = Agent.load(folder)
+    z, h, c = agent.memories
+    assert z.shape == (2, 3, 64) and h.shape == c.shape == (3, 8)
+    assert not h[0].any() and not c[0].any()  # a first frame has no past
+    for row, (file, at) in ((1, (1, 10)), (2, (0, 60))):
+        series = np.load(folder / "series" / "1" / f"{file:06d}.npy")
+        state = agent.m.initial_state(1)
+        for t in range(max(0, at - experiment.WARM), at):
+            state = agent.m.step(series["mu"][[t]], series["action"][[t]], state, np.array([t == 0]))
+        assert np.array_equal(z[0, row], series["mu"][at])
+        assert np.allclose(h[row], state[0][0], atol=1e-5) and np.allclose(c[row], state[1][0], atol=1e-5)
+
+
+def _at(moments, memories, batches, *args):
+    """SeriesBatches.memories at these moments, not at random ones."""
+    batches.moment = lambda rng: next(moments)
+    return memories(batches, *args)
 
 
 def test_a_stage_of_a_run_with_rounds(collected):
@@ -401,9 +452,9 @@ def test_learning_curve_over_the_authors(tmp_path):
 def test_the_pace_of_a_resumed_stage_is_its_own(capsys, monkeypatch):
     now = iter((0.0, 10.0, 14.0, 20.0))
     monkeypatch.setattr("time.monotonic", lambda: next(now))
-    with experiment.Log().progress("vae", 1, 1000, "updates") as tell:
-        tell(900)  # done before the kill
-        tell(902)
+    with experiment.Log().progress("vae", 1, 1000, "updates") as report:
+        report(900)  # done before the kill
+        report(902)
     assert "902/1,000 updates  2.0 s per update  196 s left  (20 s)" in capsys.readouterr().out
 
 

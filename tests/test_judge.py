@@ -63,7 +63,7 @@ def test_lives_of_the_same_policies_in_both_worlds():
 def test_a_fixed_policy_does_what_it_says(monkeypatch):
     seen = {}
 
-    def played(task, seeds, make_policy):
+    def played(task, seeds, make_policy, repeat):
         policy = make_policy(np.random.default_rng(0))
         seen[len(seen)] = [policy() for _ in range(3)]
         return np.zeros(len(seeds)), np.ones(len(seeds), int)

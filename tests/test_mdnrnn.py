@@ -88,7 +88,7 @@ def test_gradient_by_element(m, name):
 
 def test_gradient_without_optional_heads():
     rng = np.random.default_rng(3)
-    m = MDNRNN(MDNRNNConfig(H, K), Z, A, rng, np.float64)
+    m = MDNRNN(MDNRNNConfig(hidden=H, mixtures=K), Z, A, rng, np.float64)
     batch = {k: v for k, v in make_batch(rng).items() if k in ("z", "z_next", "action")}
     theta, (losses, gradient) = m.params.flat.copy(), m.loss_and_grad(batch)
     assert set(losses) == {"loss", "z"}  # no word of heads that M does not have
@@ -140,7 +140,7 @@ def test_outputs_are_those_of_every_step(m):
         y = m.predict(state[0])
         np.testing.assert_allclose(done[:, t], y.done_logit, rtol=1e-10)
         np.testing.assert_allclose(reward[:, t], y.reward, rtol=1e-10)
-    assert MDNRNN(MDNRNNConfig(H, K), Z, A, dtype=np.float64).outputs(batch) == (None, None)
+    assert MDNRNN(MDNRNNConfig(hidden=H, mixtures=K), Z, A, dtype=np.float64).outputs(batch) == (None, None)
 
 
 def test_same_bits_on_any_number_of_threads(m, monkeypatch):
@@ -215,7 +215,7 @@ def test_dream_tells_the_heads_of_its_state(m):
 
 
 def test_dream_without_heads():
-    m = MDNRNN(MDNRNNConfig(H, K), Z, A, np.random.default_rng(12))
+    m = MDNRNN(MDNRNNConfig(hidden=H, mixtures=K), Z, A, np.random.default_rng(12))
     uniform, normal = (x.astype(np.float32) for x in noise(np.random.default_rng(13), 3))
     z, reward, done_logit = m.dream(m.initial_state(3)[0], 1.0, uniform, normal)
     assert z.dtype == np.float32 and z.shape == (3, Z)

@@ -15,8 +15,8 @@ import pytest
 
 from tests.browser import CHROMIUM, Browser, Client
 from tests.conftest import tiny_agent
-from wm_numpy import agent as agents
 from wm_numpy import data, pictures, play, serve
+from wm_numpy.agent import Agent
 from wm_numpy.worlds import Dream
 
 CLOSED = b"\x03\xf0"  # 1008, against the rules
@@ -156,7 +156,7 @@ def test_a_recorded_episode_is_followed_and_dreamt_on(page):
 
 def test_m_is_warmed_by_the_steps_before(doom_run):
     """Dreaming on from a recorded moment is M's own step from the state that the record leads to."""
-    agent = agents.load(doom_run)
+    agent = Agent.load(doom_run)
     series = np.load(next(doom_run.glob("series/*/*.npy")))
     life = play.Life(play.Recorded(agent, series), 7)
     state, restart = agent.m.initial_state(1), np.ones(1)

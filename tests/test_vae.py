@@ -16,7 +16,7 @@ FIXTURE = Path(__file__).parent / "fixtures" / "vae.npz"
 
 
 def filled(dtype=np.float64, kl_tolerance=0.5, kl_weight=1.0) -> VAE:
-    v = VAE(VAEConfig(32, kl_tolerance, kl_weight), dtype=dtype)
+    v = VAE(VAEConfig(z_size=32, kl_tolerance=kl_tolerance, kl_weight=kl_weight), dtype=dtype)
     make_vae.fill(v.params)
     return v
 
@@ -28,7 +28,7 @@ def rng():
 
 @pytest.mark.parametrize(("z_size", "count"), [(32, 4_348_547), (64, 4_446_915)])
 def test_parameter_counts_of_the_paper(z_size, count):
-    assert VAE(VAEConfig(z_size)).params.size == count
+    assert VAE(VAEConfig(z_size=z_size)).params.size == count
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-4)])
@@ -130,7 +130,7 @@ def test_bytes_equal_floats():
 
 
 def test_same_bits_on_any_number_of_threads(rng):
-    v = VAE(VAEConfig(32), rng)
+    v = VAE(VAEConfig(z_size=32), rng)
     frames, noise = make_vae.batch(60)
     kept, results = parallel.workers(), []
     try:
@@ -183,7 +183,7 @@ def test_a_weight_on_every_pixel(rng):
 
 def test_the_better_start(rng):
     """Signals keep their size through the layers, and the mean colour is zero to the first of them."""
-    v = VAE(VAEConfig(32, start="he"), rng)
+    v = VAE(VAEConfig(z_size=32, start="he"), rng)
     assert v.params["conv2.w"].std() == pytest.approx(1 / np.sqrt(16 * 32), rel=0.02)
     assert v.params["deconv1.w"].std() == pytest.approx(1 / np.sqrt(1024), rel=0.02)
     assert v.params["deconv3.w"].std() == pytest.approx(1 / np.sqrt(36 * 64 / 4), rel=0.02)
@@ -195,7 +195,7 @@ def test_the_better_start(rng):
 
 
 def test_initial_weights(rng):
-    v = VAE(VAEConfig(32), rng)
+    v = VAE(VAEConfig(z_size=32), rng)
     for name, w in v.params.items():
         assert (np.abs(w).max() == 0) == name.endswith(".b")
     limit = np.sqrt(6 / (16 * (32 + 64)))  # Glorot: kernel 4x4, 32 to 64 channels
@@ -209,7 +209,7 @@ def test_learns(rng):
     centres = rng.integers(16, 48, (12, 2))
     inside = (row - centres[:, :1, None]) ** 2 + (column - centres[:, 1:, None]) ** 2 < 100
     frames = np.where(inside[..., None], [230, 60, 40], [40, 120, 60]).astype(np.uint8)
-    v = VAE(VAEConfig(32), rng)
+    v = VAE(VAEConfig(z_size=32), rng)
     adam, history = Adam(v.params.size), []
     for _ in range(30):
         losses, gradient = v.loss_and_grad(frames, rng.standard_normal((12, 32)))

@@ -6,7 +6,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from tests.conftest import tiny_agent
-from wm_numpy import worlds
+from wm_numpy import rollout as rollouts
+from wm_numpy.data import DataError
 from wm_numpy.rollout import dream_rollouts, rollout
 from wm_numpy.worlds import Dream, RealWorld
 
@@ -210,13 +211,15 @@ def test_a_seed_decides_a_dream():
 
 def test_dreams_begin_at_recorded_first_frames():
     agent = tiny_agent()
-    agent.starts[1] = -100  # no noise
+    agent.initial_latents[1] = -100  # no noise
     z = Dream(agent, 7).reset(seed=10)[0][:, :Z]
-    assert np.allclose(z, agent.starts[0][np.arange(10, 17) % 5])
-    agent.starts[1] = np.log(4)
+    assert np.allclose(z, agent.initial_latents[0][np.arange(10, 17) % 5])
+    agent.initial_latents[1] = np.log(4)
     world = Dream(agent, 4000)
     z = world.reset(seed=np.arange(4000) * 5)[0][:, :Z]  # all from the first start
-    assert np.allclose(z.std(axis=0), 2, atol=0.15) and np.allclose(z.mean(axis=0), agent.starts[0, 0], atol=0.15)
+    assert np.allclose(z.std(axis=0), 2, atol=0.15) and np.allclose(
+        z.mean(axis=0), agent.initial_latents[0, 0], atol=0.15
+    )
 
 
 @pytest.mark.parametrize("horizon, given, limit", [(20, None, 20), (20, 7, 7), (0, None, 2100), (20, 0, 2100)])
@@ -248,25 +251,88 @@ def test_a_dream_is_m_stepped_by_hand(task, actions):
     agent = tiny_agent(task)
     if task == "doom":
         agent.m.params["done.b"][...] = -0.3  # an end, but not at once
-    world, m, rng = Dream(agent, 1, tau=0.7), agent.m, np.random.default_rng([8])
+    world, m = Dream(agent, 1, tau=0.7), agent.m
+    low, high = world.reward_range
+    normal = np.random.default_rng([8, 0]).standard_normal((16, 1, Z), np.float32)
+    uniform = np.random.default_rng([8, 1]).random((16, 1, Z + 1), np.float32)
     features, _ = world.reset(seed=8)
-    mu, logvar = agent.starts[:, [8 % 5]]
-    z = mu + np.exp(logvar / 2) * rng.standard_normal((1, Z), np.float32)
+    mu, logvar = agent.initial_latents[:, [8 % 5]]
+    z = mu + np.exp(logvar / 2) * normal[0]
     state, restart = (np.zeros((1, H), np.float32),) * 2, np.ones(1)
     assert np.array_equal(features[:, :Z], z)
-    for action, t in zip(some_actions(world), range(1, 21), strict=False):
+    for t, action in zip(range(1, 16), some_actions(world), strict=False):
         features, reward, terminated, truncated, _ = world.step(action)
         state = m.step(z, action, state, restart)
-        noise = rng.random((1, Z), np.float32), rng.standard_normal((1, Z), np.float32)
-        z, expected_reward, done_logit = m.dream(state[0], 0.7, *noise)
-        expected_reward = 1 if expected_reward is None else expected_reward
+        z, expected_reward, done_logit = m.dream(state[0], 0.7, uniform[t][:, 1:], normal[t])
+        expected_reward = 1 if expected_reward is None else np.clip(expected_reward, low, high)
         done = done_logit is not None and done_logit[0] > 0
         restart = np.zeros(1)
         assert np.array_equal(features[:, :Z], z) and np.array_equal(features[:, -H:], state[0])
-        assert reward == expected_reward and terminated == done and truncated == (t == 20 and not done)
+        assert reward == expected_reward and terminated == done and not truncated
         if done:
             break
     assert t > 1
+
+
+@both
+def test_an_episode_hangs_on_its_own_seed_alone(kind):
+    """Whatever else is in the batch, and wherever in it: noise of 40 steps, drawn in blocks."""
+
+    def play(seeds):
+        world = make(kind, len(seeds))
+        if kind == "real":
+            world.agent.v = StubV(logvar=np.log(0.25))
+        world.limit = 40
+        features = [world.reset(seed=seeds)[0]]
+        for t in range(40):
+            features.append(world.step(np.full((len(seeds), 1), np.sin(t)))[0])
+        return np.stack(features, axis=1)  # (n, T, F)
+
+    alone, among = play([41]), play([50, 41, 43, 41, 7])
+    assert np.allclose(alone[0], among[1], atol=1e-4) and np.array_equal(among[1], among[3])
+    assert not np.allclose(among[1], among[2], atol=0.1)
+    assert np.ptp(alone[0, :, 0] - np.arange(41), axis=0) > 0.1  # there was noise
+
+
+def test_dreams_begin_in_recorded_moments():
+    agent = tiny_agent("doom", "evolve.memories=1")
+    with pytest.raises(ValueError, match="recorded moments"):
+        Dream(agent, 3)
+    rng = np.random.default_rng(0)
+    z = np.stack([rng.standard_normal((9, Z)), np.full((9, Z), -100)]).astype(np.float32)
+    agent.memories = z, *rng.standard_normal((2, 9, H)).astype(np.float32)
+    world = Dream(agent, 4)
+    calls = recorded(world.m)
+    features, _ = world.reset(seed=[3, 12, 30, 5])
+    which = [3, 3, 3, 5]
+    assert np.allclose(features, np.concatenate([z[0], agent.memories[2], agent.memories[1]], axis=1)[which])
+    world.step(np.zeros((4, 1)))
+    assert not calls[0][3].any()  # M goes on, its state is kept
+    half = Dream(agent, 4000, memories=0.5)
+    half.reset(seed=np.arange(4000))
+    assert abs(half.fresh.mean() - 0.5) < 0.03
+    assert not half._features[half.fresh, Z:].any() and half._features[~half.fresh, Z:].all()
+    assert Dream(agent, 3, memories=0).reset(seed=1)[0][:, Z:].any() == 0
+
+
+def test_rewards_of_a_dream_count_by_the_odds_that_it_goes_on():
+    agent = tiny_agent("doom", "evolve.survival=true", "evolve.done_odds=2")
+    agent.m.params["done.w"][...], agent.m.params["done.b"][...] = 0, np.log(0.125)
+    world = Dream(agent, 3, horizon=30)  # at odds of 1 to 4 it ends: a chance of 1/5
+    returns, lengths = rollout(world, lambda f: np.zeros((3, 1)), np.arange(3))
+    assert np.allclose(returns, sum(0.8**t for t in range(1, 31))) and lengths.tolist() == [30] * 3
+
+
+def test_a_dream_pays_no_more_than_the_world_can():
+    agent = tiny_agent("carracing", "repeat=4")
+    for bias, most in ((100.0, 3.0), (-5.0, 0.0)):
+        agent.m.params["reward.b"][...] = bias
+        world = Dream(agent, 2)
+        world.reset(seed=1)
+        assert world.step(np.zeros((2, 3)))[1].tolist() == [most] * 2
+    doom = Dream(tiny_agent("doom", "repeat=4"), 2, horizon=0)
+    doom.reset(seed=1)
+    assert doom.step(np.zeros((2, 1)))[1].tolist() == [4, 4] and doom.limit == 525
 
 
 def test_temperature_widens_the_dream():
@@ -356,7 +422,7 @@ def test_returns_and_lengths():
 def test_rollout_cannot_tell_the_worlds_apart(kind):
     world = make(kind, 6)
     agent = world.agent
-    returns, lengths = rollout(world, agent.controller(np.stack([agent.vector, -agent.vector])), np.arange(3, 9))
+    returns, lengths = rollout(world, agent.controller(np.stack([agent.theta, -agent.theta])), np.arange(3, 9))
     assert returns.shape == lengths.shape == (6,) and (lengths >= 1).all() and (lengths <= 20).all()
     if kind == "real":
         n = np.arange(3, 9)
@@ -365,9 +431,11 @@ def test_rollout_cannot_tell_the_worlds_apart(kind):
         assert np.array_equal(returns, lengths)  # 1 per step survived
 
 
-def test_dreams_are_the_same_on_any_number_of_threads(workers):
-    agent = tiny_agent("carracing", "evolve.chunk=8")
-    vectors, seeds = np.random.default_rng(0).standard_normal((7, len(agent.vector))), np.array([3, 1, 4])
+def test_dreams_are_the_same_on_any_number_of_threads(workers, monkeypatch):
+    monkeypatch.setattr(rollouts, "CHUNK", 8)
+    agent = tiny_agent("carracing", "repeat=100")  # rewards of 0 to 75 are not cut
+    agent.m.params["reward.b"][...] = 20
+    vectors, seeds = np.random.default_rng(0).standard_normal((7, len(agent.theta))), np.array([3, 1, 4])
     results = []
     for n in (1, 2, 3):
         workers(n)
@@ -377,10 +445,12 @@ def test_dreams_are_the_same_on_any_number_of_threads(workers):
         assert all(np.array_equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
-def test_each_candidate_has_its_own_returns():
+def test_each_candidate_has_its_own_returns(monkeypatch):
     """The order of candidates and of chunks: a row is the same as when its chunk is played alone."""
-    agent = tiny_agent("carracing", "evolve.chunk=6")
-    vectors, seeds = np.random.default_rng(0).standard_normal((5, len(agent.vector))), np.array([3, 1, 4])
+    monkeypatch.setattr(rollouts, "CHUNK", 6)
+    agent = tiny_agent("carracing", "repeat=100")  # rewards of 0 to 75 are not cut
+    agent.m.params["reward.b"][...] = 20
+    vectors, seeds = np.random.default_rng(0).standard_normal((5, len(agent.theta))), np.array([3, 1, 4])
     together, _ = dream_rollouts(agent, vectors, seeds)
     for first in (0, 2, 4):
         chunk = vectors[first : first + 2]
@@ -410,7 +480,7 @@ def test_gymnasium_accepts_the_dream(run, request):
 
 
 def test_the_dream_of_no_run():
-    with pytest.raises(worlds.agents.DataError, match="not a run folder"):
+    with pytest.raises(DataError, match="not a run folder"):
         gym.make("wm_numpy/Dream-v0", run="nowhere")
 
 

@@ -1,6 +1,6 @@
 """The agent: V, M and C together, as a run folder or the package's own weights hold them.
 
-config.json   vae.npz: params   mdnrnn.npz: params, starts   controller.npz: vector
+config.json; vae.npz: params; mdnrnn.npz: params, initial_latents, memory_z, memory_h, memory_c; controller.npz: theta
 """
 
 import json
@@ -12,28 +12,56 @@ import numpy as np
 from .config import Config, flat, from_flat
 from .controller import Controller, controller_size
 from .data import DataError, read_arrays, write
-from .envs import ENVIRONMENTS
 from .mdnrnn import MDNRNN
+from .tasks import TASKS
 from .vae import VAE
 
 SHIPPED = Path(__file__).parent / "weights"
 RENAMED = {"vae.kl_floor": "vae.kl_tolerance"}  # settings of older run folders
+GONE = {"later_size", "vae.warmup", "mdnrnn.warmup", "evolve.chunk"}  # and those that no longer exist
 
 
 @dataclass
 class Agent:
-    """What acts."""
+    """What acts, and where its dreams begin."""
 
     config: Config
     v: VAE
     m: MDNRNN
-    vector: np.ndarray  # C's parameters, (n,)
-    starts: np.ndarray  # mu and logvar of recorded first frames, (2, N, Z): where dreams begin
+    theta: np.ndarray  # C's parameters, (n,)
+    initial_latents: np.ndarray  # mu and logvar of recorded first frames, (2, N, Z)
+    memories: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # recorded moments: (mu, logvar) (2, N, Z), h, c
 
-    def controller(self, vectors: np.ndarray | None = None) -> Controller:
+    @classmethod
+    def load(cls, run: str | Path, theta: np.ndarray | None = None) -> "Agent":
+        """The agent of a run folder, or of the weights of that name that come with the package.
+
+        Its C is replaced by `theta` where given. DataError: no such run, not finished, or damaged.
+        """
+        folder = run_folder(run)
+        config = load_config(folder)
+        v, m = new_vae(config), new_mdnrnn(config)
+        z, h = config.vae.z_size, config.mdnrnn.hidden
+        try:
+            v.params.flat[:] = read_arrays(folder / "vae.npz", params=v.params.flat.shape)["params"]
+            saved = read_arrays(folder / "mdnrnn.npz", params=m.params.flat.shape, initial_latents=(2, -1, z))
+            m.params.flat[:] = saved["params"]
+            if theta is None:
+                theta = read_arrays(folder / "controller.npz", theta=(theta_size(config),))["theta"]
+        except FileNotFoundError as error:
+            raise DataError(f"{error.filename} is missing: the run is not finished, `train` goes on with it") from None
+        memories = None
+        if "memory_z" in saved:
+            shapes = {"memory_z": (2, -1, z), "memory_h": (-1, h), "memory_c": (-1, h)}
+            arrays = read_arrays(folder / "mdnrnn.npz", **shapes)
+            memories = tuple(arrays[name].astype(np.float32) for name in shapes)
+        latents = saved["initial_latents"].astype(np.float32)
+        return cls(config, v, m, theta.astype(np.float64), latents, memories)
+
+    def controller(self, thetas: np.ndarray | None = None) -> Controller:
         """C with its own parameters, or with those of a population (P, n)."""
-        vectors = self.vector if vectors is None else vectors
-        return Controller(vectors, self.m.action_size, self.config.evolve.bias)
+        thetas = self.theta if thetas is None else thetas
+        return Controller(thetas, self.m.action_size, self.config.evolve.bias)
 
 
 def new_vae(config: Config, rng: np.random.Generator | None = None) -> VAE:
@@ -43,7 +71,7 @@ def new_vae(config: Config, rng: np.random.Generator | None = None) -> VAE:
 
 def new_mdnrnn(config: Config, rng: np.random.Generator | None = None) -> MDNRNN:
     """M of a configuration; its weights are drawn from rng, or zero."""
-    return MDNRNN(config.mdnrnn, config.vae.z_size, ENVIRONMENTS[config.task].action_size, rng)
+    return MDNRNN(config.mdnrnn, config.vae.z_size, TASKS[config.task].action_size, rng)
 
 
 def feature_size(config: Config) -> int:
@@ -51,9 +79,9 @@ def feature_size(config: Config) -> int:
     return config.vae.z_size + (len(config.evolve.features) - 1) * config.mdnrnn.hidden
 
 
-def vector_size(config: Config) -> int:
+def theta_size(config: Config) -> int:
     """Parameters of C."""
-    return controller_size(feature_size(config), ENVIRONMENTS[config.task].action_size, config.evolve.bias)
+    return controller_size(feature_size(config), TASKS[config.task].action_size, config.evolve.bias)
 
 
 def run_folder(run: str | Path) -> Path:
@@ -70,30 +98,14 @@ def load_config(folder: Path) -> Config:
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text())
-        return from_flat({RENAMED.get(key, key): value for key, value in values.items()})
+        return from_flat({RENAMED.get(key, key): value for key, value in values.items() if key not in GONE})
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path} is damaged or of another version ({error})") from None
 
 
-def load(run: str | Path, vector: np.ndarray | None = None) -> Agent:
-    """The agent of a run, its C replaced by `vector` where given; DataError: no such run, not finished, damaged."""
-    folder = run_folder(run)
-    config = load_config(folder)
-    v, m = new_vae(config), new_mdnrnn(config)
-    try:
-        v.params.flat[:] = read_arrays(folder / "vae.npz", params=v.params.flat.shape)["params"]
-        saved = read_arrays(folder / "mdnrnn.npz", params=m.params.flat.shape, starts=(2, -1, config.vae.z_size))
-        m.params.flat[:] = saved["params"]
-        if vector is None:
-            vector = read_arrays(folder / "controller.npz", vector=(vector_size(config),))["vector"]
-    except FileNotFoundError as error:
-        raise DataError(f"{error.filename} is missing: the run is not finished, `train` goes on with it") from None
-    return Agent(config, v, m, vector.astype(np.float64), saved["starts"].astype(np.float32))
-
-
 def export(run: str | Path, folder: Path) -> None:
     """Write a run's weights in float16, what `load` reads in a third of the space, beside its configuration."""
-    config, source = load(run).config, run_folder(run)  # `load` refuses what is damaged
+    config, source = Agent.load(run).config, run_folder(run)  # `load` refuses what is damaged
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty: choose another folder")
     for name in ("vae.npz", "mdnrnn.npz", "controller.npz"):

@@ -23,7 +23,12 @@ REACH = hypot(WINDOW_W / 2, WINDOW_H * 3 / 4) + MARGIN  # pixels from the car to
 
 
 class CroppedCarRacing(car_racing.CarRacing):
-    """Gymnasium's continuous CarRacing whose observation is rows 0-83 of its own: (84, 96, 3) uint8."""
+    """Gymnasium's continuous CarRacing whose observation is rows 0-83 of its own: (84, 96, 3) uint8.
+
+    While `blind` is true nothing is drawn, and an observation is the last one drawn: half of a step's time.
+    """
+
+    blind = False
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -49,6 +54,8 @@ class CroppedCarRacing(car_racing.CarRacing):
     def _render(self, mode: str):
         if mode != "state_pixels":
             return super()._render(mode)  # gymnasium's large picture, for people
+        if self.blind:
+            return self._drawn
         # The camera, in gymnasium's own arithmetic: it zooms in during the first second.
         position, angle = self.car.hull.position, -self.car.hull.angle
         zoom = 0.1 * SCALE * max(1 - self.t, 0) + ZOOM * SCALE * min(self.t, 1)
@@ -76,4 +83,5 @@ class CroppedCarRacing(car_racing.CarRacing):
         pygame.transform.smoothscale(self._visible, self._narrow.get_size(), self._narrow)
         flipped = pygame.transform.flip(self._narrow, False, True)
         pygame.transform.smoothscale(flipped, self._small.get_size(), self._small)
-        return pygame.surfarray.array3d(self._small).transpose(1, 0, 2)
+        self._drawn = pygame.surfarray.array3d(self._small).transpose(1, 0, 2)
+        return self._drawn

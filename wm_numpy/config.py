@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from operator import attrgetter
 
-TASKS = ("doom", "carracing")
+from .tasks import TASKS
 
 
 class SettingError(ValueError):
@@ -24,53 +24,64 @@ def setting(default, help: str, low: float | None = None, high: float = math.inf
 class CollectConfig:
     """Episodes for V and M to learn from: random ones in round 1, the agent's own with noise after that."""
 
-    episodes: int = setting(10_000, "episodes per round", 1)
-    min_length: int = setting(1, "shorter episodes are not kept but replaced by another", 1)
+    episodes: int = setting(10_000, "episodes of the first round", 1)
+    later_episodes: int = setting(0, "episodes of every later round; 0: as many as in the first", 0)
+    min_length: int = setting(1, "shorter episodes (in steps) are not kept but replaced by another", 1)
     hold: int = setting(10, "steps for which a random action of Doom is held, at most", 1)
     long_hold: int = setting(0, "the same, in every other episode or so; 0: as in the others", 0)
-    noise: float = setting(0.3, "std of the noise on the agent's actions, rounds after the first", 0)
+    noise: float = setting(0.3, "std of the smooth noise on the agent's actions, later rounds", 0)
+    spread: float = setting(0.0, "std of the noise on C's parameters, in every third episode of later rounds", 0)
 
 
 @dataclass(frozen=True)
-class VAEConfig:
-    """The VAE and its training."""
+class Training:
+    """What training V and training M have in common."""
+
+    batch: int = setting(100, "frames of V, windows of M, per update", 1)
+    epochs: int = setting(1, "passes over the data, when updates is 0", 1)
+    updates: int = setting(0, "updates of the first round; 0: by epochs", 0)
+    later_updates: int = setting(0, "updates of every later round; 0: as many as in the first", 0)
+    learning_rate: float = setting(1e-4, "Adam's, at the start", 0)
+    later_rate: float = setting(0.0, "the same in later rounds; 0: as in the first", 0)
+    final_rate: float = setting(0.0, "where the learning rate falls to", 0)
+    decay: float = setting(1.0, "its excess over the final rate is multiplied by this at every update", 0, 1)
+    cosine: bool = setting(False, "instead it falls to the final rate by half a cosine over the updates")
+    fair: bool = setting(False, "every round's data have an equal share in a batch, not every frame's")
+
+
+@dataclass(frozen=True)
+class VAEConfig(Training):
+    """V and its training."""
 
     z_size: int = setting(32, "latent dimensions", 1)
     kl_tolerance: float = setting(
         0.5, "nats per latent dimension: a sample whose KL is below their sum gets no pressure", 0
     )
     kl_weight: float = setting(1.0, "weight of the KL: twice the variance of a pixel that V allows for", 0)
+    foreground: float = setting(
+        0.0, "a pixel's error counts 1 + this times its squared distance from the mean frame", 0
+    )
     start: str = setting("glorot", "initial weights: the authors', or larger ones", choices=("glorot", "he"))
-    batch: int = setting(100, "frames per update", 1)
-    epochs: int = setting(1, "passes over all frames, when updates is 0", 1)
-    updates: int = setting(0, "updates per round; 0: by epochs", 0)
-    learning_rate: float = setting(1e-4, "Adam's, at the start", 0)
-    final_rate: float = setting(0.0, "where the learning rate decays to", 0)
-    decay: float = setting(1.0, "its excess over the final rate is multiplied by this at every update", 0, 1)
-    warmup: int = setting(0, "updates over which the learning rate rises from 0", 0)
 
 
 @dataclass(frozen=True)
-class MDNRNNConfig:
-    """The MDN-RNN and its training."""
+class MDNRNNConfig(Training):
+    """M and its training."""
 
     hidden: int = setting(256, "LSTM units", 1)
     mixtures: int = setting(5, "Gaussians per latent dimension", 1)
     restart_input: bool = setting(False, "the restart flag is an input too (Doom)")
     done_head: bool = setting(False, "predict the end of the episode")
     reward_head: bool = setting(False, "predict the expected reward")
+    value_head: bool = setting(False, "predict the value: the discounted reward still to come")
     done_weight: float = setting(10.0, "weight of the steps that end an episode in the done loss", 0)
     reward_weight: float = setting(1.0, "weight of the reward loss", 0)
-    value_head: bool = setting(False, "predict the return still to come after the step")
     value_weight: float = setting(1.0, "weight of the value loss", 0)
-    batch: int = setting(100, "windows per update", 1)
+    gamma: float = setting(0.95, "discount of the value, per step", 0, 1)
     window: int = setting(1000, "steps per window", 2)
     epochs: int = setting(20, "passes over all steps, when updates is 0", 1)
-    updates: int = setting(0, "updates per round; 0: by epochs", 0)
     learning_rate: float = setting(1e-3, "Adam's, at the start", 0)
-    final_rate: float = setting(1e-5, "where the learning rate decays to", 0)
-    decay: float = setting(1.0, "its excess over the final rate is multiplied by this at every update", 0, 1)
-    warmup: int = setting(0, "updates over which the learning rate rises from 0", 0)
+    final_rate: float = setting(1e-5, "where the learning rate falls to", 0)
     clip: float = setting(1.0, "every entry of the gradient is clipped to +-clip", 0)
 
 
@@ -83,13 +94,17 @@ class EvolveConfig:
     bias: bool = setting(True, "C has a bias")
     population: int = setting(64, "candidates per generation", 4)
     episodes: int = setting(16, "episodes per candidate", 1)
-    generations: int = setting(200, "generations per round", 1)
+    generations: int = setting(200, "generations of the first round", 1)
+    later_generations: int = setting(0, "generations of every later round; 0: as many as in the first", 0)
     sigma: float = setting(0.1, "CMA-ES' first step size", 1e-9)
+    later_sigma: float = setting(0.0, "the same in later rounds; 0: as in the first", 0)
     tau: float = setting(1.0, "temperature of the dream", 1e-3)
-    done_odds: float = setting(0.0, "how a dream ends: 0: done at a logit above 0; more: drawn, odds times this", 0)
+    memories: float = setting(0.0, "share of the dreams that begin in a recorded moment, not a first frame", 0, 1)
     horizon: int = setting(0, "steps after which a dream is cut; 0: the task's limit", 0)
+    done_odds: float = setting(0.0, "how a dream ends: 0: at a done logit above 0; more: drawn, odds times this", 0)
+    survival: bool = setting(False, "a dream does not end, its rewards count by the odds that it still goes on")
+    worst: float = setting(1.0, "fitness is the mean over this share of a candidate's episodes, the worst", 1e-6, 1)
     penalty: float = setting(0.01, "fitness = mean return - penalty * mean(w^2) (authors' code)", 0)
-    chunk: int = setting(256, "dreams that one thread steps together", 1)
     check_every: int = setting(25, "generations between checks of the mean in the real environment; 0: never", 0)
     check_episodes: int = setting(100, "episodes of a check; the best check is the agent that is kept", 1)
 
@@ -105,16 +120,21 @@ class EvaluateConfig:
 class Config:
     """A run: everything that decides its result, together with the seed."""
 
-    task: str = setting("doom", "the environment", choices=TASKS)
+    task: str = setting("doom", "the environment", choices=tuple(TASKS))
     preset: str = setting("quick", "where the numbers come from")
     seed: int = setting(0, "of everything random", 0, 2**31 - 1)
     rounds: int = setting(1, "collect, V, M, C, again and again, older data kept", 1)
-    later_size: float = setting(1.0, "episodes, updates, generations of later rounds, in parts of the first", 1e-6, 1)
+    repeat: int = setting(1, "frames that an action lasts: one step; those between are not drawn", 1, 100)
     collect: CollectConfig = CollectConfig()
     vae: VAEConfig = VAEConfig()
     mdnrnn: MDNRNNConfig = MDNRNNConfig()
     evolve: EvolveConfig = EvolveConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of the longest episode."""
+        return -(-TASKS[self.task].max_steps // self.repeat)
 
 
 # What a preset changes, as `--set` would: the paper's Doom, then smaller data and fewer updates for both tasks.
@@ -131,7 +151,7 @@ _SMOKE = """
 _QUICK = """
     vae.batch=32 vae.updates=1500 vae.learning_rate=1e-3
     mdnrnn.hidden=256 mdnrnn.batch=16 mdnrnn.window=64 mdnrnn.updates=2400 mdnrnn.learning_rate=2e-3 mdnrnn.decay=0.999
-    evolve.episodes=4 evolve.chunk=64 evolve.generations=16 evolve.check_every=4 evolve.check_episodes=16
+    evolve.episodes=4 evolve.generations=16 evolve.check_every=4 evolve.check_episodes=16
     evaluate.episodes=50"""
 _LAPTOP = """
     vae.batch=64 vae.updates=12500 vae.learning_rate=1e-3 vae.decay=0.99978
@@ -140,6 +160,16 @@ _LAPTOP = """
 # An evolved agent of Doom dies running into fireballs out of sight. Actions held for 10 steps hardly ever show that.
 _DOOM_LAPTOP = """
     collect.episodes=5000 collect.long_hold=60 mdnrnn.updates=4500 mdnrnn.decay=0.9994 evolve.check_every=5"""
+# A decision every 4 frames, V from a better start, dreams of 50 steps that begin in recorded moments, own data.
+_CAR_DREAM = """
+    repeat=4
+    vae.start=he vae.kl_weight=0.1 vae.kl_tolerance=1 vae.batch=32 vae.learning_rate=1e-3 vae.later_rate=3e-4
+    vae.final_rate=1e-6 vae.cosine=true vae.fair=true
+    mdnrnn.reward_weight=0.25 mdnrnn.batch=32 mdnrnn.window=48 mdnrnn.learning_rate=2e-3 mdnrnn.later_rate=1e-3
+    mdnrnn.cosine=true
+    evolve.memories=1 evolve.horizon=50 evolve.episodes=12 evolve.sigma=0.1 evolve.later_sigma=0.05
+    evolve.generations=120 evolve.check_every=40 evolve.check_episodes=24
+    collect.later_episodes=64 collect.noise=0.3 collect.spread=0.05"""
 PRESETS: dict[str, dict[str, list[str]]] = {
     "doom": {
         "paper": [_DOOM],
@@ -150,11 +180,15 @@ PRESETS: dict[str, dict[str, list[str]]] = {
     },
     "carracing": {
         "paper": [],
-        "laptop": [_CAR, _LAPTOP, "collect.episodes=400 vae.updates=5000 rounds=3"],
-        "quick": [_CAR, _QUICK, "collect.episodes=100 evolve.generations=60 evolve.check_every=20"],
-        "smoke": [_CAR, _SMOKE, "collect.episodes=2"],
+        "laptop": [
+            _CAR, _CAR_DREAM,
+            "collect.episodes=500 vae.updates=4000 vae.later_updates=700",
+            "mdnrnn.updates=2500 mdnrnn.later_updates=1500 rounds=5",
+        ],
+        "quick": [_CAR, _CAR_DREAM, "collect.episodes=300 vae.updates=2000 mdnrnn.updates=2000 evaluate.episodes=50"],
+        "smoke": [_CAR, _SMOKE, "collect.episodes=2 repeat=4"],
     },
-}
+}  # fmt: skip
 
 SETTINGS = {f.name: f for f in fields(Config) if not is_dataclass(f.default)}  # the fields by name, "evolve.tau"
 SETTINGS |= {f"{s.name}.{f.name}": f for s in fields(Config) if is_dataclass(s.default) for f in fields(s.default)}

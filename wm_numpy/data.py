@@ -4,17 +4,20 @@ The one time convention: an episode of T steps has T+1 frames and T actions. act
 reward[t] and done[t] are what that very action brought, and frame[t+1] is what it led to. A file is one structured
 array of T+1 records, of which the last has a frame alone.
 
-Nothing is held in memory but file names and lengths. A batch is a pure function of (seed, update): so training goes
-on after a kill without any generator to restore.
+Nothing is held in memory but file names and lengths. A batch is drawn at random, and is a pure function of
+(seed, update): so training goes on after a kill without any generator to restore.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
+
+from .core import reparameterize_forward
+
+RENAMED = {"starts": "initial_latents", "vector": "theta"}  # arrays of older run folders
 
 
 class DataError(ValueError):
@@ -45,7 +48,7 @@ def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+            arrays = {RENAMED.get(name, name): x for name, x in file.items()}
         for name, shape in shapes.items():
             if name not in arrays:
                 raise ValueError(f"it has no {name!r}")
@@ -68,43 +71,70 @@ def frame_dtype(action_size: int) -> np.dtype:
     return np.dtype([("frame", "u1", (64, 64, 3)), action, ("reward", "f4"), ("done", "?"), ("seen", "?")])
 
 
-def series_dtype(z_size: int, action_size: int) -> np.dtype:
-    """A record of a series: an episode whose frames have become (mu, logvar)."""
-    return np.dtype([("mu", "f4", (z_size,)), ("logvar", "f4", (z_size,)), *frame_dtype(action_size).descr[1:]])
+def series_dtype(z_size: int, action_size: int, value: bool = False) -> np.dtype:
+    """A record of a series: an episode whose frames have become (mu, logvar); `value`: with the discounted returns."""
+    code = [("mu", "f4", (z_size,)), ("logvar", "f4", (z_size,))]
+    return np.dtype(code + frame_dtype(action_size).descr[1:] + [("value", "f4")] * value)
 
 
-def encoded(episode: np.ndarray, encode: Callable) -> np.ndarray:
-    """The series of an episode; encode: frames -> mu, logvar, V's."""
-    mu, logvar = encode(episode["frame"])
-    series = np.zeros(len(episode), series_dtype(mu.shape[1], episode["action"].shape[1]))
-    series["mu"], series["logvar"] = mu, logvar
-    for name in series.dtype.names[2:]:
+def encoded(episode: np.ndarray, dtype: np.dtype, encode: Callable, gamma: float = 0.0) -> np.ndarray:
+    """The series of an episode, of a series_dtype; encode: frames -> mu, logvar, V's; gamma: discount of the value."""
+    series = np.zeros(len(episode), dtype)
+    series["mu"], series["logvar"] = encode(episode["frame"])
+    for name in episode.dtype.names[1:]:
         series[name] = episode[name]
+    if "value" in dtype.names:
+        series["value"] = discounted(episode["reward"][:-1], gamma, ended=episode["done"][-2])
     return series
 
 
-class Recorder(gym.Wrapper):
-    """Keeps the running episode of a 64x64 environment in memory, for `save`."""
+def discounted(reward: np.ndarray, gamma: float, ended: bool, least: float = 0.05) -> np.ndarray:
+    """reward (T,) -> value (T + 1,): value[t] = reward[t] + gamma value[t + 1], what is still to come at frame t.
+
+    Nothing comes after an end. Where an episode was cut, the future is not known: NaN for the last frames, those at
+    which more than a share `least` of a steady reward would still be missing.
+    """
+    value = np.zeros(len(reward) + 1)
+    for t in reversed(range(len(reward))):
+        value[t] = reward[t] + gamma * value[t + 1]
+    if not ended:
+        missing = gamma ** np.arange(len(reward), -1, -1)  # (T + 1,)
+        value[missing > least] = np.nan
+    return value
+
+
+class Recorder:
+    """An environment whose running episode can be saved; `keep`: hold its frames for that."""
+
+    def __init__(self, env):
+        self.env, self.keep = env, False
 
     def reset(self, **kwargs):
+        """As the environment's."""
         frame, info = self.env.reset(**kwargs)
         self._frames, self._steps = [frame], []
         return frame, info
 
-    def step(self, action):
+    def step(self, action: np.ndarray):
+        """As the environment's. What is kept as reward is what M learns to predict: info["reward"], if it is there."""
         frame, reward, terminated, truncated, info = self.env.step(action)
-        self._frames.append(frame)
-        self._steps.append((action, reward, terminated))
+        if self.keep:
+            self._frames.append(frame)
+            self._steps.append((action, info.get("reward", reward), terminated))
         return frame, reward, terminated, truncated, info
 
     def save(self, path: Path) -> None:
         """Write the episode."""
-        records = np.zeros(len(self._frames), frame_dtype(self.env.action_space.shape[0]))
+        records = np.zeros(len(self._frames), frame_dtype(len(self._steps[0][0])))
         records["frame"] = self._frames
         records["action"][:-1], records["reward"][:-1], records["done"][:-1] = zip(*self._steps, strict=True)
         records["seen"] = True
-        records["seen"][-1] = self.env.unwrapped.terminal_frame or not records["done"][-2]
+        records["seen"][-1] = self.env.unwrapped.shows_end or not records["done"][-2]
         write(path, records)
+
+    def close(self) -> None:
+        """As the environment's."""
+        self.env.close()
 
 
 class Records:
@@ -132,68 +162,94 @@ class Records:
     def read(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Records start:stop of file i."""
         count = (self.steps[i] + 1 if stop is None else stop) - start
-        with open(self.paths[i], "rb", buffering=0) as file:
-            # 25 us for a frame; mapped or by np.load 430, most of them to parse the header again
-            data = os.pread(file.fileno(), count * self.dtype.itemsize, self._offsets[i] + start * self.dtype.itemsize)
+        with open(self.paths[i], "rb", buffering=0) as file:  # np.load takes 20 times as long, to parse the header
+            file.seek(self._offsets[i] + start * self.dtype.itemsize)
+            data = file.read(count * self.dtype.itemsize)
         if len(data) != count * self.dtype.itemsize:
             raise DataError(f"{self.paths[i]} is cut short: delete it and repeat the command")
         return np.frombuffer(data, self.dtype)
 
 
 class FrameBatches:
-    """update -> (batch, 64, 64, 3) uint8: every frame once per epoch, in an order drawn from (seed, epoch)."""
+    """update -> (batch, 64, 64, 3) uint8: frames drawn at random.
 
-    def __init__(self, episodes: Records, batch: int, seed: tuple[int, ...]):
-        self.episodes, self.seed, self._epoch = episodes, seed, -1
-        self.ends = np.cumsum(episodes.frames)
-        self.batch = min(batch, int(self.ends[-1]))
-        self.per_epoch = int(self.ends[-1]) // self.batch
+    weights (files,): how much the frames of a file count; all alike when None.
+    """
+
+    def __init__(self, episodes: Records, batch: int, seed: tuple[int, ...], weights: np.ndarray | None = None):
+        self.episodes, self.batch, self.seed = episodes, batch, seed
+        self.per_epoch = max(1, int(episodes.frames.sum()) // batch)
+        self.ends = _cumulative(episodes.frames, weights)
 
     def __call__(self, update: int) -> np.ndarray:
-        epoch, k = divmod(update, self.per_epoch)
-        if epoch != self._epoch:
-            rng = np.random.default_rng([*self.seed, epoch])
-            self._epoch, self._order = epoch, rng.permutation(int(self.ends[-1])).astype(np.uint32)
-        chosen = self._order[k * self.batch : (k + 1) * self.batch]
-        files = np.searchsorted(self.ends, chosen, side="right")
-        offsets = chosen - (self.ends - self.episodes.frames)[files]
-        return np.concatenate([self.episodes.read(f, o, o + 1)["frame"] for f, o in zip(files, offsets, strict=True)])
+        rng = np.random.default_rng([*self.seed, update])
+        files = np.searchsorted(self.ends, rng.random(self.batch), side="right")
+        at = rng.integers(self.episodes.frames[files])
+        return np.concatenate([self.episodes.read(f, t, t + 1)["frame"] for f, t in zip(files, at, strict=True)])
 
 
 class SeriesBatches:
-    """update -> a batch for MDNRNN.loss_and_grad: windows of `window` steps, each step once per epoch.
+    """update -> a batch for MDNRNN.loss_and_grad: windows of `window` steps, z drawn anew (authors' rnn.py).
 
-    The series of an epoch, shuffled, are joined into one stream that is cut into windows; where one begins inside
-    a window the restart flag is 1. z is drawn anew from (mu, logvar) every time (authors' rnn.py).
+    A window begins anywhere in an episode. Where that ends, the beginning of another follows, the restart flag 1.
+    weights (files,): how much the steps of a file count; all alike when None.
     """
 
-    def __init__(self, series: Records, batch: int, window: int, seed: tuple[int, ...]):
-        self.series, self.seed, self._epoch = series, seed, -1
-        total = int(series.steps.sum())
-        self.window = min(window, total)
-        self.batch = min(batch, total // self.window)
-        self.per_epoch = total // self.window // self.batch
+    def __init__(
+        self, series: Records, batch: int, window: int, seed: tuple[int, ...], weights: np.ndarray | None = None
+    ):
+        self.series, self.batch, self.window, self.seed = series, batch, window, seed
+        self.per_epoch = max(1, int(series.steps.sum()) // (batch * window))
+        self.by_steps = _cumulative(series.steps, weights)  # for the first episode of a window
+        self.by_files = _cumulative(np.ones(len(series.steps)), weights)  # for those that follow
 
     def __call__(self, update: int) -> dict[str, np.ndarray]:
-        epoch, k = divmod(update, self.per_epoch)
-        if epoch != self._epoch:
-            rng = np.random.default_rng([*self.seed, epoch])
-            self._epoch, self._files = epoch, rng.permutation(len(self.series.steps))
-            self._ends = np.cumsum(self.series.steps[self._files])
-            self._windows = rng.permutation(int(self._ends[-1]) // self.window)
-        rng = np.random.default_rng([*self.seed, epoch, k])
-        parts = [p for w in self._windows[k * self.batch : (k + 1) * self.batch] for p in self._parts(w, rng)]
+        rng = np.random.default_rng([*self.seed, update])
+        parts = [part for _ in range(self.batch) for part in self._window(rng)]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return {name: x.reshape(self.batch, self.window, *x.shape[1:]) for name, x in joined.items()}
 
-    def _parts(self, window: int, rng: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
-        """The transitions of a window, file by file."""
-        start, stop = window * self.window, (window + 1) * self.window
-        first, last = np.searchsorted(self._ends, (start, stop - 1), side="right")
-        for file, end in zip(self._files[first : last + 1], self._ends[first : last + 1], strict=True):
-            begin = end - self.series.steps[file]
-            a, b = max(start, begin), min(stop, end)
-            yield transitions(self.series.read(file, a - begin, b - begin + 1), rng, restart=a == begin)
+    def moment(self, rng: np.random.Generator) -> tuple[int, int]:
+        """A file and a step of it, at random."""
+        file = int(np.searchsorted(self.by_steps, rng.random(), side="right"))
+        return file, int(rng.integers(self.series.steps[file]))
+
+    def _window(self, rng: np.random.Generator) -> list[dict[str, np.ndarray]]:
+        """The transitions of a window, episode by episode."""
+        file, start = self.moment(rng)
+        parts, missing = [], self.window
+        while missing:
+            count = min(missing, int(self.series.steps[file]) - start)
+            parts.append(transitions(self.series.read(file, start, start + count + 1), rng, restart=start == 0))
+            missing -= count
+            file, start = int(np.searchsorted(self.by_files, rng.random(), side="right")), 0
+        return parts
+
+    def memories(self, n: int, steps: int) -> dict[str, np.ndarray]:
+        """n recorded moments with the steps before each, for M to be warmed by -> arrays (n, steps + 1, ...).
+
+        mu and logvar of the moment itself are the last; where an episode was younger, what stands before its first
+        step is zeros, and restart is 1 at that step.
+        """
+        rng = np.random.default_rng([*self.seed, 1])
+        arrays = {name: [] for name in ("mu", "logvar", "action", "restart")}
+        for _ in range(n):
+            file, at = self.moment(rng)
+            first = max(0, at - steps)
+            records = self.series.read(file, first, at + 1)
+            restart = np.zeros(len(records), np.float32)
+            restart[0] = first == 0
+            missing = steps + 1 - len(records)
+            for name, kept in arrays.items():
+                x = restart if name == "restart" else records[name]
+                kept.append(np.concatenate([np.zeros((missing, *x.shape[1:]), np.float32), x]))
+        return {name: np.stack(kept) for name, kept in arrays.items()}
+
+
+def _cumulative(sizes: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Sizes and weights of files (files,) -> where a uniform number in [0, 1) finds each of them."""
+    shares = np.cumsum(sizes if weights is None else sizes * weights)
+    return shares / shares[-1]
 
 
 def transitions(records: np.ndarray, rng: np.random.Generator, restart: bool) -> dict[str, np.ndarray]:
@@ -201,10 +257,11 @@ def transitions(records: np.ndarray, rng: np.random.Generator, restart: bool) ->
 
     z is drawn from N(mu, exp(logvar)); `restart`: the first step begins an episode.
     """
-    z = records["mu"] + np.exp(records["logvar"] / 2) * rng.standard_normal(records["mu"].shape, np.float32)
+    noise = rng.standard_normal(records["mu"].shape, np.float32)
+    z, _ = reparameterize_forward(records["mu"], records["logvar"], noise)
     starts = np.zeros(len(records) - 1, np.float32)
     starts[0] = restart
-    return {
+    parts = {
         "z": z[:-1],
         "z_next": z[1:],
         "action": records["action"][:-1],
@@ -213,3 +270,7 @@ def transitions(records: np.ndarray, rng: np.random.Generator, restart: bool) ->
         "restart": starts,
         "z_mask": records["seen"][1:].astype(np.float32),
     }
+    if "value" in records.dtype.names:  # of the frame that the step led to
+        known = np.isfinite(records["value"][1:])
+        parts |= {"value": np.nan_to_num(records["value"][1:]), "value_mask": known.astype(np.float32)}
+    return parts

@@ -19,6 +19,8 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
+from .tasks import TASKS
+
 FRAME = (64, 64, 3)  # what V sees
 
 
@@ -56,11 +58,14 @@ def resizer(height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
 # ------------------------------------- policies of one episode that see nothing: policy() -> action (A,) float32
 
 
-def _walk(action: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Brownian: da ~ sqrt(1/50) N(0, 1), clipped to [-1, 1]. White noise would never leave CarRacing's start."""
+def _walk(action: np.ndarray, rng: np.random.Generator, repeat: int) -> Iterator[np.ndarray]:
+    """Brownian: da ~ sqrt(dt) N(0, 1), clipped to [-1, 1], dt the seconds of a step at 50 frames a second.
+
+    White noise would never leave CarRacing's start.
+    """
     while True:
         yield action
-        action = (action + np.sqrt(1 / 50) * rng.standard_normal(len(action))).clip(-1, 1).astype(np.float32)
+        action = (action + np.sqrt(repeat / 50) * rng.standard_normal(len(action))).clip(-1, 1).astype(np.float32)
 
 
 def _hold(action_size: int, rng: np.random.Generator, longest: int) -> Iterator[np.ndarray]:
@@ -79,18 +84,20 @@ def _swing(action: np.ndarray, steps: int) -> Iterator[np.ndarray]:
         action, left = -action, steps
 
 
-def random_policy(task: str, rng: np.random.Generator, hold: int = 0, long_hold: int = 0) -> Callable[[], np.ndarray]:
+def random_policy(
+    task: str, rng: np.random.Generator, hold: int = 0, long_hold: int = 0, repeat: int = 1
+) -> Callable[[], np.ndarray]:
     """At hold 0 a uniform action at every step, what scores are compared with; else the policy that collects data.
 
     That is Brownian for CarRacing, for Doom uniform and held for up to so many steps, or for up to long_hold in half
-    of the episodes.
+    of the episodes. A step is `repeat` frames.
     """
     if long_hold and rng.random() < 0.5:
         hold = long_hold
-    size = _class_of(task).action_size
+    size = _class_of(task).facts.action_size
     if hold and task == "carracing":
         first = rng.uniform(-1, 1, size)  # drawn now: a repeated episode draws its seed before the policy acts
-        return partial(next, _walk(first.astype(np.float32), rng))
+        return partial(next, _walk(first.astype(np.float32), rng, repeat))
     return partial(next, _hold(size, rng, hold or 1))
 
 
@@ -114,35 +121,43 @@ class Task(gym.Env):
     """What both share. A task opens `game`; `_start` and `_act` are its reset and step, and give `crop`.
 
     Observation Space: `Box(0, 255, (64, 64, 3), uint8)`: `crop` shrunk by `resizer`; kept in `frame`.
-    Episode End: as the task says; truncated after `max_steps`.
-    Arguments: `render_mode`: None or "rgb_array", the game's own large picture; `max_steps`.
+    Rewards: the game's own, summed over the frames of a step.
+    Episode End: as the task says; truncated after `max_steps` frames.
+    Arguments: `render_mode`: None or "rgb_array", the game's own large picture; `max_steps`: in frames; `repeat`:
+        frames that an action lasts, of which the last is drawn. `frames` counts those of the episode.
     """
 
-    def __init__(self, render_mode: str | None = None, max_steps: int | None = None):
-        self.render_mode, self.max_steps = render_mode, max_steps or self.max_steps
-        self.action_space = gym.spaces.Box(-1, 1, (self.action_size,), np.float32)
+    def __init__(self, render_mode: str | None = None, max_steps: int | None = None, repeat: int = 1):
+        self.render_mode, self.repeat = render_mode, repeat
+        self.max_steps = max_steps or self.facts.max_steps
+        self.shows_end = self.facts.shows_end
+        self.action_space = gym.spaces.Box(-1, 1, (self.facts.action_size,), np.float32)
         self.observation_space = gym.spaces.Box(0, 255, FRAME, np.uint8)
         self._resize = resizer(*self.crop_size)
         try:
             self._open()
         except (ImportError, gym.error.DependencyNotInstalled) as error:
-            mend = f"run `pip install {self.packages}`"
+            mend = f"run `pip install {self.facts.packages}`"
             raise ImportError(f"{type(self).__name__} misses a package ({error}): {mend}.") from error
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
-        self.steps = 0
+        self.frames = 0
         with self._alive():
             self.crop, info = self._start()
         self.frame = self._resize(self.crop)
         return self.frame, info
 
     def step(self, action: np.ndarray):
+        action = np.asarray(action, np.float64)
+        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            raise ValueError(f"an action of {self.name} is {self.action_space.shape} finite numbers, not {action}")
+        count = min(self.repeat, self.max_steps - self.frames)
         with self._alive():
-            self.crop, reward, terminated, _, info = self._act(*np.asarray(action, np.float64).tolist())
-        self.steps += 1
+            self.crop, reward, terminated, info = self._act(action, count)
+        self.frames += count
         self.frame = self._resize(self.crop)
-        truncated = not terminated and self.steps >= self.max_steps
+        truncated = not terminated and self.frames >= self.max_steps
         return self.frame, float(reward), terminated, truncated, info
 
     @contextmanager
@@ -150,7 +165,7 @@ class Task(gym.Env):
         try:
             yield
         except self.deaths as error:  # how the game reports that it is broken
-            raise EnvironmentDied(f"The game of {self.task} has died ({error!r}): make a new environment.") from error
+            raise EnvironmentDied(f"The game of {self.name} has died ({error!r}): make a new environment.") from error
 
     def close(self):
         self.game.close()
@@ -164,12 +179,13 @@ class CarRacing(Task):
     Observation Space: rows 0-83 of gymnasium's 96 x 96 frame (below lie speed and score), shrunk to 64 x 64. `crop` is
         the unshrunk (84, 96, 3), equal to gymnasium's pixel for pixel.
     Rewards: -0.1 per frame, +1000 / N for each of the N tiles when first visited; -100 in place of both for leaving.
+        info["reward"] is the number of tiles newly visited: what M learns to predict.
     Starting State: at rest on a new random track; the camera zooms in during the first 50 frames.
-    Episode End: terminated after the lap or off the field; truncated after 1,000 steps.
+    Episode End: terminated after the lap or off the field; truncated after 1,000 frames.
     """
 
-    task, packages, max_steps, action_size, solved_at = "carracing", "box2d pygame-ce", 1000, 3, 900
-    crop_size, terminal_frame = (84, 96), True  # the observation of the last step shows the end
+    name, facts = "carracing", TASKS["carracing"]
+    crop_size = (84, 96)
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}
     deaths = (AssertionError, RuntimeError, SystemError)  # Box2D's
 
@@ -180,10 +196,24 @@ class CarRacing(Task):
 
     def _start(self):
         self.game.np_random = self.np_random  # one generator, so that one seed decides everything
+        self._tiles = 0  # that have been paid for; the car stands on the first, and the first step pays
         return self.game.reset()
 
-    def _act(self, steer, gas, brake):
-        return self.game.step(np.array([steer, (gas + 1) / 2, np.clip(brake, 0, 1)]))
+    def _act(self, action, count):
+        steer, gas, brake = action
+        controls = np.array([steer, (gas + 1) / 2, np.clip(brake, 0, 1)])
+        total = 0.0
+        for k in range(count):
+            self.game.blind = k < count - 1
+            crop, reward, terminated, _, info = self.game.step(controls)
+            total += reward
+            if terminated:
+                break
+        if self.game.blind:  # it ended before the frame that is drawn
+            self.game.blind = False
+            crop = self.game._render("state_pixels")
+        before, self._tiles = self._tiles, self.game.tile_visited_count
+        return crop, total, terminated, info | {"reward": self._tiles - before}
 
     def render(self):
         return self.game.render()
@@ -192,18 +222,18 @@ class CarRacing(Task):
 class TakeCover(Task):
     """Stay alive while monsters throw fireballs from the other end of the room.
 
-    Description: ViZDoom's take_cover scenario as VizdoomTakeCover-v1 of gymnasium runs it (one tic per step, skill 4,
+    Description: ViZDoom's take_cover scenario as VizdoomTakeCover-v1 of gymnasium runs it (one tic per frame, skill 4,
         RGB, no HUD), driven directly: the same seed gives the same game.
     Action Space: `Box(-1, 1, (1,), float32)`: a < -1/3 moves left, a > 1/3 right, else stay.
     Observation Space: the upper 5/6 of the screen (the paper's 400 of 480 rows), shrunk to 64 x 64.
-    Rewards: +1 for each step survived.
+    Rewards: +1 for each tic survived.
     Starting State: in the middle of the room; the seed decides where and when monsters appear.
-    Episode End: terminated by death; truncated after 2,100 steps (the scenario itself has no timeout). ViZDoom shows
-        nothing after death: the observation of the last step repeats the one before (`terminal_frame` is False).
+    Episode End: terminated by death; truncated after 2,100 tics (the scenario itself has no timeout). ViZDoom shows
+        nothing after death: the observation of the last step repeats the one before (`shows_end` is False).
     """
 
-    task, packages, max_steps, action_size, solved_at = "doom", "vizdoom", 2100, 1, 750
-    crop_size, terminal_frame = (100, 160), False
+    name, facts = "doom", TASKS["doom"]
+    crop_size = (100, 160)
     metadata = {"render_modes": ["rgb_array"], "render_fps": 35}
 
     def _open(self):
@@ -238,12 +268,13 @@ class TakeCover(Task):
         self.screen = self.game.get_state().screen_buffer
         return self.screen[:100], {}
 
-    def _act(self, a):
-        reward = self.game.make_action([a < -1 / 3, a > 1 / 3])
+    def _act(self, action, count):
+        (side,) = action
+        reward = self.game.make_action([side < -1 / 3, side > 1 / 3], count)
         terminated = self.game.is_episode_finished()
         if not terminated:
             self.screen = self.game.get_state().screen_buffer
-        return self.screen[:100], reward, terminated, False, {}
+        return self.screen[:100], reward, terminated, {}
 
     def render(self):
         return self.screen.repeat(4, axis=0).repeat(4, axis=1) if self.render_mode else None
@@ -294,9 +325,9 @@ def _class_of(task: str) -> type[Task]:
     return ENVIRONMENTS[task]
 
 
-def make_env(task: str, render_mode: str | None = None) -> Task:
+def make_env(task: str, render_mode: str | None = None, repeat: int = 1) -> Task:
     """The environment of "carracing" or "doom"; ImportError names the package that it misses."""
-    return _class_of(task)(render_mode=render_mode)
+    return _class_of(task)(render_mode=render_mode, repeat=repeat)
 
 
 for _task in ENVIRONMENTS.values():

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import agent as agents
-from .agent import Agent
+from .agent import Agent, load_config, new_mdnrnn, new_vae, run_folder, theta_size
 from .cmaes import CMAES
-from .config import Config, flat, from_flat
+from .config import Config, Training, flat, from_flat
+from .core import Params
 from .data import (
     DataError,
     FrameBatches,
@@ -31,16 +31,18 @@ from .data import (
     series_dtype,
     write,
 )
-from .envs import ENVIRONMENTS, random_policy
+from .envs import random_policy
 from .rollout import GROUP, blind_rollouts, dream_rollouts, real_rollouts
+from .tasks import TASKS
 from .train import RunError, evolve, fit
 
 STAGES = ("collect", "vae", "encode", "mdnrnn", "evolve", "evaluate")
 # what makes a stage complete; nothing but M reads what V encodes
 RESULTS = {"vae": "vae.npz", "encode": "mdnrnn.npz", "mdnrnn": "mdnrnn.npz", "evolve": "controller.npz"}
 PURPOSES = ("collect", "evolve", "check", "evaluate")  # seeds of one purpose are used for no other
-LENGTHS = {"doom": (320, 800), "carracing": (1000, 1000)}  # steps of a random and of an agent's episode, for the disk
-STARTS = 1000  # recorded first frames that M keeps to start dreams from
+MEAN_OF = 2000  # frames whose mean V is centred on, and whose distance from it tells the foreground
+STARTS = 1000  # recorded first frames, and as many recorded moments, that M keeps to start dreams from
+WARM = 24  # steps that M sees of an episode before a recorded moment
 
 
 def episode_seeds(purpose: str, n: int, *key: int) -> np.ndarray:
@@ -51,7 +53,13 @@ def episode_seeds(purpose: str, n: int, *key: int) -> np.ndarray:
 
 def collecting_policy(config: Config) -> Callable:
     """rng -> the random policy of one episode, as the first round collects with it."""
-    return partial(random_policy, config.task, hold=config.collect.hold, long_hold=config.collect.long_hold)
+    c = config.collect
+    return partial(random_policy, config.task, hold=c.hold, long_hold=c.long_hold, repeat=config.repeat)
+
+
+def later(round_: int, first: float, other: float) -> float:
+    """A setting of the first round, or what it is in the others: the same where that is 0."""
+    return first if round_ == 1 or not other else other
 
 
 def score(returns: np.ndarray) -> dict[str, float]:
@@ -82,10 +90,10 @@ class Log:
 
     @contextmanager
     def progress(self, stage: str, round_: int, total: int, unit: str):
-        """Gives `tell(done, **figures)`; prints about twice a second on a terminal, now and then in a log."""
+        """Gives `report(done, **figures)`; prints about twice a second on a terminal, now and then in a log."""
         start, shown, kept, text, pace, first = time.monotonic(), 0.0, 0.0, "", "", None
 
-        def tell(done: int, /, **figures) -> None:
+        def report(done: int, /, **figures) -> None:
             nonlocal shown, kept, text, pace, first
             now, last = time.monotonic(), done >= total
             first = first or (done, now)  # what a resumed stage had done before is not of this pace
@@ -103,7 +111,7 @@ class Log:
                 self.record(stage=stage, round=round_, step=done, **figures)
                 kept = now
 
-        yield tell
+        yield report
         if text:
             self.line(f"{text.rstrip()}  ({time.monotonic() - start:.0f} s)")
 
@@ -118,9 +126,10 @@ class Experiment:
         self.config, self.folder, self.episodes = config, folder, folder / "episodes"
         path, mine = folder / "config.json", flat(config)
         if path.exists():
-            theirs = flat(agents.load_config(folder))
+            theirs = flat(load_config(folder))
             free = {"rounds"} if mine["rounds"] >= theirs["rounds"] else set()  # a run can go on for more rounds
-            free |= {"later_size"} if theirs["rounds"] == 1 else set()
+            if theirs["rounds"] == 1:
+                free |= {key for key in mine if ".later_" in key}
             other = [k for k in mine if mine[k] != theirs[k] and k not in free]
             if other:
                 what = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in other[:3])
@@ -129,18 +138,31 @@ class Experiment:
             raise RunError(f"{folder} is not empty and not a run folder: choose another --out")
         write(path, mine)
         self.log = Log(folder)
-        actions = ENVIRONMENTS[config.task].action_size
-        self.frame_dtype, self.series_dtype = frame_dtype(actions), series_dtype(config.vae.z_size, actions)
+        actions = TASKS[config.task].action_size
+        self.frame_dtype = frame_dtype(actions)
+        self.series_dtype = series_dtype(config.vae.z_size, actions, config.mdnrnn.value_head)
 
     def disk_needed(self) -> float:
         """Bytes, about, of all rounds' episodes and of one round's series."""
-        episodes, (random, agent) = self.config.collect.episodes, LENGTHS[self.config.task]
-        steps = random * episodes + agent * self._sized(episodes, 2) * (self.config.rounds - 1)
-        return steps * (self.frame_dtype.itemsize + self.series_dtype.itemsize) + 200e6
+        random, agent = TASKS[self.config.task].lengths
+        frames = random * self._episodes(1) + agent * self._episodes(2) * (self.config.rounds - 1)
+        return frames / self.config.repeat * (self.frame_dtype.itemsize + self.series_dtype.itemsize) + 200e6
 
-    def _sized(self, n: int, round_: int) -> int:
-        """What the first round does n times, as often as this round does it."""
-        return n if round_ == 1 else max(1, round(n * self.config.later_size))
+    def _episodes(self, round_: int) -> int:
+        """How many a round collects."""
+        return later(round_, self.config.collect.episodes, self.config.collect.later_episodes)
+
+    def _weights(self, files: int, c: Training) -> np.ndarray | None:
+        """How much each of the first `files` episodes counts in a batch: rounds have equal shares, where asked."""
+        if not c.fair:
+            return None
+        weights = np.zeros(files)
+        first = 0
+        for round_ in range(1, self.config.rounds + 1):
+            last = first + self._episodes(round_)
+            weights[first:last] = 1 / (last - first)
+            first = last
+        return weights
 
     def run(self, stages: Sequence[str] = STAGES) -> None:
         """These stages of every round, those that are complete left out."""
@@ -166,8 +188,9 @@ class Experiment:
         return self.config.seed, round_, STAGES.index(stage)
 
     def _collect(self, round_: int) -> None:
-        c, n = self.config, self._sized(self.config.collect.episodes, round_)
-        before = sum(self._sized(c.collect.episodes, r) for r in range(1, round_))
+        """Play this round's episodes: random ones, later the agent's own with noise."""
+        c, n = self.config, self._episodes(round_)
+        before = sum(self._episodes(r) for r in range(1, round_))
         paths = [self.episodes / f"{before + i:06d}.npy" for i in range(n)]
         # Agents play in groups of fixed members, so a group with a file missing is played again as a whole.
         size = 1 if round_ == 1 else GROUP
@@ -176,86 +199,131 @@ class Experiment:
         if not missing:
             return
         if round_ == 1:
-            agent, how = None, {"min_length": c.collect.min_length, "make_policy": collecting_policy(c)}
+            agent = None
+            how = {"min_length": c.collect.min_length, "make_policy": collecting_policy(c), "repeat": c.repeat}
         else:
-            agent, how = agents.load(self.folder), {"noise": c.collect.noise}
-        seeds, how["paths"] = episode_seeds("collect", n, c.seed, round_)[missing], [paths[i] for i in missing]
+            agent = Agent.load(self.folder)
+            how = {"noise": c.collect.noise, "spread": c.collect.spread}
+        how["paths"] = [paths[i] for i in missing]
+        seeds = episode_seeds("collect", n, c.seed, round_)[missing]
         play(c.task, agent, seeds, self.log, "collect", round_, n - len(missing), **how)
 
     def _vae(self, round_: int) -> None:
-        seed = self._seed("vae", round_)
-        v = agents.new_vae(self.config, np.random.default_rng(seed))
-        batches = FrameBatches(Records(self.episodes, self.frame_dtype), self.config.vae.batch, seed)
+        """Train V on the frames of all episodes so far."""
+        c, seed = self.config.vae, self._seed("vae", round_)
+        v = new_vae(self.config, np.random.default_rng(seed))
+        episodes = Records(self.episodes, self.frame_dtype)
+        batches = FrameBatches(episodes, c.batch, seed, self._weights(len(episodes.paths), c))
+        some = FrameBatches(episodes, MEAN_OF, (*seed, 2))(0)
+        mean = some.mean(axis=0, dtype=np.float32) / 255  # (64, 64, 3)
+        if c.start == "he":
+            v.centre(mean.mean(axis=(0, 1)))
 
         def loss_and_grad(update: int):
             frames, rng = batches(update), np.random.default_rng([*seed, update, 1])
-            return v.loss_and_grad(frames, rng.standard_normal((len(frames), v.config.z_size), np.float32))
+            noise = rng.standard_normal((len(frames), c.z_size), np.float32)
+            weight = None
+            if c.foreground:
+                weight = 1 + c.foreground * np.mean((frames / np.float32(255) - mean) ** 2, axis=3)
+            return v.loss_and_grad(frames, noise, weight)
 
         self._fit("vae", round_, v.params, loss_and_grad, batches.per_epoch)
 
     def _encode(self, round_: int) -> None:
+        """Turn every frame of every episode into V's (mu, logvar)."""
         folder, episodes = self.folder / "series" / str(round_), Records(self.episodes, self.frame_dtype)
         missing = [i for i, path in enumerate(episodes.paths) if not (folder / path.name).exists()]
         if not missing:
             return
-        v = agents.new_vae(self.config)
+        v = new_vae(self.config)
         v.params.flat[:] = read_arrays(self.folder / "vae.npz", params=v.params.flat.shape)["params"]
         for old in (self.folder / "series").glob("*"):
             if old.name != folder.name:
                 shutil.rmtree(old)  # of an older V
         done = np.cumsum(episodes.steps[missing])
-        with self.log.progress("encode", round_, int(done[-1]), "frames") as tell:
+        with self.log.progress("encode", round_, int(done[-1]), "frames") as report:
             for i, frames in zip(missing, done, strict=True):
-                write(folder / episodes.paths[i].name, encoded(episodes.read(i), v.encode))
-                tell(int(frames))
+                write(
+                    folder / episodes.paths[i].name,
+                    encoded(episodes.read(i), self.series_dtype, v.encode, self.config.mdnrnn.gamma),
+                )
+                report(int(frames))
 
     def _mdnrnn(self, round_: int) -> None:
+        """Train M on the series of all episodes so far, and keep where dreams can begin."""
         c, seed = self.config.mdnrnn, self._seed("mdnrnn", round_)
-        m = agents.new_mdnrnn(self.config, np.random.default_rng(seed))
+        m = new_mdnrnn(self.config, np.random.default_rng(seed))
         series = Records(self.folder / "series" / str(round_), self.series_dtype)
-        batches = SeriesBatches(series, c.batch, c.window, seed)
-        firsts = np.concatenate([series.read(i, 0, 1) for i in range(min(STARTS, len(series.paths)))])
-        starts = np.stack([firsts["mu"], firsts["logvar"]])
-        self._fit("mdnrnn", round_, m.params, lambda u: m.loss_and_grad(batches(u)), batches.per_epoch, starts=starts)
+        batches = SeriesBatches(series, c.batch, c.window, seed, self._weights(len(series.paths), c))
 
-    def _fit(self, stage: str, round_: int, params, loss_and_grad: Callable, per_epoch: int, **more) -> None:
-        """Fit V or M, from where the round before left it."""
+        def starts() -> dict[str, np.ndarray]:
+            firsts = np.concatenate([series.read(i, 0, 1) for i in range(min(STARTS, len(series.paths)))])
+            moments = batches.memories(STARTS, WARM)
+            state = m.initial_state(STARTS)
+            for t in range(WARM):
+                state = m.step(moments["mu"][:, t], moments["action"][:, t], state, moments["restart"][:, t])
+            first = moments["restart"][:, -1:] == 1  # a moment that is the first of its episode has no past
+            state = tuple(np.where(first, 0, part) for part in state)
+            return {
+                "initial_latents": np.stack([firsts["mu"], firsts["logvar"]]),
+                "memory_z": np.stack([moments["mu"][:, -1], moments["logvar"][:, -1]]),
+                "memory_h": state[0],
+                "memory_c": state[1],
+            }
+
+        self._fit("mdnrnn", round_, m.params, lambda u: m.loss_and_grad(batches(u)), batches.per_epoch, starts)
+
+    def _fit(
+        self,
+        stage: str,
+        round_: int,
+        params: Params,
+        loss_and_grad: Callable,
+        per_epoch: int,
+        more: Callable[[], dict[str, np.ndarray]] = dict,
+    ) -> None:
+        """Fit V or M, from where the round before left it; `more` gives what else its file holds."""
         c, path = getattr(self.config, stage), self.folder / RESULTS[stage]
         if round_ > 1:
             params.flat[:] = read_arrays(path, params=params.flat.shape)["params"]
         first = c.updates or c.epochs * per_epoch
-        updates = self._sized(first, round_)
-        c = replace(c, decay=c.decay ** (first / updates))  # as deep in a shorter round
-        with self.log.progress(stage, round_, updates, "updates") as tell:
-            fit(params, loss_and_grad, updates, c, self._state(path, round_), tell)
-        self._finish(path, round_, params=params.flat, **more)
+        updates = later(round_, first, c.later_updates)
+        rate = later(round_, c.learning_rate, c.later_rate)
+        c = replace(c, learning_rate=rate, decay=c.decay ** (first / updates))  # it falls as deep in a shorter round
+        with self.log.progress(stage, round_, updates, "updates") as report:
+            fit(params, loss_and_grad, updates, c, self._state(path, round_), report)
+        self._finish(path, round_, params=params.flat, **more())
 
     def _evolve(self, round_: int) -> None:
+        """Evolve C in the dream or in reality, from the C of the round before."""
         c, path, seed = self.config.evolve, self.folder / RESULTS["evolve"], self._seed("evolve", round_)
-        size = agents.vector_size(self.config)
-        mean = np.zeros(size) if round_ == 1 else read_arrays(path, vector=(size,))["vector"]
-        agent = agents.load(self.folder, mean)
+        size = theta_size(self.config)
+        mean = np.zeros(size) if round_ == 1 else read_arrays(path, theta=(size,))["theta"]
+        agent = Agent.load(self.folder, mean)
+        worst = max(1, round(c.worst * c.episodes))
 
-        def real(vectors: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-            return real_rollouts(agent, vectors, seeds, self.log.line)[0]
+        def real(thetas: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+            return real_rollouts(agent, thetas, seeds, self.log.line)[0]
 
-        def fitness(vectors: np.ndarray, generation: int) -> np.ndarray:
+        def fitness(thetas: np.ndarray, generation: int) -> np.ndarray:
             seeds = episode_seeds("evolve", c.episodes, *seed, generation)
-            returns = real(vectors, seeds) if c.world == "real" else dream_rollouts(agent, vectors, seeds)[0]
-            return returns.mean(axis=1) - c.penalty * np.mean(vectors**2, axis=1)
+            returns = real(thetas, seeds) if c.world == "real" else dream_rollouts(agent, thetas, seeds)[0]
+            returns = np.sort(returns, axis=1)[:, :worst]
+            return returns.mean(axis=1) - c.penalty * np.mean(thetas**2, axis=1)
 
-        def check(vector: np.ndarray, generation: int) -> float:
+        def check(theta: np.ndarray, generation: int) -> float:
             seeds = episode_seeds("check", c.check_episodes, *seed)  # the same at every check: fewer lucky ones
-            return float(real(vector[None], seeds).mean())
+            return float(real(theta[None], seeds).mean())
 
-        cma, state = CMAES(mean, c.sigma, c.population, seed=seed), self._state(path, round_)
-        generations = self._sized(c.generations, round_)
-        with self.log.progress("evolve", round_, generations, "generations") as tell:
-            vector, generation = evolve(cma, fitness, generations, state, tell, check, c.check_every)
-        self._finish(path, round_, vector=vector, generation=np.array(generation))
+        sigma = later(round_, c.sigma, c.later_sigma)
+        cma, state = CMAES(mean, sigma, c.population, seed=seed), self._state(path, round_)
+        generations = later(round_, c.generations, c.later_generations)
+        with self.log.progress("evolve", round_, generations, "generations") as report:
+            theta, generation = evolve(cma, fitness, generations, state, report, check, c.check_every)
+        self._finish(path, round_, theta=theta, generation=np.array(generation))
 
     def _state(self, result: Path, round_: int) -> Path:
-        """Where a stage keeps what it needs to resume: a round's own, lest a later one take it up."""
+        """Where a stage keeps what it needs to resume: each round has its own, so that no later one takes it up."""
         return result.with_suffix(f".{round_}.state.npz")
 
     def _finish(self, result: Path, round_: int, **arrays: np.ndarray) -> None:
@@ -271,9 +339,9 @@ class Experiment:
         for who in ("random", "agent", "dream"):
             if who in results:
                 continue
-            agent = None if who == "random" else agents.load(self.folder)
+            agent = None if who == "random" else Agent.load(self.folder)
             if who == "dream":  # the same agent in its own dream
-                returns, _ = dream_rollouts(agent, agent.vector[None], episode_seeds("evaluate", n, c.seed))
+                returns, _ = dream_rollouts(agent, agent.theta[None], episode_seeds("evaluate", n, c.seed))
                 results[who] = score(returns) | {"tau": c.evolve.tau}
             else:
                 results[who] = evaluate(c.task, agent, n, c.seed, self.log, round_)
@@ -284,7 +352,7 @@ def read_results(path: Path) -> dict:
     """results.json of a run, as far as it has come."""
     try:
         results = json.loads(path.read_text())
-        if results["task"] not in ENVIRONMENTS:
+        if results["task"] not in TASKS:
             raise ValueError("not the results of a run")
         return results
     except FileNotFoundError:
@@ -299,8 +367,8 @@ def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:
     `run`: what agent.run_folder takes; `settings`: what differs, {"evolve.tau": 1.0, ...}. Where they change M, it is
     trained anew, on the series of that run.
     """
-    parent = agents.run_folder(run)
-    before = agents.load_config(parent)
+    parent = run_folder(run)
+    before = load_config(parent)
     experiment = Experiment(from_flat(flat(before) | settings | {"rounds": 1}), folder)
     shared = ["vae.npz", "mdnrnn.npz"] if experiment.config.mdnrnn == before.mdnrnn else ["vae.npz"]
     for name in shared:
@@ -325,13 +393,13 @@ def play(
     task: str, agent: Agent | None, seeds: np.ndarray, log: Log, stage: str, round_: int, done: int = 0, **options
 ) -> tuple[np.ndarray, np.ndarray]:
     """Real episodes of the agent, of the random policy when there is none -> returns, lengths; with progress."""
-    with log.progress(stage, round_, done + len(seeds), "episodes") as tell:
+    with log.progress(stage, round_, done + len(seeds), "episodes") as report:
 
         def progress(more: int) -> None:
             nonlocal done
             done += more
-            tell(done)
+            report(done)
 
         if agent is None:
             return blind_rollouts(task, seeds, log.line, progress, **options)
-        return real_rollouts(agent, agent.vector[None], seeds, log.line, progress, **options)
+        return real_rollouts(agent, agent.theta[None], seeds, log.line, progress, **options)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from .agent import Agent
-from .data import Records, encoded, frame_dtype, transitions
+from .data import Records, encoded, frame_dtype, series_dtype, transitions
 from .envs import fixed_policy, to_and_fro
 from .experiment import collecting_policy, episode_seeds, score
 from .rollout import blind_rollouts, real_rollouts, rollout
@@ -36,10 +36,12 @@ def held_out(agent: Agent, episodes: int) -> list[dict[str, np.ndarray]]:
     policy, rng, batches = collecting_policy(agent.config), np.random.default_rng([0, 99]), []
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i:06d}.npy" for i in range(episodes)]
-        blind_rollouts(agent.config.task, episode_seeds("check", episodes, 0, 99), paths=paths, make_policy=policy)
-        records = Records(Path(folder), frame_dtype(agent.m.action_size))
+        seeds, repeat = episode_seeds("check", episodes, 0, 99), agent.config.repeat
+        blind_rollouts(agent.config.task, seeds, paths=paths, make_policy=policy, repeat=repeat)
+        size = agent.m.action_size
+        records, dtype = Records(Path(folder), frame_dtype(size)), series_dtype(agent.config.vae.z_size, size)
         for i in range(episodes):
-            parts = transitions(encoded(records.read(i), agent.v.encode), rng, restart=True)
+            parts = transitions(encoded(records.read(i), dtype, agent.v.encode), rng, restart=True)
             batches.append({name: x[None] for name, x in parts.items()})
     return batches
 
@@ -82,7 +84,7 @@ def survival(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[tup
     first = np.eye(agent.m.action_size, dtype=np.float32)[0]
     policies = {"collecting": collecting_policy(agent.config)}
     policies |= {name: partial(fixed_policy, x * first) for name, x in (("left", -1), ("middle", 0), ("right", 1))}
-    policies["to and fro"] = partial(to_and_fro, first)
+    policies["to and fro"] = partial(to_and_fro, first, steps=120 // agent.config.repeat)
 
     def blind(make_policy: Callable) -> Callable:
         each = [make_policy(np.random.default_rng([0, i])) for i in range(episodes)]
@@ -90,9 +92,9 @@ def survival(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[tup
 
     for name in (*policies, "C"):
         if name == "C":
-            returns, lengths = (x[0] for x in real_rollouts(agent, agent.vector[None], seeds))
+            returns, lengths = (x[0] for x in real_rollouts(agent, agent.theta[None], seeds))
         else:
-            returns, lengths = blind_rollouts(task, seeds, make_policy=policies[name])
+            returns, lengths = blind_rollouts(task, seeds, make_policy=policies[name], repeat=agent.config.repeat)
         yield name, "reality", returns, lengths
         for tau in taus:
             act = agent.controller() if name == "C" else blind(policies[name])

@@ -17,19 +17,18 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from . import agent as agents
-from .agent import Agent
+from .agent import Agent, run_folder
 from .core import sigmoid
 from .data import DataError, Records, series_dtype
-from .envs import ENVIRONMENTS, EnvironmentDied, make_env, to_and_fro
+from .envs import EnvironmentDied, make_env, to_and_fro
 from .experiment import read_results
 from .serve import Server, WebSocket
+from .tasks import TASKS
 from .worlds import Dream, RealWorld, World
 
 TAUS = (0.05, 5.0)  # the temperatures that a page may ask for
 AHEAD = 8  # pictures on their way that the page has not shown: what a slow line may lag behind
 ASLEEP = 600  # seconds without a word from the page, after which its place is free again
-FIRST = {"carracing": 60, "doom": 100}  # step that a film begins at: CarRacing zooms in, monsters come one by one
 SECONDS, COLUMNS = 8, 10  # that a film lasts; pictures of a strip
 _opening = threading.Lock()  # ViZDoom has crashed when two engines started at once
 
@@ -48,13 +47,14 @@ class Recorded(World):
         return super().step(self.series["action"][None, self.steps])
 
     def _first(self, seeds):
-        return self._sample(self.series["mu"][:1], self.series["logvar"][:1])
+        self.fresh = np.ones(1, bool)
+        return self._sample(self.series["mu"][:1], self.series["logvar"][:1], self.rows)
 
     def _next(self, action):
         t, record = self.steps, self.series[self.steps - 1 : self.steps]
         z = self.z
         if self.series["seen"][t]:
-            z = self._sample(self.series["mu"][t : t + 1], self.series["logvar"][t : t + 1])
+            z = self._sample(self.series["mu"][t : t + 1], self.series["logvar"][t : t + 1], self.rows)
         return z, record["reward"], record["done"], ~record["done"] & (t + 1 == len(self.series))
 
 
@@ -116,8 +116,8 @@ def film(agent: Agent, seed: int = 0, tau: float | None = None) -> list[dict[str
 
     A life that ends stands still.
     """
-    act, first, moments = agent.controller(), FIRST[agent.config.task], []
-    with closing(make_env(agent.config.task)) as env:
+    act, first, moments = agent.controller(), TASKS[agent.config.task].strip_from // agent.config.repeat, []
+    with closing(make_env(agent.config.task, repeat=agent.config.repeat)) as env:
         real = Life(RealWorld(agent, [env]), seed)
         while real.steps < first:
             real.step(act(real.features))
@@ -149,7 +149,7 @@ def draw(
 
 def period(agent: Agent) -> float:
     """Seconds of the game between two pictures."""
-    return 1 / ENVIRONMENTS[agent.config.task].metadata["render_fps"]
+    return agent.config.repeat / TASKS[agent.config.task].fps
 
 
 # ------------------------------------------------------------------------------------------------ in a browser
@@ -223,7 +223,7 @@ class Visit:
             self.env = None
             return self._send({"says": str(error)})
         self.name, first = name, np.eye(1, self.agent.m.action_size, dtype=np.float32)[0]
-        self.blind = to_and_fro(first, np.random.default_rng(self.seed))
+        self.blind = to_and_fro(first, np.random.default_rng(self.seed), 120 // self.agent.config.repeat)
         self.show()
 
     def _world(self, name: str) -> World:
@@ -240,7 +240,7 @@ class Visit:
             raise ValueError(name)
         if self.env is None:
             with _opening:
-                self.env = make_env(self.agent.config.task)
+                self.env = make_env(self.agent.config.task, repeat=self.agent.config.repeat)
         return RealWorld(self.agent, [self.env])
 
     def step(self) -> None:
@@ -295,8 +295,8 @@ def _number(x, low: float, high: float) -> float:
 
 def server(run: str | Path, host: str = "127.0.0.1", port: int = 0) -> Server:
     """What serves the page of a run; port 0: a free one. DataError: no such run, or the port cannot be had."""
-    agent, folder = agents.load(run), agents.run_folder(run)
-    task, episodes = ENVIRONMENTS[agent.config.task], None
+    agent, folder = Agent.load(run), run_folder(run)
+    task, episodes = TASKS[agent.config.task], None
     for place in (*folder.glob("series/*"), folder / "recorded"):  # of a training, or shipped with its weights
         if any(place.glob("[0-9]*.npy")):
             episodes = Records(place, series_dtype(agent.config.vae.z_size, agent.m.action_size))

@@ -7,26 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from . import agent as agents
 from . import config as configuration
+from .agent import Agent, new_mdnrnn, new_vae, theta_size
 from .config import Config
 from .data import DataError, Records, frame_dtype
-from .envs import ENVIRONMENTS
 from .experiment import read_results
+from .tasks import TASKS
 
-PAPERS = {"carracing": "906 +- 21", "doom": "1092 +- 556"}
-# Doom at several temperatures, in the dream and in the real environment (the paper's table 2).
-TABLE_2 = {
-    0.1: ("2086 +- 140", "193 +- 58"), 0.5: ("2060 +- 277", "196 +- 50"), 1.0: ("1145 +- 690", "868 +- 511"),
-    1.15: ("918 +- 546", "1092 +- 556"), 1.3: ("732 +- 269", "753 +- 139"),
-}  # fmt: skip
-# Mean fitness of the population at these generations: the authors' own training logs (their repositories'
-# log/*.hist.json), Doom in the dream, CarRacing in the real environment; 64 candidates of 16 episodes, as here.
-GENERATIONS = (1, 5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120, 140, 160, 180, 200)
-AUTHORS = {
-    "doom": (305, 350, 355, 401, 484, 476, 589, 619, 686, 658, 704, 698, 687, 708, 715, 751, 769),
-    "carracing": (-55, 41, 308, 438, 585, 668, 680, 741, 767, 773, 791, 799, 805, 810, 813, 833, 823),
-}
 CURVES = (  # title, stage, what its steps are, names of the lines
     ("V", "vae", "updates", ("reconstruction", "kl")),
     ("M (z: nats per dim)", "mdnrnn", "updates", ("z", "done", "reward")),
@@ -41,8 +28,8 @@ def header(config: Config, folder: Path, disk: float) -> str:
         section, _, name = key.rpartition(".")
         sections[section or "run"].append(f"{name}={value}")
     lines += [f"  {section:9} {' '.join(pairs)}" for section, pairs in sections.items()]
-    v, m = agents.new_vae(config).params.size, agents.new_mdnrnn(config).params.size
-    lines.append(f"  parameters: V {v:,}  M {m:,}  C {agents.vector_size(config):,}; disk: about {disk / 1e9:.1f} GB")
+    v, m = new_vae(config).params.size, new_mdnrnn(config).params.size
+    lines.append(f"  parameters: V {v:,}  M {m:,}  C {theta_size(config):,}; disk: about {disk / 1e9:.1f} GB")
     return "\n".join(lines)
 
 
@@ -60,10 +47,10 @@ def table(folder: Path) -> str:
         rows = [score_line("random policy", results["random"]), score_line("agent", results["agent"])]
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is not complete ({error}): repeat `train`") from None
-    env = ENVIRONMENTS[results["task"]]
-    heading = f"{env.task}, real episodes of at most {env.max_steps:,} steps"
+    task = TASKS[results["task"]]
+    heading = f"{task.title}, real episodes of at most {task.max_steps:,} frames"
     columns = f"{'':14} {'episodes':>8} {'mean':>9} {'SD':>8}   95 % interval of the mean"
-    note = f"solved: a mean of {env.solved_at} over 100 episodes; the paper's agent: {PAPERS[env.task]}"
+    note = f"solved: a mean of {task.solved_at} over 100 episodes; the paper's agent: {task.paper}"
     return "\n".join([heading, columns, *rows, note])
 
 
@@ -78,10 +65,10 @@ def sweep_table(folders: dict[float, Path]) -> str:
     lines = [row("tau", "dream: mean +- SD (95 %)", "paper", "real: mean +- SD (95 %)", "paper")]
     for tau, folder in folders.items():
         results = read_results(folder / "results.json")
-        doom = results["task"] == "doom"
-        dream, real = TABLE_2.get(tau, ("", "")) if doom else ("", "")
+        task = TASKS[results["task"]]
+        dream, real = task.table2.get(tau, ("", ""))
         lines.append(row(f"{tau:.2f}", cell(results["dream"]), dream, cell(results["agent"]), real))
-    lines.append(row("random", "-", "-", cell(results["random"]), "210 +- 108" if doom else ""))
+    lines.append(row("random", "-", "-", cell(results["random"]), task.random))
     return "\n".join(lines)
 
 
@@ -89,7 +76,7 @@ def write(folder: Path, out: Path) -> None:
     """Write the pictures of a run into `out`: reconstructions.png, dream.png beside reality, curves.png."""
     from . import pictures, play  # they need pygame, tables do not
 
-    agent, episodes = agents.load(folder), folder / "episodes"
+    agent, episodes = Agent.load(folder), folder / "episodes"
     if any(episodes.glob("[0-9]*.npy")):  # frames of some, and what V makes of them (mu, decoded)
         records = Records(episodes, frame_dtype(agent.m.action_size))
         files = np.linspace(0, len(records.paths) - 1, play.COLUMNS).astype(int)
@@ -127,8 +114,8 @@ def _panels(path: Path, task: str) -> list[tuple]:
                 lines[name] = tuple(zip(*points, strict=True))
         if lines and stage == "evolve":
             last = max(max(x) for x, _ in lines.values())
-            known = tuple(x for x in GENERATIONS if x <= last)
-            lines["authors' fitness"] = known, AUTHORS[task][: len(known)]
+            known = {x: y for x, y in TASKS[task].authors.items() if x <= last}
+            lines["authors' fitness"] = tuple(known), tuple(known.values())
         if lines:
             panels.append((title, unit, lines))
     return panels

@@ -16,6 +16,7 @@ from .data import Recorder
 from .envs import EnvironmentDied, make_env, random_policy
 from .worlds import Dream, RealWorld, World
 
+CHUNK = 256  # dreams that one thread steps together
 GROUP = 8  # real episodes that one process steps together, so that V and M run on a batch
 Rollouts = tuple[np.ndarray, np.ndarray]  # returns, the sums of rewards, and lengths, in steps
 
@@ -26,7 +27,8 @@ def rollout(world: World, act: Callable, seeds: np.ndarray) -> Rollouts:
     act: features (n, F) -> actions (n, A), such as a Controller; seeds: (n,), one per episode.
     """
     features, _ = world.reset(seed=seeds)
-    returns, lengths = np.zeros(world.num_envs), np.zeros(world.num_envs, int)
+    returns = np.zeros(world.num_envs)
+    lengths = np.zeros(world.num_envs, int)
     alive = np.ones(world.num_envs, bool)
     while alive.any():
         features, reward, terminated, truncated, _ = world.step(act(features))
@@ -36,38 +38,40 @@ def rollout(world: World, act: Callable, seeds: np.ndarray) -> Rollouts:
     return returns, lengths
 
 
-def dream_rollouts(agent: Agent, vectors: np.ndarray, seeds: np.ndarray) -> Rollouts:
-    """Every candidate, vectors (P, parameters of C), in the same dreams, seeds (E,), on all threads -> (P, E) each."""
-    most = -(-len(vectors) // 2)  # two chunks at least: work for two threads
-    per_chunk = min(most, max(1, agent.config.evolve.chunk // len(seeds)))  # whole candidates
+def dream_rollouts(agent: Agent, thetas: np.ndarray, seeds: np.ndarray) -> Rollouts:
+    """Every candidate, thetas (P, parameters of C), in the same dreams, seeds (E,), on all threads -> (P, E) each."""
+    most = -(-len(thetas) // 2)  # two chunks at least: work for two threads
+    per_chunk = min(most, max(1, CHUNK // len(seeds)))  # whole candidates
 
     def play(first: int) -> Rollouts:
-        some = vectors[first : first + per_chunk]
+        some = thetas[first : first + per_chunk]
         world = Dream(agent, len(some) * len(seeds))
         return rollout(world, agent.controller(some), np.tile(seeds, len(some)))
 
-    chunks = parallel.threads(play, range(0, len(vectors), per_chunk))
-    return _joined(chunks, (len(vectors), len(seeds)))
+    chunks = parallel.threads(play, range(0, len(thetas), per_chunk))
+    return _joined(chunks, (len(thetas), len(seeds)))
 
 
 def real_rollouts(
     agent: Agent,
-    vectors: np.ndarray,
+    thetas: np.ndarray,
     seeds: np.ndarray,
     log: Callable[[str], None] = print,
     progress: Callable[[int], None] = lambda n: None,
     noise: float = 0.0,
+    spread: float = 0.0,
     paths: list[Path] | None = None,
 ) -> Rollouts:
     """The same in real episodes, on all processes.
 
     log: takes a line when an environment dies and its group is repeated; progress: is told the number of episodes that
-    have just ended; noise: std of Gaussian noise on the actions; paths: P * E files to record the episodes in.
+    have just ended; noise: std of smooth noise on the actions; spread: std of noise on C's parameters, in every third
+    episode; paths: P * E files to record the episodes in.
     """
-    shape = len(vectors), len(seeds)
+    shape = len(thetas), len(seeds)
     p, e = np.indices(shape).reshape(2, -1)
     groups = [slice(first, first + GROUP) for first in range(0, p.size, GROUP)]
-    jobs = [(vectors[p[g]], seeds[e[g]], noise, paths and paths[g]) for g in groups]
+    jobs = [(thetas[p[g]], seeds[e[g]], noise, spread, paths and paths[g]) for g in groups]
     return _joined(_play_all(_play_group, jobs, log, progress, _set_agent, (agent,)), shape)
 
 
@@ -79,14 +83,15 @@ def blind_rollouts(
     paths: list[Path] | None = None,
     min_length: int = 1,
     make_policy: Callable[[np.random.Generator], Callable[[], np.ndarray]] | None = None,
+    repeat: int = 1,
 ) -> Rollouts:
     """E episodes of a policy that sees nothing, recorded in `paths` if given -> (E,) each.
 
     Each episode has a policy of its own, make_policy(rng); by default the one that scores are compared with. An
-    episode shorter than min_length is replaced by another (authors' extract.py).
+    episode shorter than min_length is replaced by another (authors' extract.py). repeat: frames of a step.
     """
     make_policy = make_policy or partial(random_policy, task)
-    jobs = [(task, int(seed), paths and paths[i], min_length, make_policy) for i, seed in enumerate(seeds)]
+    jobs = [(task, repeat, int(seed), paths and paths[i], min_length, make_policy) for i, seed in enumerate(seeds)]
     return _joined(_play_all(_play_blind, jobs, log, progress), len(seeds))
 
 
@@ -114,9 +119,11 @@ def _set_agent(agent: Agent) -> None:
     _agent = agent
 
 
-def _environments(task: str, n: int) -> list[Recorder]:
+def _environments(task: str, repeat: int, n: int, keep: bool) -> list[Recorder]:
     # one after the other: started on threads, 8 engines need half the time, but ViZDoom has crashed at that
-    _envs.extend(Recorder(make_env(task)) for _ in range(n - len(_envs)))
+    _envs.extend(Recorder(make_env(task, repeat=repeat)) for _ in range(n - len(_envs)))
+    for env in _envs:
+        env.keep = keep
     return _envs[:n]
 
 
@@ -130,23 +137,34 @@ def _guarded(play: Callable, *job):
         raise
 
 
-def _play_group(vectors: np.ndarray, seeds: np.ndarray, noise: float, paths: list[Path] | None) -> Rollouts:
-    controller = _agent.controller(vectors)  # one candidate per row
+def _play_group(
+    thetas: np.ndarray, seeds: np.ndarray, noise: float, spread: float, paths: list[Path] | None
+) -> Rollouts:
+    """One episode of each row of thetas."""
     rng = np.random.default_rng([len(seeds), *seeds])
+    if spread:
+        third = (np.arange(len(thetas)) % 3 == 2)[:, None]
+        thetas = thetas + third * spread * rng.standard_normal(thetas.shape)
+    controller = _agent.controller(thetas)  # one candidate per row
+    drift = np.zeros((len(seeds), _agent.m.action_size))
 
     def act(features: np.ndarray) -> np.ndarray:
-        actions = controller(features)
-        return np.clip(actions + noise * rng.standard_normal(actions.shape), -1, 1) if noise else actions
+        if not noise:
+            return controller(features)
+        drift[...] = 0.8 * drift + 0.6 * noise * rng.standard_normal(drift.shape)  # of std `noise`, lasting some steps
+        return np.clip(controller(features) + drift, -1, 1)
 
-    envs = _environments(_agent.config.task, len(seeds))
+    envs = _environments(_agent.config.task, _agent.config.repeat, len(seeds), keep=paths is not None)
     result = rollout(RealWorld(_agent, envs), act, seeds)
     for env, path in zip(envs, paths or [], strict=False):
         env.save(path)
     return result
 
 
-def _play_blind(task: str, seed: int, path: Path | None, min_length: int, make_policy: Callable) -> tuple[float, int]:
-    (env,) = _environments(task, 1)
+def _play_blind(
+    task: str, repeat: int, seed: int, path: Path | None, min_length: int, make_policy: Callable
+) -> tuple[float, int]:
+    (env,) = _environments(task, repeat, 1, keep=path is not None)
     for attempt in range(100):
         rng = np.random.default_rng([seed, attempt])
         policy, total, length, over = make_policy(rng), 0.0, 0, False

@@ -1,7 +1,7 @@
 """Two loops: gradient descent for V and for M, evolution for C. Both go on, to the bit, where they were killed.
 
-In both, `state` is a file to resume from, which the caller removes when the result is safe, and `tell(done, **figures)`
-hears how far they have come.
+In both, `state` is a file to resume from, which the caller removes when the result is safe, and
+`report(done, **figures)` hears how far they have come.
 """
 
 import time
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .cmaes import CMAES
-from .config import MDNRNNConfig, VAEConfig
+from .config import Training
 from .core import Params
 from .data import read_arrays, write
 from .optim import Adam
@@ -23,13 +23,21 @@ class RunError(RuntimeError):
     """A run that cannot start or go on; the sentence says why."""
 
 
+def learning_rate(settings: Training, update: int, updates: int) -> float:
+    """Adam's at an update: it falls from learning_rate to final_rate, by half a cosine or exponentially."""
+    excess = settings.learning_rate - settings.final_rate
+    if settings.cosine:
+        return settings.final_rate + excess * (0.5 + 0.5 * np.cos(np.pi * update / updates))
+    return settings.final_rate + excess * settings.decay**update
+
+
 def fit(
     params: Params,
     loss_and_grad: Callable[[int], tuple[dict[str, float], np.ndarray]],  # what it draws depends on the update alone
     updates: int,  # those of an interrupted run included
-    settings: VAEConfig | MDNRNNConfig,
+    settings: Training,
     state: Path,
-    tell: Callable,
+    report: Callable,
 ) -> None:
     """Adam, in place, by loss_and_grad: update -> losses by name, gradient (params.size,).
 
@@ -51,10 +59,8 @@ def fit(
         if update == first or time.monotonic() - saved_at > SAVE_SECONDS:  # weights whose loss is known to be finite
             write(state, {"params": params.flat} | adam.state_dict())
             saved_at = time.monotonic()
-        excess = (settings.learning_rate - settings.final_rate) * settings.decay**update
-        rise = min(1, (update + 1) / max(1, settings.warmup))
-        adam.step(params.flat, gradient, rise * (settings.final_rate + excess))
-        tell(update + 1, **losses)
+        adam.step(params.flat, gradient, learning_rate(settings, update, updates))
+        report(update + 1, **losses)
 
 
 def evolve(
@@ -62,19 +68,19 @@ def evolve(
     fitness: Callable[[np.ndarray, int], np.ndarray],  # (candidates (P, n), generation) -> (P,), larger is better
     generations: int,  # those of an interrupted run included
     state: Path,
-    tell: Callable,
+    report: Callable,
     check: Callable[[np.ndarray, int], float],  # (mean (n,), generation) -> its score, larger is better
     check_every: int,  # generations between checks, and one at the end; 0: none
 ) -> tuple[np.ndarray, int]:
-    """Evolve C -> the vector to deploy and its generation.
+    """Evolve C -> the theta to deploy and its generation.
 
     The distribution mean is deployed, never the luckiest sample: the mean of the best check, or the last mean when
     there are no checks.
     """
     lowest = float(np.finfo(np.float64).min)  # finite, as everything in a state file must be
-    best = {"vector": cma.mean.copy(), "score": lowest, "best_generation": 0}
+    best = {"theta": cma.mean.copy(), "score": lowest, "best_generation": 0}
     if state.exists():
-        saved = read_arrays(state, vector=cma.mean.shape, score=(), best_generation=())
+        saved = read_arrays(state, theta=cma.mean.shape, score=(), best_generation=())
         best = {name: saved[name] for name in best}
         cma.load_state_dict(saved)
     saved_at = time.monotonic()
@@ -87,9 +93,9 @@ def evolve(
         if check_every and (last or cma.generation % check_every == 0):
             figures["check"] = score = check(cma.mean, cma.generation)
             if score > best["score"]:
-                best = {"vector": cma.mean.copy(), "score": score, "best_generation": cma.generation}
-        tell(cma.generation, **figures)
+                best = {"theta": cma.mean.copy(), "score": score, "best_generation": cma.generation}
+        report(cma.generation, **figures)
         if last or "check" in figures or time.monotonic() - saved_at > SAVE_SECONDS:
             write(state, cma.state_dict() | best)
             saved_at = time.monotonic()
-    return (best["vector"], int(best["best_generation"])) if check_every else (cma.mean.copy(), cma.generation)
+    return (best["theta"], int(best["best_generation"])) if check_every else (cma.mean.copy(), cma.generation)

@@ -1,0 +1,74 @@
+"""The paper's two tasks: all that is known of them before an environment is made, in one table."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Task:
+    """Sizes and limits of a task, and the scores to stand beside."""
+
+    title: str
+    action_size: int  # A; every action lies in [-1, 1]
+    max_steps: int  # frames after which an episode is cut
+    fps: int  # frames of a second of real play
+    packages: str  # what pip installs for its environment
+    shows_end: bool  # the frame after an end shows it; ViZDoom's is black
+    solved_at: int  # mean return over 100 episodes
+    paper: str  # the paper's agent
+    random: str  # the paper's random policy
+    lengths: tuple[int, int]  # frames of an episode at random and of an agent's, about: for the disk
+    strip_from: int  # the frame that a strip of pictures begins at: before it little happens
+    reward: str  # what M's reward head learns to predict
+    reward_range: tuple[float, float]  # of a frame: a dream pays no more and no less
+    # Mean fitness of the population in the authors' own training logs (their log/*.hist.json):
+    # CarRacing in the real environment, Doom in the dream; 64 candidates of 16 episodes.
+    authors: dict[int, float]  # by generation
+    # Table 2: temperature -> score in the dream, score in reality.
+    table2: dict[float, tuple[str, str]] = field(default_factory=dict)
+
+
+GENERATIONS = (1, 5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120, 140, 160, 180, 200)
+_CAR = (-55, 41, 308, 438, 585, 668, 680, 741, 767, 773, 791, 799, 805, 810, 813, 833, 823)
+_DOOM = (305, 350, 355, 401, 484, 476, 589, 619, 686, 658, 704, 698, 687, 708, 715, 751, 769)
+
+TASKS = {
+    "carracing": Task(
+        title="CarRacing",
+        action_size=3,
+        max_steps=1000,
+        fps=50,
+        packages="box2d pygame-ce",
+        shows_end=True,
+        solved_at=900,
+        paper="906 +- 21",
+        random="",
+        lengths=(1000, 1000),
+        strip_from=60,  # the camera zooms in during the first second
+        reward="tiles of the track newly visited",
+        reward_range=(0.0, 0.75),
+        authors=dict(zip(GENERATIONS, _CAR, strict=True)),
+    ),
+    "doom": Task(
+        title="Doom Take Cover",
+        action_size=1,
+        max_steps=2100,
+        fps=35,
+        packages="vizdoom",
+        shows_end=False,
+        solved_at=750,
+        paper="1092 +- 556",
+        random="210 +- 108",
+        lengths=(320, 800),
+        strip_from=100,  # monsters come one by one
+        reward="frames survived",
+        reward_range=(0.0, 1.0),
+        authors=dict(zip(GENERATIONS, _DOOM, strict=True)),
+        table2={
+            0.1: ("2086 +- 140", "193 +- 58"),
+            0.5: ("2060 +- 277", "196 +- 50"),
+            1.0: ("1145 +- 690", "868 +- 511"),
+            1.15: ("918 +- 546", "1092 +- 556"),
+            1.3: ("732 +- 269", "753 +- 139"),
+        },
+    ),
+}
