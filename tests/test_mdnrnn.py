@@ -14,8 +14,8 @@ from wm_numpy.optim import Adam
 
 B, T, Z, A, H, K = 3, 6, 5, 2, 7, 4
 SMALL = MDNRNNConfig(
-    H,
-    K,
+    hidden=H,
+    mixtures=K,
     restart_input=True,
     done_head=True,
     reward_head=True,
