@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.browser import CHROMIUM, Browser, Client
 from tests.conftest import tiny_agent
 from wm_numpy import data, pictures, play, serve
 from wm_numpy.agent import Agent
+from wm_numpy.tasks import TASKS
 from wm_numpy.worlds import Dream
 
 CLOSED = b"\x03\xf0"  # 1008, against the rules
@@ -114,7 +116,7 @@ def test_the_temperature_changes_while_a_dream_runs(page):
     cold, _ = page.until(lambda m: m["tau"] == 0.1 and m["steps"] == 6)
     page.order(tau=3, step=1)
     hot, _ = page.until(lambda m: m["tau"] == 3)
-    assert cold["certainty"] > 0.8 > hot["certainty"]  # of the likeliest component
+    assert cold["certainty"] > 1.5 * hot["certainty"]  # of the likeliest component
 
 
 def test_a_slow_page_is_waited_for(port):
@@ -190,7 +192,7 @@ def test_reality(task, request):
 
 
 def test_a_world_that_cannot_be_had(page, monkeypatch):
-    def make_env(task):
+    def make_env(task, repeat):
         raise ImportError("run `pip install vizdoom`")
 
     monkeypatch.setattr(play, "make_env", make_env)
@@ -417,7 +419,7 @@ def test_an_animation_holds_its_pictures(tmp_path):
 def test_a_film(task, monkeypatch):
     """The dream begins at the very moment that reality has come to."""
     monkeypatch.setattr(play, "SECONDS", 0.3)
-    monkeypatch.setitem(play.FIRST, task, 5)
+    monkeypatch.setitem(TASKS, task, replace(TASKS[task], strip_from=5))
     moments = play.film(tiny_agent(task), seed=1)
     assert len(moments) == int(0.3 / play.period(tiny_agent(task))) and list(moments[0]) == [
         "reality",

@@ -20,7 +20,7 @@ import numpy as np
 from .agent import Agent, run_folder
 from .core import sigmoid
 from .data import DataError, Records, series_dtype
-from .envs import EnvironmentDied, make_env, to_and_fro
+from .envs import ENVIRONMENTS, EnvironmentDied, make_env, to_and_fro
 from .experiment import read_results
 from .serve import Server, WebSocket
 from .tasks import TASKS
@@ -296,13 +296,14 @@ def _number(x, low: float, high: float) -> float:
 def server(run: str | Path, host: str = "127.0.0.1", port: int = 0) -> Server:
     """What serves the page of a run; port 0: a free one. DataError: no such run, or the port cannot be had."""
     agent, folder = Agent.load(run), run_folder(run)
-    task, episodes = TASKS[agent.config.task], None
+    height, width = ENVIRONMENTS[agent.config.task].crop_size
+    episodes = None
     for place in (*folder.glob("series/*"), folder / "recorded"):  # of a training, or shipped with its weights
         if any(place.glob("[0-9]*.npy")):
             episodes = Records(place, series_dtype(agent.config.vae.z_size, agent.m.action_size))
     known = folder / "results.json"
     hello = {
-        "task": task.task, "actions": agent.m.action_size, "aspect": task.crop_size[1] / task.crop_size[0],
+        "task": agent.config.task, "actions": agent.m.action_size, "aspect": width / height,
         "period": period(agent), "recorded": [] if episodes is None else episodes.steps.tolist(),
         "tau": agent.config.evolve.tau, "known": read_results(known) if known.exists() else {},
     }  # fmt: skip
