@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("task", help="doom or carracing")
     train.add_argument("--preset", default="quick", help="smoke, quick, laptop or paper; quick")
     train.add_argument("--out", type=Path, help="the run folder; runs/TASK")
-    train.add_argument("--stage", default="evaluate", help="the last of collect, vae, encode, mdnrnn, evolve, evaluate")
+    train.add_argument("--stage", default="evaluate", help="the last one: collect, vae, encode, ... evaluate")
     command("settings", "every setting of `train --set`, with the paper's CarRacing value", run=False)
 
     sweep = command("sweep", "evolve C at several temperatures on one V and M: table 2 of the paper")

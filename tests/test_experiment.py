@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY, tiny_config
 from wm_numpy import data, experiment, train, vae
-from wm_numpy.agent import Agent
+from wm_numpy.agent import Agent, export
 from wm_numpy.cmaes import CMAES
 from wm_numpy.config import VAEConfig
 from wm_numpy.core import Params
@@ -315,6 +315,24 @@ def _at(moments, memories, batches, *args):
     """SeriesBatches.memories at these moments, not at random ones."""
     batches.moment = lambda rng: next(moments)
     return memories(batches, *args)
+
+
+def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path):
+    """A finished run goes on with its V, M and C; both agents are scored, and the last is the one that acts."""
+    folder = copy_of(doom_run)
+    more = ("evolve.real_generations=1", "evolve.real_episodes=1", "evolve.population=4")
+    first = json.loads((folder / "config.json").read_text())
+    data.write(folder / "config.json", first | {"evolve.population": 4})
+    scores = json.loads((folder / "results.json").read_text())
+    Experiment(tiny_config("doom", *more), folder).run()
+    assert all(same(folder / name, doom_run / name) for name in RESULTS)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["unadapted"] == scores["agent"] and results["agent"] != scores["agent"]
+    assert results["random"] == scores["random"]
+    adapted = data.read_arrays(folder / "adapted.npz")["theta"]
+    assert np.array_equal(Agent.load(folder).theta, adapted) and not np.array_equal(adapted, Agent.load(doom_run).theta)
+    export(folder, tmp_path / "half")
+    assert np.allclose(Agent.load(tmp_path / "half").theta, adapted, atol=1e-3)
 
 
 def test_a_stage_of_a_run_with_rounds(collected):

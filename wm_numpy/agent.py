@@ -47,7 +47,9 @@ class Agent:
             saved = read_arrays(folder / "mdnrnn.npz", params=m.params.flat.shape, initial_latents=(2, -1, z))
             m.params.flat[:] = saved["params"]
             if theta is None:
-                theta = read_arrays(folder / "controller.npz", theta=(theta_size(config),))["theta"]
+                path = folder / "adapted.npz"  # evolved on in the real environment
+                path = path if path.exists() else folder / "controller.npz"
+                theta = read_arrays(path, theta=(theta_size(config),))["theta"]
         except FileNotFoundError as error:
             raise DataError(f"{error.filename} is missing: the run is not finished, `train` goes on with it") from None
         memories = None
@@ -105,13 +107,14 @@ def load_config(folder: Path) -> Config:
 
 def export(run: str | Path, folder: Path) -> None:
     """Write a run's weights in float16, what `load` reads in a third of the space, beside its configuration."""
-    config, source = Agent.load(run).config, run_folder(run)  # `load` refuses what is damaged
+    agent, source = Agent.load(run), run_folder(run)  # `load` refuses what is damaged
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty: choose another folder")
-    for name in ("vae.npz", "mdnrnn.npz", "controller.npz"):
-        arrays = read_arrays(source / name)
+    files = {name: read_arrays(source / name) for name in ("vae.npz", "mdnrnn.npz", "controller.npz")}
+    files["controller.npz"]["theta"] = agent.theta  # the one that was adapted to reality, if there is one
+    for name, arrays in files.items():
         halves = {k: x.astype(np.float16) if x.dtype.kind == "f" else x for k, x in arrays.items()}
         if not all(np.isfinite(x).all() for x in halves.values()):
             raise DataError(f"{source / name} holds weights too large for float16")
         write(folder / name, halves)
-    write(folder / "config.json", flat(config))
+    write(folder / "config.json", flat(agent.config))

@@ -96,6 +96,8 @@ class EvolveConfig:
     episodes: int = setting(16, "episodes per candidate", 1)
     generations: int = setting(200, "generations of the first round", 1)
     later_generations: int = setting(0, "generations of every later round; 0: as many as in the first", 0)
+    real_generations: int = setting(0, "generations in the real environment after the last round", 0)
+    real_episodes: int = setting(4, "episodes per candidate there", 1)
     sigma: float = setting(0.1, "CMA-ES' first step size", 1e-9)
     later_sigma: float = setting(0.0, "the same in later rounds; 0: as in the first", 0)
     tau: float = setting(1.0, "temperature of the dream", 1e-3)

@@ -18,7 +18,7 @@ import numpy as np
 
 from .agent import Agent, load_config, new_mdnrnn, new_vae, run_folder, theta_size
 from .cmaes import CMAES
-from .config import Config, Training, flat, from_flat
+from .config import Config, EvolveConfig, Training, flat, from_flat
 from .core import Params
 from .data import (
     DataError,
@@ -36,9 +36,15 @@ from .rollout import GROUP, blind_rollouts, dream_rollouts, real_rollouts
 from .tasks import TASKS
 from .train import RunError, evolve, fit
 
-STAGES = ("collect", "vae", "encode", "mdnrnn", "evolve", "evaluate")
+STAGES = ("collect", "vae", "encode", "mdnrnn", "evolve", "adapt", "evaluate")
 # what makes a stage complete; nothing but M reads what V encodes
-RESULTS = {"vae": "vae.npz", "encode": "mdnrnn.npz", "mdnrnn": "mdnrnn.npz", "evolve": "controller.npz"}
+RESULTS = {
+    "vae": "vae.npz",
+    "encode": "mdnrnn.npz",
+    "mdnrnn": "mdnrnn.npz",
+    "evolve": "controller.npz",
+    "adapt": "adapted.npz",
+}
 PURPOSES = ("collect", "evolve", "check", "evaluate")  # seeds of one purpose are used for no other
 MEAN_OF = 2000  # frames whose mean V is centred on, and whose distance from it tells the foreground
 STARTS = 1000  # recorded first frames, and as many recorded moments, that M keeps to start dreams from
@@ -130,6 +136,8 @@ class Experiment:
             free = {"rounds"} if mine["rounds"] >= theirs["rounds"] else set()  # a run can go on for more rounds
             if theirs["rounds"] == 1:
                 free |= {key for key in mine if ".later_" in key}
+            if not theirs["evolve.real_generations"]:
+                free |= {"evolve.real_generations", "evolve.real_episodes"}
             other = [k for k in mine if mine[k] != theirs[k] and k not in free]
             if other:
                 what = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in other[:3])
@@ -174,7 +182,7 @@ class Experiment:
         for round_ in range(1, self.config.rounds + 1):
             for stage in stages:
                 complete = stage in RESULTS and self._round_of(RESULTS[stage]) >= round_
-                if not complete and (stage != "evaluate" or round_ == self.config.rounds):
+                if not complete and (stage not in ("adapt", "evaluate") or round_ == self.config.rounds):
                     getattr(self, f"_{stage}")(round_)
             if self._round_of("controller.npz") < round_:
                 return  # the next round needs this one's agent
@@ -296,9 +304,27 @@ class Experiment:
 
     def _evolve(self, round_: int) -> None:
         """Evolve C in the dream or in reality, from the C of the round before."""
-        c, path, seed = self.config.evolve, self.folder / RESULTS["evolve"], self._seed("evolve", round_)
-        size = theta_size(self.config)
-        mean = np.zeros(size) if round_ == 1 else read_arrays(path, theta=(size,))["theta"]
+        c = self.config.evolve
+        mean = np.zeros(theta_size(self.config)) if round_ == 1 else self._theta()
+        sigma = later(round_, c.sigma, c.later_sigma)
+        generations = later(round_, c.generations, c.later_generations)
+        self._evolution("evolve", round_, replace(c, sigma=sigma, generations=generations), mean)
+
+    def _adapt(self, round_: int) -> None:
+        """Evolve the C of the last round on in the real environment, where asked; V and M stay as they are."""
+        c = self.config.evolve
+        if c.real_generations:
+            sigma = c.later_sigma or c.sigma
+            how = {"world": "real", "episodes": c.real_episodes, "generations": c.real_generations, "worst": 1.0}
+            self._evolution("adapt", round_, replace(c, sigma=sigma, **how), self._theta())
+
+    def _theta(self) -> np.ndarray:
+        """C of the round before, or of the dream."""
+        return read_arrays(self.folder / RESULTS["evolve"], theta=(theta_size(self.config),))["theta"]
+
+    def _evolution(self, stage: str, round_: int, c: EvolveConfig, mean: np.ndarray) -> None:
+        """CMA-ES from a mean; fitness: the mean return of a candidate's worst episodes, less the penalty."""
+        path, seed = self.folder / RESULTS[stage], self._seed(stage, round_)
         agent = Agent.load(self.folder, mean)
         worst = max(1, round(c.worst * c.episodes))
 
@@ -315,11 +341,9 @@ class Experiment:
             seeds = episode_seeds("check", c.check_episodes, *seed)  # the same at every check: fewer lucky ones
             return float(real(theta[None], seeds).mean())
 
-        sigma = later(round_, c.sigma, c.later_sigma)
-        cma, state = CMAES(mean, sigma, c.population, seed=seed), self._state(path, round_)
-        generations = later(round_, c.generations, c.later_generations)
-        with self.log.progress("evolve", round_, generations, "generations") as report:
-            theta, generation = evolve(cma, fitness, generations, state, report, check, c.check_every)
+        cma, state = CMAES(mean, c.sigma, c.population, seed=seed), self._state(path, round_)
+        with self.log.progress(stage, round_, c.generations, "generations") as report:
+            theta, generation = evolve(cma, fitness, c.generations, state, report, check, c.check_every)
         self._finish(path, round_, theta=theta, generation=np.array(generation))
 
     def _state(self, result: Path, round_: int) -> Path:
@@ -332,14 +356,20 @@ class Experiment:
         self._state(result, round_).unlink(missing_ok=True)
 
     def _evaluate(self, round_: int) -> None:
+        """Score the random policy and the agent, the one of the dream too where it was adapted, in results.json."""
         path, c, n = self.folder / "results.json", self.config, self.config.evaluate.episodes
         results = read_results(path) if path.exists() else {}
         if results.get("round") != round_:
             results = {"round": round_, "task": c.task, "preset": c.preset}
-        for who in ("random", "agent", "dream"):
+        adapted = (self.folder / RESULTS["adapt"]).exists()
+        if adapted and "agent" in results and "unadapted" not in results:  # scored before it was adapted
+            results["unadapted"] = results.pop("agent")
+            results.pop("dream", None)
+        for who in ("random", *["unadapted"] * adapted, "agent", "dream"):
             if who in results:
                 continue
-            agent = None if who == "random" else Agent.load(self.folder)
+            theta = self._theta() if who == "unadapted" else None
+            agent = None if who == "random" else Agent.load(self.folder, theta)
             if who == "dream":  # the same agent in its own dream
                 returns, _ = dream_rollouts(agent, agent.theta[None], episode_seeds("evaluate", n, c.seed))
                 results[who] = score(returns) | {"tau": c.evolve.tau}

@@ -44,7 +44,10 @@ def table(folder: Path) -> str:
     path = folder / "results.json"
     results = read_results(path)
     try:
-        rows = [score_line("random policy", results["random"]), score_line("agent", results["agent"])]
+        rows = [score_line("random policy", results["random"])]
+        if "unadapted" in results:
+            rows.append(score_line("C of the dream", results["unadapted"]))
+        rows.append(score_line("agent", results["agent"]))
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is not complete ({error}): repeat `train`") from None
     task = TASKS[results["task"]]
