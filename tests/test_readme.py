@@ -10,7 +10,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_reading_order_names_every_file_once():
-    rows = re.findall(r"^\| \[(\w+\.py)\]\(wm_numpy/\1\) \|", README, re.MULTILINE)
+    order = README[README.index("## Read it in this order") :]
+    rows = re.findall(r"\[(\w+\.py)\]\(wm_numpy/\1\)", order[: order.index("\nTime,")])
     assert sorted(rows) == sorted(path.name for path in (ROOT / "wm_numpy").glob("*.py") if path.stem != "__init__")
 
 
@@ -18,6 +19,18 @@ def test_pictures_and_commands_exist():
     assert all((ROOT / path).is_file() for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README))
     known = re.findall(r'command\("(\w+)"', (ROOT / "run.py").read_text())
     assert set(re.findall(r"python run\.py (\w+)", README)) == set(known)
+
+
+def test_it_is_short_enough_to_be_read():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_example_of_an_agent_runs():
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Agent.load" in block)
+    names = {}
+    exec(code, names)
+    assert names["features"].shape == (16, 1088) and names["h"].shape == (2, 512)
+    assert names["pictures"].shape == (2, 64, 64, 3) and names["mu"].shape == (2, 64)
 
 
 def test_the_example_of_a_gradient_check_runs(capsys):
