@@ -26,7 +26,16 @@ from .serve import Server, WebSocket
 from .tasks import TASKS
 from .worlds import Dream, RealWorld, World
 
-TAUS = (0.05, 5.0)  # the temperatures that a page may ask for
+# What a page may order: a number within limits, a word of these; and an action.
+LIMITS = {
+    "tau": (0.05, 5),
+    "seed": (0, 2**31 - 1),
+    "pause": (0, 1),
+    "step": (1, 1),
+    "at": (0, 10**6),
+    "got": (0, 10**9),
+}
+WORDS = {"who": ("you", "C", "blind"), "world": ("dream", "reality", "recorded", "here")}
 AHEAD = 8  # pictures on their way that the page has not shown: what a slow line may lag behind
 ASLEEP = 600  # seconds without a word from the page, after which its place is free again
 SECONDS, COLUMNS = 8, 10  # that a film lasts; pictures of a strip
@@ -187,39 +196,37 @@ class Visit:
                 self.env.close()
 
     def obey(self, text: str) -> None:
-        """Orders of the page, {name: value, ...}, one after the other."""
+        """Orders of the page, {name: value, ...}, one after the other; others send the visitor away."""
         try:
-            for name, value in json.loads(text).items():
-                match name:
-                    case "action":
-                        action = np.array([[_number(x, -1, 1) for x in value]], np.float32)
-                        self.action = action.reshape(self.action.shape)
-                    case "tau":
-                        self.tau = self.life.world.tau = _number(value, *TAUS)
-                    case "seed":
-                        self.seed = int(_number(value, 0, 2**31 - 1))
-                    case "who" if value in ("you", "C", "blind"):
-                        self.who = value
-                    case "pause":
-                        self.paused = bool(_number(value, 0, 1))
-                    case "got":
-                        self.got = _number(value, 0, self.sent)
-                    case "step":
-                        self.step()
-                    case "at":
-                        self.seek(_number(value, 0, 10**6))
-                    case "world":
-                        self.begin(value)
-                    case _:
-                        raise ValueError(name)
-        except (ValueError, TypeError, AttributeError, LookupError):
+            orders = read(text, self.agent.m.action_size)
+        except ValueError:
             self.socket.refuse("not an order of the page")
+        for name, value in orders.items():
+            match name:
+                case "action":
+                    self.action = np.array([value], np.float32)
+                case "tau":
+                    self.tau = self.life.world.tau = value
+                case "seed":
+                    self.seed = int(value)
+                case "who":
+                    self.who = value
+                case "pause":
+                    self.paused = value == 1
+                case "got":
+                    self.got = min(value, self.sent)
+                case "step":
+                    self.step()
+                case "at":
+                    self.seek(value)
+                case "world":
+                    self.begin(value)
 
     def begin(self, name: str) -> None:
         """A new life; where its world cannot be had, a sentence why."""
         try:
             self.life = Life(self._world(name), self.seed)
-        except (ImportError, EnvironmentDied) as error:
+        except (ImportError, EnvironmentDied, DataError) as error:
             self.env = None
             return self._send({"says": str(error)})
         self.name, first = name, np.eye(1, self.agent.m.action_size, dtype=np.float32)[0]
@@ -235,9 +242,9 @@ class Visit:
                 self.moment = world.z, world.state, world.steps
             return DreamOn(self.agent, self.tau, self.moment) if self.moment else self._world("dream")
         if name == "recorded":
+            if self.episodes is None:
+                raise DataError("No episode is recorded here.")
             return Recorded(self.agent, self.episodes.read(self.seed % len(self.episodes.paths)))
-        if name != "reality":
-            raise ValueError(name)
         if self.env is None:
             with _opening:
                 self.env = make_env(self.agent.config.task, repeat=self.agent.config.repeat)
@@ -272,25 +279,37 @@ class Visit:
         """Send what there is to see."""
         life, pictures = self.life, self.life.pictures()
         self.sent += 1
-        facts = {
+        facts = life.thoughts() | {
             "n": self.sent, "world": self.name, "who": self.who, "tau": self.tau, "seed": self.seed,
             "steps": life.steps, "total": round(life.total, 2), "over": life.over,
             "C": self.controller(life.features)[0].round(3).tolist(),
             "z": life.features[0, : self.agent.config.vae.z_size].round(2).tolist(),
             "pictures": [[name, *picture.shape[:2]] for name, picture in pictures.items()],
         }  # fmt: skip
-        self._send(facts | life.thoughts(), *pictures.values())
+        self._send(facts, *pictures.values())
 
     def _send(self, facts: dict, *pictures: np.ndarray) -> None:
         head = json.dumps(facts).encode() + b"\n"
         self.socket.send(zlib.compress(head + b"".join(picture.tobytes() for picture in pictures), 1))
 
 
-def _number(x, low: float, high: float) -> float:
-    """x, a JSON number within its range."""
-    if type(x) not in (int, float) or not low <= x <= high:
-        raise ValueError(x)
-    return x
+def read(text: str, actions: int) -> dict:
+    """The orders in a message; ValueError: there is one that no page gives."""
+
+    def within(x, low: float, high: float) -> bool:
+        return type(x) in (int, float) and low <= x <= high
+
+    orders = json.loads(text)
+    if type(orders) is not dict:
+        raise ValueError("not orders")
+    for name, value in orders.items():
+        if name == "action":
+            good = type(value) is list and len(value) == actions and all(within(x, -1, 1) for x in value)
+        else:
+            good = value in WORDS[name] if name in WORDS else within(value, *LIMITS.get(name, (1, 0)))
+        if not good:
+            raise ValueError(f"{name}: {value}")
+    return orders
 
 
 def server(run: str | Path, host: str = "127.0.0.1", port: int = 0) -> Server:
