@@ -428,3 +428,15 @@ def test_a_film(task, monkeypatch):
     assert all(picture.shape == (64, 64, 3) for moment in moments for picture in moment.values())
     np.testing.assert_array_equal(moments[0]["V's view"], moments[0]["dream"])
     assert not np.array_equal(moments[-1]["V's view"], moments[-1]["dream"])
+
+
+def test_dreams_that_only_discount_come_to_an_end():
+    """C may be evolved where an end is but a discount; who plays must be able to die."""
+    agent = tiny_agent("doom", "evolve.survival=true")
+    agent.m.params["done.b"][...] = 3.0  # nearly every step
+    for mortal, over in ((False, ""), (True, "died")):
+        life = play.Life(Dream(play.mortal(agent) if mortal else agent, 1, horizon=0), 0)
+        for _ in range(10):
+            if not life.over:
+                life.step(np.zeros((1, 1), np.float32))
+        assert life.over == over

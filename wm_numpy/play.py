@@ -12,6 +12,7 @@ import time
 import webbrowser
 import zlib
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -28,13 +29,8 @@ from .worlds import Dream, RealWorld, World
 
 # What a page may order: a number within limits, a word of these; and an action.
 LIMITS = {
-    "tau": (0.05, 5),
-    "seed": (0, 2**31 - 1),
-    "pause": (0, 1),
-    "step": (1, 1),
-    "at": (0, 10**6),
-    "got": (0, 10**9),
-}
+    "tau": (0.05, 5), "seed": (0, 2**31 - 1), "pause": (0, 1), "step": (1, 1), "at": (0, 10**6), "got": (0, 10**9),
+}  # fmt: skip
 WORDS = {"who": ("you", "C", "blind"), "world": ("dream", "reality", "recorded", "here")}
 AHEAD = 8  # pictures on their way that the page has not shown: what a slow line may lag behind
 ASLEEP = 600  # seconds without a word from the page, after which its place is free again
@@ -71,7 +67,7 @@ class DreamOn(Dream):
     """A dream that goes on from a moment of another world of the same agent: its z, M's state, its step."""
 
     def __init__(self, agent: Agent, tau: float | None, moment: tuple):
-        super().__init__(agent, 1, tau, horizon=0)
+        super().__init__(agent, 1, tau, horizon=0, memories=0)
         self.moment = moment
 
     def reset(self, **kwargs):
@@ -87,14 +83,14 @@ class Life:
     def __init__(self, world: World, seed: int):
         self.world = world
         self.features, _ = world.reset(seed=seed)
-        self.steps, self.total, self.over = 0, 0.0, False
+        self.steps, self.total, self.over = 0, 0.0, ""
 
     def step(self, action: np.ndarray) -> None:
         """action (1, A)"""
         self.features, reward, terminated, truncated, _ = self.world.step(action)
         self.steps += 1
         self.total += float(reward[0])
-        self.over = bool(terminated[0] or truncated[0])
+        self.over = "died" if terminated[0] else "time" if truncated[0] else ""
 
     def pictures(self) -> dict[str, np.ndarray]:
         """By name, (height, width, 3) uint8: what z decodes to, and beside it the real game."""
@@ -120,12 +116,21 @@ def to_picture(image: np.ndarray) -> np.ndarray:
     return np.round(image * 255).astype(np.uint8)
 
 
+def mortal(agent: Agent) -> Agent:
+    """The same agent, whose dreams end: where C's were discounted by the odds of an end, it is drawn at these odds."""
+    evolve = agent.config.evolve
+    if evolve.survival:
+        evolve = replace(evolve, survival=False, done_odds=evolve.done_odds or 1.0)
+    return replace(agent, config=replace(agent.config, evolve=evolve))
+
+
 def film(agent: Agent, seed: int = 0, tau: float | None = None) -> list[dict[str, np.ndarray]]:
     """C in reality, what V keeps of it, and C in the dream that goes on from the same moment: pictures by name.
 
     A life that ends stands still.
     """
-    act, first, moments = agent.controller(), TASKS[agent.config.task].strip_from // agent.config.repeat, []
+    agent, act, moments = mortal(agent), agent.controller(), []
+    first = TASKS[agent.config.task].strip_from // agent.config.repeat
     with closing(make_env(agent.config.task, repeat=agent.config.repeat)) as env:
         real = Life(RealWorld(agent, [env]), seed)
         while real.steps < first:
@@ -262,7 +267,7 @@ class Visit:
         try:
             self.life.step(action)
         except EnvironmentDied as error:
-            self.env, self.life.over = None, True
+            self.env, self.life.over = None, "died"
             return self._send({"says": str(error)})
         self.show()
 
@@ -314,12 +319,14 @@ def read(text: str, actions: int) -> dict:
 
 def server(run: str | Path, host: str = "127.0.0.1", port: int = 0) -> Server:
     """What serves the page of a run; port 0: a free one. DataError: no such run, or the port cannot be had."""
-    agent, folder = Agent.load(run), run_folder(run)
+    agent, folder = mortal(Agent.load(run)), run_folder(run)
     height, width = ENVIRONMENTS[agent.config.task].crop_size
     episodes = None
     for place in (*folder.glob("series/*"), folder / "recorded"):  # of a training, or shipped with its weights
         if any(place.glob("[0-9]*.npy")):
-            episodes = Records(place, series_dtype(agent.config.vae.z_size, agent.m.action_size))
+            episodes = Records(
+                place, series_dtype(agent.config.vae.z_size, agent.m.action_size, agent.config.mdnrnn.value_head)
+            )
     known = folder / "results.json"
     hello = {
         "task": agent.config.task, "actions": agent.m.action_size, "aspect": width / height,
