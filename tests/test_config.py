@@ -40,6 +40,12 @@ def test_what_cannot_be_is_refused_and_named(task, preset, settings, named):
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
+def test_no_bootstrap_without_a_value():
+    with pytest.raises(SettingError, match="value_head=true"):
+        resolve("carracing", "smoke", ["evolve.bootstrap=true"])
+    assert resolve("carracing", "smoke", ["evolve.bootstrap=true", "mdnrnn.value_head=true"]).evolve.bootstrap
+
+
 @pytest.mark.parametrize("seed", [-1, 2**31])
 def test_seed_has_a_range(seed):
     with pytest.raises(SettingError, match="seed"):
@@ -109,6 +115,7 @@ PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silen
     "mdnrnn.value_head": (False, False),
     "evolve.memories": (0, 0),
     "evolve.worst": (1, 1),
+    "evolve.bootstrap": (False, False),
 }
 
 

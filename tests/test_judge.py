@@ -32,7 +32,7 @@ def test_figures_of_known_outputs():
     logits = [np.full((1, 400), -1.0) for _ in data]
     logits[0][0, -1] = logits[1][0, -1] = 1
     logits[2][0, :4] = 1
-    answers = {id(b): (logit, b["reward"] + 0.5) for b, logit in zip(data, logits, strict=True)}
+    answers = {id(b): {"done_logit": logit, "reward": b["reward"] + 0.5} for b, logit in zip(data, logits, strict=True)}
     m = SimpleNamespace(loss_and_grad=lambda b: ({"z": 1.25}, None), outputs=lambda b: answers[id(b)])
     figures = judge(SimpleNamespace(m=m), data)
     assert figures["nll"] == pytest.approx(1.25)
@@ -44,7 +44,7 @@ def test_figures_of_known_outputs():
 def test_nll_is_per_step_not_per_episode():
     short, long = batches(np.random.default_rng(0), 1, 11)[0], batches(np.random.default_rng(0), 1, 31)[0]
     loss_and_grad = lambda b: ({"z": 1.0 if b is short else 2.0}, None)  # noqa: E731
-    m = SimpleNamespace(loss_and_grad=loss_and_grad, outputs=lambda b: (None, None))
+    m = SimpleNamespace(loss_and_grad=loss_and_grad, outputs=lambda b: {})
     figures = judge(SimpleNamespace(m=m), [short, long])
     assert figures["nll"] == pytest.approx((10 * 1 + 30 * 2) / 40) and set(figures) == {"nll", "gaussian"}
 

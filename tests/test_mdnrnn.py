@@ -132,15 +132,16 @@ def test_masked_targets_do_not_matter(m):
 
 def test_outputs_are_those_of_every_step(m):
     batch = make_batch(np.random.default_rng(6))
-    done, reward = m.outputs(batch)
-    assert done.shape == reward.shape == (B, T)
+    outputs = m.outputs(batch)
+    assert set(outputs) == {"done_logit", "reward", "value"}
     state = m.initial_state(B)
     for t in range(T):
         state = m.step(batch["z"][:, t], batch["action"][:, t], state, batch["restart"][:, t])
         y = m.predict(state[0])
-        np.testing.assert_allclose(done[:, t], y.done_logit, rtol=1e-10)
-        np.testing.assert_allclose(reward[:, t], y.reward, rtol=1e-10)
-    assert MDNRNN(MDNRNNConfig(hidden=H, mixtures=K), Z, A, dtype=np.float64).outputs(batch) == (None, None)
+        for name, told in outputs.items():
+            assert told.shape == (B, T)
+            np.testing.assert_allclose(told[:, t], getattr(y, name), rtol=1e-10)
+    assert MDNRNN(MDNRNNConfig(hidden=H, mixtures=K), Z, A, dtype=np.float64).outputs(batch) == {}
 
 
 def test_same_bits_on_any_number_of_threads(m, monkeypatch):

@@ -1,5 +1,7 @@
 """Dream and reality behind one interface, and the rollout that cannot tell them apart."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -333,6 +335,37 @@ def test_a_dream_pays_no_more_than_the_world_can():
     doom = Dream(tiny_agent("doom", "repeat=4"), 2, horizon=0)
     doom.reset(seed=1)
     assert doom.step(np.zeros((2, 1)))[1].tolist() == [4, 4] and doom.limit == 525
+
+
+def test_a_dream_cut_by_its_horizon_pays_the_value_of_where_it_led():
+    agent = tiny_agent("carracing", "repeat=4", "mdnrnn.value_head=true", "evolve.bootstrap=true")
+
+    def rewards(horizon: int, steps: int):
+        world = Dream(agent, 3, horizon=horizon)
+        world.reset(seed=1)
+        return world, np.stack([world.step(np.ones((3, 3)))[1] for _ in range(steps)])
+
+    agent.m.params["reward.w"][...], agent.m.params["reward.b"][...] = 0, 1
+    agent.m.params["value.b"][...] = 7
+    world, paid = rewards(5, 6)
+    told = agent.m.predict(world._features[:, Z:]).value  # the state that all ended in
+    assert np.ptp(told) > 0 and np.allclose(paid, [[1] * 3] * 4 + [1 + told, [0] * 3], atol=1e-5)
+    agent.m.params["value.b"][...] = 1000
+    assert np.allclose(rewards(5, 5)[1][4], 1 + 3 / (1 - 0.95))  # no more than the world can pay for ever
+    assert np.allclose(rewards(0, 250)[1], 1)  # at the task's limit nothing is left to come
+
+
+def test_a_value_counts_by_the_odds_that_life_goes_on():
+    settings = "mdnrnn.value_head=true evolve.bootstrap=true evolve.survival=true".split()
+    agent = tiny_agent("doom", *settings)
+    for name, told in (("done", 0), ("value", 7)):
+        agent.m.params[name + ".w"][...], agent.m.params[name + ".b"][...] = 0, told
+    returns, _ = rollout(Dream(agent, 3, horizon=2), lambda f: np.zeros((3, 1)), np.arange(3))
+    assert np.allclose(returns, 0.5 + 0.25 + 0.25 * 7)
+    agent.config = replace(agent.config, evolve=replace(agent.config.evolve, survival=False))
+    agent.m.params["done.b"][...] = 1
+    returns, _ = rollout(Dream(agent, 3, horizon=1), lambda f: np.zeros((3, 1)), np.arange(3))
+    assert np.allclose(returns, 1)  # an end at the limit is an end
 
 
 def test_temperature_widens_the_dream():

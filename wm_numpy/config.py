@@ -103,6 +103,7 @@ class EvolveConfig:
     tau: float = setting(1.0, "temperature of the dream", 1e-3)
     memories: float = setting(0.0, "share of the dreams that begin in a recorded moment, not a first frame", 0, 1)
     horizon: int = setting(0, "steps after which a dream is cut; 0: the task's limit", 0)
+    bootstrap: bool = setting(False, "a dream that its horizon cuts pays the value of where it led, too")
     done_odds: float = setting(0.0, "how a dream ends: 0: at a done logit above 0; more: drawn, odds times this", 0)
     survival: bool = setting(False, "a dream does not end, its rewards count by the odds that it still goes on")
     worst: float = setting(1.0, "fitness is the mean over this share of a candidate's episodes, the worst", 1e-6, 1)
@@ -132,6 +133,10 @@ class Config:
     mdnrnn: MDNRNNConfig = MDNRNNConfig()
     evolve: EvolveConfig = EvolveConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    def __post_init__(self):
+        if self.evolve.bootstrap and not self.mdnrnn.value_head:
+            raise SettingError("evolve.bootstrap asks M for values: set mdnrnn.value_head=true as well")
 
     @property
     def max_steps(self) -> int:

@@ -103,6 +103,15 @@ def discounted(reward: np.ndarray, gamma: float, ended: bool, least: float = 0.0
     return value
 
 
+def advantage(reward: np.ndarray, value: np.ndarray, done: np.ndarray, gamma: float) -> np.ndarray:
+    """A[t] = reward[t] + gamma value[t + 1] - value[t]: by how much a transition was better than V expected.
+
+    reward, done (T,), value (T + 1,) as M's head tells it at every frame -> (T,). Nothing comes after an end. Real
+    transitions and dreamt ones alike.
+    """
+    return reward + gamma * value[1:] * (1 - done) - value[:-1]
+
+
 class Recorder:
     """An environment whose running episode can be saved; `keep`: hold its frames for that."""
 

@@ -59,13 +59,14 @@ def judge(agent: Agent, batches: list[dict[str, np.ndarray]]) -> dict[str, float
         "nll": float(np.average([agent.m.loss_and_grad(b)[0]["z"] for b in batches], weights=steps)),
         "gaussian": float(np.mean(np.log(z.std(axis=0)) + 0.5 * np.log(2 * np.pi * np.e))),
     }
-    logits, rewards = zip(*(agent.m.outputs(b) for b in batches), strict=True)
-    if logits[0] is not None:
-        said, was = np.concatenate(logits, axis=1)[0] > 0, done > 0
+    outputs = [agent.m.outputs(b) for b in batches]
+    told = {name: np.concatenate([out[name][0] for out in outputs]) for name in outputs[0]}
+    if "done_logit" in told:
+        said, was = told["done_logit"] > 0, done > 0
         hits = float((said & was).sum())
         figures |= {"recall": hits / max(was.sum(), 1), "precision": hits / max(said.sum(), 1)}
-    if rewards[0] is not None:
-        error = np.concatenate(rewards, axis=1)[0] - reward
+    if "reward" in told:
+        error = told["reward"] - reward
         figures |= {"reward_error": float(np.sqrt(np.mean(error**2))), "reward_sd": float(reward.std())}
     return figures
 

@@ -27,6 +27,7 @@ from .mdn import mixture_nll_backward, mixture_nll_forward, sample_mixture
 
 PIECE = 50  # sequences that one thread works on at a time; fixed, so that no result depends on the threads
 ROWS = 256  # states whose mixtures are made at a time: they stay in cache, and never lie there for all steps
+OUTPUTS = ("done_logit", "reward", "value")
 _local = threading.local()
 
 
@@ -186,12 +187,11 @@ class MDNRNN:
         _, _, _, grads["lstm.w"][...], grads["lstm.b"][...] = lstm_backward(dstates, cache, need_dx=False)
         return losses, grads.flat
 
-    def outputs(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """done_logit, reward (B, T), or None without the head, of every step: to judge recall and calibration."""
+    def outputs(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """done_logit, reward, value (B, T) of every step, those that M has heads for: to be judged."""
         (h, _), _ = self._run_batch(batch)
-        y = self.predict(h.reshape(-1, h.shape[2]))
-        done, reward = (x if x is None else x.reshape(h.shape[:2]).T for x in (y.done_logit, y.reward))
-        return done, reward
+        y = self.predict(h.reshape(-1, h.shape[2]))._asdict()
+        return {name: y[name].reshape(h.shape[:2]).T for name in OUTPUTS if y[name] is not None}
 
     def _run_batch(self, batch: dict[str, np.ndarray]):
         """_run over whole sequences from a zero state."""

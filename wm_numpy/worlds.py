@@ -168,6 +168,8 @@ class Dream(World):
             raise ValueError("this agent has no recorded moments for its dreams to begin in: memories must be 0")
         self.limit = (c.horizon if horizon is None else horizon) or agent.config.max_steps
         self.reward_range = np.multiply(TASKS[agent.config.task].reward_range, agent.config.repeat)
+        self.value_range = self.reward_range / max(1 - agent.config.mdnrnn.gamma, 1 / agent.config.max_steps)
+        self.bootstrap = c.bootstrap and self.limit < agent.config.max_steps  # at the task's limit life is over
 
     def _first(self, seeds):
         self.uniform = Noise(seeds, np.random.Generator.random, self.m.z_size + 1, key=1)
@@ -199,7 +201,11 @@ class Dream(World):
                 done = uniform[:, 0] < sigmoid(logit + np.log(odds))
             else:
                 done = logit > 0  # a cutoff (authors' code)
-        return z, reward, done, np.full(len(z), self.steps >= self.limit) & ~done
+        cut = np.full(len(z), self.steps >= self.limit) & ~done
+        if self.bootstrap and cut.any():
+            value = np.clip(self.m.predict(self.state[0]).value, *self.value_range)
+            reward = reward + cut * self.survival[self.rows] * value
+        return z, reward, done, cut
 
 
 class DreamEnv(gym.Env):
