@@ -356,7 +356,7 @@ def test_a_dream_cut_by_its_horizon_pays_the_value_of_where_it_led():
 
 
 def test_a_value_counts_by_the_odds_that_life_goes_on():
-    settings = "mdnrnn.value_head=true evolve.bootstrap=true evolve.survival=true".split()
+    settings = ["mdnrnn.value_head=true", "evolve.bootstrap=true", "evolve.survival=true"]
     agent = tiny_agent("doom", *settings)
     for name, told in (("done", 0), ("value", 7)):
         agent.m.params[name + ".w"][...], agent.m.params[name + ".b"][...] = 0, told
