@@ -11,7 +11,7 @@ from tests.conftest import tiny_agent
 from wm_numpy import rollout as rollouts
 from wm_numpy.data import DataError
 from wm_numpy.rollout import dream_rollouts, rollout
-from wm_numpy.worlds import Dream, RealWorld
+from wm_numpy.worlds import Dream, DreamEnv, RealWorld
 
 Z, H = 6, 8
 
@@ -141,17 +141,18 @@ def test_what_has_ended_stands_still(kind):
     calls = recorded(world.m)
     features, _ = world.reset(seed=[1, 2, 3, 4, 5, 6, 7, 12])
     over, kept, stood = np.zeros(8, bool), features.copy(), 0
-    for actions, _ in zip(some_actions(world), range(14), strict=False):
+    for actions in some_actions(world):
         alive, before = int((~over).sum()), len(calls)
-        features, reward, terminated, truncated, _ = world.step(actions)
-        assert len(calls) - before == bool(alive) and (not alive or len(calls[-1][0]) == alive)  # and costs nothing
+        features, reward, terminated, truncated, _ = world.advance(actions)
+        assert len(calls) - before == 1 and len(calls[-1][0]) == alive  # and costs nothing
         assert np.array_equal(features[over], kept[over])
         assert not reward[over].any() and not terminated[over].any() and not truncated[over].any()
         stood += over.sum()
-        assert not over.all() or not calls[before:]
         over |= terminated | truncated
         kept = features.copy()
-    assert over.all() and stood > 16
+        if over.all():
+            break
+    assert stood > 16
     features, _ = world.reset(seed=[8] * 8)  # and all rise again
     assert len(world.rows) == 8 and not np.array_equal(features, kept)
 
@@ -169,7 +170,7 @@ def test_an_end_does_not_disturb_the_others(kind):
         if not len(rows):
             break
         expected = world.m.step(z[rows], actions[rows], (h[rows], c[rows]), np.full(len(rows), float(not states)))
-        features, *_ = world.step(actions)
+        features, *_ = world.advance(actions)
         assert np.allclose(features[rows, Z : Z + H], expected[1], atol=1e-6)  # zch
         assert np.allclose(features[rows, Z + H :], expected[0], atol=1e-6)
         z[rows], (h[rows], c[rows]) = features[rows, :Z], expected
@@ -190,6 +191,173 @@ def test_restart_flag_is_one_at_the_first_step_alone(kind):
         assert all(call[3] is None or not np.any(call[3]) for call in calls[1:]) and len(calls) >= 2
 
 
+# ------------------------------------------------------------------------------- Gymnasium's contract
+
+
+@both
+def test_no_step_before_a_beginning_nor_after_an_end(kind):
+    """A loop that forgets to reset does not go on for ever."""
+    world = make(kind, 3, "doom", "evolve.horizon=4")
+    actions = some_actions(world)
+    for play in (world.step, world.advance):
+        with pytest.raises(gym.error.ResetNeeded, match="reset before step"):
+            play(next(actions))
+    world.reset(seed=[4, 4, 2])
+    while len(world.rows) == 3:
+        world.step(next(actions))
+    ended = min({0, 1, 2} - set(world.rows))
+    with pytest.raises(gym.error.ResetNeeded, match=rf"environments \[{ended}"):
+        world.step(next(actions))
+    while len(world.rows):
+        world.advance(next(actions))
+    for play in (world.step, world.advance):
+        with pytest.raises(gym.error.ResetNeeded):
+            play(next(actions))
+
+
+@both
+def test_a_part_begins_anew(kind):
+    """The masked ones, by their own seeds, and the others go on as if nothing had happened."""
+    actions = [np.full((4, 1), np.sin(t), np.float32) for t in range(12)]
+
+    def begun(seeds):
+        world = make(kind, 4, "doom", "evolve.horizon=9")
+        if kind == "dream":
+            world.m.params["done.w"][...], world.m.params["done.b"][...] = 0, -1  # nobody dies
+        else:
+            world.agent.v = StubV(logvar=np.log(0.25))
+        return world, [world.reset(seed=seeds)[0]]
+
+    world, mixed = begun([9, 9, 9, 9])
+    calls = recorded(world.m)
+    mixed += [world.step(a)[0] for a in actions[:5]]
+    mask = np.array([False, True, False, True])
+    features, info = world.reset(seed=[1, 9, 1, 8], options={"reset_mask": mask})
+    assert info == {} and np.array_equal(features[~mask], mixed[-1][~mask]) and len(world.rows) == 4
+    assert not features[mask][:, Z:].any()  # h = c = 0
+    mixed[-1][mask] = features[mask]
+    ends = []
+    for a in actions[5:]:
+        features, _, terminated, truncated, _ = world.advance(a)
+        mixed.append(features)
+        ends.append((terminated | truncated).tolist())
+    assert calls[5][3].sum() == 2 and not any(np.any(call[3]) for call in calls[1:5] + calls[6:])  # M hears of it
+    through = begun([9, 9, 9, 9])
+    through[1].extend(through[0].step(a)[0] for a in actions[:9])
+    anew = begun([8, 9, 8, 9])
+    anew[1].extend(anew[0].step(a)[0] for a in actions[5:])
+    assert np.allclose([x[~mask] for x in mixed[:10]], [x[~mask] for x in through[1]], atol=1e-5)
+    assert np.allclose([x[mask] for x in mixed[5:]], [x[[1, 0]] for x in anew[1]], atol=1e-5)
+    assert ends[3] == (~mask).tolist()  # after nine steps, not of the world but of their own
+    assert kind == "real" or not np.any(ends[4:])
+
+
+def test_the_odds_of_survival_begin_anew():
+    world = make("dream", 3, "doom", "evolve.survival=true")
+
+    def rewards():
+        world.reset(seed=5)
+        return [world.step(np.zeros((3, 1)))[1] for _ in range(4)]
+
+    first = rewards()
+    assert np.array_equal(first, rewards()) and (first[0] > first[3]).all()
+
+
+@both
+def test_masks_that_gymnasium_refuses(kind):
+    world = make(kind, 3)
+    world.reset(seed=1)
+    for mask, error in (
+        ([True, False, True], TypeError),
+        (np.array([1, 0, 1]), TypeError),
+        (np.array([True, False]), ValueError),
+        (np.zeros(3, bool), ValueError),
+    ):
+        with pytest.raises(error, match="reset_mask"):
+            world.reset(options={"reset_mask": mask})
+    assert len(world.rows) == 3
+
+
+@both
+def test_what_follows_a_seed_is_reproducible(kind):
+    """reset(seed=42), reset(), ... are the same episodes every time, a part's too, and all different."""
+
+    def starts(seed):
+        world = make(kind, 2)
+        if kind == "real":
+            world.agent.v = StubV(logvar=np.log(0.25))
+            for env in world.envs:
+                env.reset = lambda seed, env=env: Toy.reset(env, seed=5)
+        masked = {"reset_mask": np.array([False, True])}
+        resets = [world.reset(seed=seed), world.reset(), world.reset(options=masked), world.reset(seed=[None, 3])]
+        return np.stack([features for features, _ in resets])
+
+    one, two, other = starts(42), starts(42), starts(43)
+    assert np.array_equal(one, two) and not np.array_equal(one, other)
+    assert not np.array_equal(one[0], one[1]) and np.array_equal(one[2, 0], one[1, 0])
+    assert not np.array_equal(one[2, 1], one[1, 1]) and np.array_equal(one[3, 1], other[3, 1])
+
+
+@both
+@pytest.mark.parametrize("task", ["doom", "carracing"])
+def test_actions_that_are_none(kind, task):
+    world = make(kind, 2, task)
+    world.reset(seed=[9, 9])
+    right = np.zeros(world.action_space.shape)
+    for wrong in (right + np.nan, right + np.inf, right[0], right[:, :0], right[:1], 0.0, np.zeros((2, 4))):
+        with pytest.raises(ValueError, match=r"finite numbers of shape \(2, \d\)"):
+            world.step(wrong)
+    world.step(right.tolist())
+
+
+@pytest.mark.parametrize(
+    "argument, named",
+    [
+        ({"tau": 0}, "evolve.tau"),
+        ({"tau": -1}, "evolve.tau"),
+        ({"tau": np.nan}, "evolve.tau"),
+        ({"tau": np.inf}, "evolve.tau"),
+        ({"tau": "hot"}, "evolve.tau takes float"),
+        ({"horizon": -5}, "evolve.horizon"),
+        ({"horizon": 2.5}, "evolve.horizon takes int"),
+        ({"memories": 1.5}, "evolve.memories"),
+        ({"memories": 1.0}, "recorded moments"),
+    ],
+)
+def test_dreams_that_cannot_be(argument, named):
+    with pytest.raises(ValueError, match=named):
+        Dream(tiny_agent(), 2, **argument)
+
+
+def test_a_batch_of_dreams_by_name(doom_run):
+    name = "wm_numpy/Dream-v0"
+    world = gym.make_vec(name, num_envs=3, run=str(doom_run), tau=0.7)
+    assert isinstance(world.unwrapped, Dream) and world.num_envs == 3 and world.unwrapped.tau == 0.7
+    features, _ = world.reset(seed=1)
+    assert features in world.observation_space
+    assert gym.envs.registration.EnvSpec.from_json(world.spec.to_json()).kwargs["tau"] == 0.7
+    single = gym.make(name, run=str(doom_run))
+    assert gym.envs.registration.EnvSpec.from_json(single.spec.to_json()).id == name
+    one, _ = world.unwrapped.reset(seed=[7, 8, 9])
+    seeds = iter([8])
+    single.unwrapped.world._seeds = lambda seed: np.array([next(seeds)])
+    assert np.array_equal(single.reset()[0], one[1])
+
+
+def test_one_dream_raises_what_gymnasium_raises(doom_run):
+    env = DreamEnv(str(doom_run), horizon=3)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(np.zeros(1))
+    env.reset(seed=1)
+    for wrong in (0.5, np.zeros(2), [np.nan]):
+        with pytest.raises(ValueError, match="finite numbers of shape"):
+            env.step(wrong)
+    while not any(env.step(np.zeros(1))[2:4]):
+        pass
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(np.zeros(1))
+
+
 @both
 def test_actions_are_clipped(kind):
     a, b = make(kind, 2), make(kind, 2)
@@ -202,6 +370,8 @@ def test_actions_are_clipped(kind):
 
 def test_a_seed_decides_a_dream():
     world, actions = make("dream", 4), np.random.default_rng(1).uniform(-1, 1, (10, 4, 1))
+
+    world.m.params["done.w"][...], world.m.params["done.b"][...] = 0, -1  # nobody dies
 
     def play(seed):
         return [world.reset(seed=seed)[0], *(x for a in actions for x in world.step(a)[:4])]
@@ -287,7 +457,8 @@ def test_an_episode_hangs_on_its_own_seed_alone(kind):
         world.limit = 40
         features = [world.reset(seed=seeds)[0]]
         for t in range(40):
-            features.append(world.step(np.full((len(seeds), 1), np.sin(t)))[0])
+            actions = np.full((len(seeds), 1), np.sin(t))
+            features.append(world.advance(actions)[0] if len(world.rows) else features[-1])
         return np.stack(features, axis=1)  # (n, T, F)
 
     alone, among = play([41]), play([50, 41, 43, 41, 7])
@@ -309,7 +480,7 @@ def test_dreams_begin_in_recorded_moments():
     which = [3, 3, 3, 5]
     assert np.allclose(features, np.concatenate([z[0], agent.memories[2], agent.memories[1]], axis=1)[which])
     world.step(np.zeros((4, 1)))
-    assert not calls[0][3].any()  # M goes on, its state is kept
+    assert not np.any(calls[0][3])  # M goes on, its state is kept
     half = Dream(agent, 4000, memories=0.5)
     half.reset(seed=np.arange(4000))
     assert abs(half.fresh.mean() - 0.5) < 0.03
@@ -347,9 +518,9 @@ def test_a_dream_cut_by_its_horizon_pays_the_value_of_where_it_led():
 
     agent.m.params["reward.w"][...], agent.m.params["reward.b"][...] = 0, 1
     agent.m.params["value.b"][...] = 7
-    world, paid = rewards(5, 6)
+    world, paid = rewards(5, 5)
     told = agent.m.predict(world._features[:, Z:]).value  # the state that all ended in
-    assert np.ptp(told) > 0 and np.allclose(paid, [[1] * 3] * 4 + [1 + told, [0] * 3], atol=1e-5)
+    assert np.ptp(told) > 0 and np.allclose(paid, [[1] * 3] * 4 + [1 + told], atol=1e-5)
     agent.m.params["value.b"][...] = 1000
     assert np.allclose(rewards(5, 5)[1][4], 1 + 3 / (1 - 0.95))  # no more than the world can pay for ever
     assert np.allclose(rewards(0, 250)[1], 1)  # at the task's limit nothing is left to come
@@ -402,8 +573,8 @@ def test_m_is_stepped_with_what_came_before_the_new_frame():
 def test_the_frame_after_an_end_is_not_looked_at(ends, last):
     world = make("real", 2, ends=ends)
     world.reset(seed=[2, 3])
-    for actions, _ in zip(some_actions(world), range(4), strict=False):
-        features, *_ = world.step(actions)
+    for actions, _ in zip(some_actions(world), range(3), strict=False):
+        features, *_ = world.advance(actions)
     expected = [[10, 10], [11, 11], [*last, 12], *([[13]] if not ends else [])]
     assert world.agent.v.seen == expected
     assert np.allclose(features[:, 0], [11, 12] if ends else [12, 13])
@@ -436,7 +607,7 @@ class Countdown(gym.vector.VectorEnv):
         self.left, self.t = np.array(seed), 0
         return np.zeros((self.num_envs, 2)), {}
 
-    def step(self, actions):
+    def advance(self, actions):
         self.t += 1
         alive = self.left > 0
         self.left = self.left - alive

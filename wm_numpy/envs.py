@@ -134,6 +134,7 @@ class Task(gym.Env):
         self.action_space = gym.spaces.Box(-1, 1, (self.facts.action_size,), np.float32)
         self.observation_space = gym.spaces.Box(0, 255, FRAME, np.uint8)
         self._resize = resizer(*self.crop_size)
+        self._over = True  # until the first reset
         try:
             self._open()
         except (ImportError, gym.error.DependencyNotInstalled) as error:
@@ -146,9 +147,12 @@ class Task(gym.Env):
         with self._alive():
             self.crop, info = self._start()
         self.frame = self._resize(self.crop)
+        self._over = False
         return self.frame, info
 
     def step(self, action: np.ndarray):
+        if self._over:
+            raise gym.error.ResetNeeded(f"the episode of {self.name} is over, or not begun: call reset before step")
         action = np.asarray(action, np.float64)
         if action.shape != self.action_space.shape or not np.isfinite(action).all():
             raise ValueError(f"an action of {self.name} is {self.action_space.shape} finite numbers, not {action}")
@@ -158,6 +162,7 @@ class Task(gym.Env):
         self.frames += count
         self.frame = self._resize(self.crop)
         truncated = not terminated and self.frames >= self.max_steps
+        self._over = terminated or truncated
         return self.frame, float(reward), terminated, truncated, info
 
     @contextmanager

@@ -51,9 +51,9 @@ class Recorded(World):
     def step(self, actions: np.ndarray | None = None):
         return super().step(self.series["action"][None, self.steps])
 
-    def _first(self, seeds):
-        self.fresh = np.ones(1, bool)
-        return self._sample(self.series["mu"][:1], self.series["logvar"][:1], self.rows)
+    def _first(self, rows, seeds):
+        z = self._sample(self.series["mu"][:1], self.series["logvar"][:1], rows)
+        return z, self.m.initial_state(1), np.ones(1, bool)
 
     def _next(self, action):
         t, record = self.steps, self.series[self.steps - 1 : self.steps]
@@ -70,11 +70,10 @@ class DreamOn(Dream):
         super().__init__(agent, 1, tau, horizon=0, memories=0)
         self.moment = moment
 
-    def reset(self, **kwargs):
-        super().reset(**kwargs)
-        self.z, self.state, self.steps = self.moment
-        self._observe()
-        return self._features.copy(), {}
+    def _first(self, rows, seeds):
+        super()._first(rows, seeds)
+        z, state, self.steps = self.moment
+        return z, state, np.full(1, self.steps == 0)
 
 
 class Life:

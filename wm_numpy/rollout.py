@@ -31,7 +31,7 @@ def rollout(world: World, act: Callable, seeds: np.ndarray) -> Rollouts:
     lengths = np.zeros(world.num_envs, int)
     alive = np.ones(world.num_envs, bool)
     while alive.any():
-        features, reward, terminated, truncated, _ = world.step(act(features))
+        features, reward, terminated, truncated, _ = world.advance(act(features))
         returns += reward
         lengths += alive
         alive &= ~(terminated | truncated)

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from .agent import Agent, feature_size
+from .config import flat, from_flat
 from .core import reparameterize_forward, sigmoid
 from .tasks import TASKS
 
@@ -21,34 +22,47 @@ BLOCK = 16  # steps whose noise is drawn at a time, for one episode
 
 
 class Noise:
-    """Random numbers for the rows of a batch; what a row gets hangs on its own seed alone.
+    """Random numbers for the n rows of a batch; what a row gets hangs on its own seed alone.
 
     draw: rng, shape, dtype -> numbers, such as np.random.Generator.random; size: numbers per row and step; key:
-    another for other numbers from the same seeds. Rows of equal seeds, candidates that meet the same dream, share one
-    stream.
+    another for other numbers from the same seeds. Rows of equal seeds that begin together, candidates that meet the
+    same dream, share one stream.
     """
 
-    def __init__(self, seeds: np.ndarray, draw: Callable, size: int, key: int = 0):
-        distinct, self.stream = np.unique(seeds, return_inverse=True)
-        self.draw, self.size, self.used = draw, size, 0
-        self.rngs = [np.random.default_rng([int(seed), key]) for seed in distinct]
-        self.block = np.empty((len(self.rngs), BLOCK, size), np.float32)
+    def __init__(self, n: int, draw: Callable, size: int, key: int = 0):
+        self.draw, self.size, self.key = draw, size, key
+        self.stream = np.zeros(n, int)  # of each row
+        self.rngs = [None] * n  # of each stream, and so are the next two
+        self.block = np.empty((n, BLOCK, size), np.float32)  # its next numbers
+        self.used = np.zeros(n, int)
+
+    def begin(self, rows: np.ndarray, seeds: np.ndarray) -> None:
+        """From now on these rows have these seeds."""
+        distinct, which = np.unique(seeds, return_inverse=True)
+        taken = np.delete(self.stream, rows)  # those of the other rows go on
+        streams = np.setdiff1d(np.arange(len(self.stream)), taken)[: len(distinct)]
+        for stream, seed in zip(streams, distinct, strict=True):
+            self.rngs[stream] = np.random.default_rng([int(seed), self.key])
+        self.used[streams] = 0
+        self.stream[rows] = streams[which]
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """The numbers of one step for these rows -> (rows, size) float32."""
-        step = self.used % BLOCK
-        if step == 0:
-            for stream in np.unique(self.stream[rows]):
-                self.block[stream] = self.draw(self.rngs[stream], (BLOCK, self.size), np.float32)
-        self.used += 1
-        return self.block[self.stream[rows], step]
+        streams = np.unique(self.stream[rows])
+        for stream in streams[self.used[streams] % BLOCK == 0]:
+            self.block[stream] = self.draw(self.rngs[stream], (BLOCK, self.size), np.float32)
+        at = self.stream[rows]
+        numbers = self.block[at, self.used[at] % BLOCK]
+        self.used[streams] += 1
+        return numbers
 
 
 class World(VectorEnv):
     """What the two worlds share: M's state, C's features, and the rows that are still alive.
 
-    All environments start together at `reset`; one that has ended stands still, with reward 0, until the next
-    `reset` of all (autoreset is disabled), and costs nothing: only rows alive are computed. The agent's C is not used.
+    Autoreset is disabled: who has ended is begun anew by `reset(options={"reset_mask": mask})`, mask (n,) bool, or
+    with all others by `reset()`. `step` is of all; `advance` of those alive, while the others stand still, with
+    reward 0, and cost nothing. The agent's C is not used.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
@@ -60,43 +74,90 @@ class World(VectorEnv):
         self.single_action_space = Box(-1, 1, (agent.m.action_size,))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.rows = np.arange(0)  # nothing is alive before the first reset
+        self.normal = Noise(num_envs, np.random.Generator.standard_normal, self.m.z_size)
+        self.steps = 0  # since all began
+        self.born = np.zeros(num_envs, int)  # at which of them each began
+        # Of the rows alive, none before the first reset: z, M's state, whether M is to hear of a beginning.
+        self.rows, self.z = np.arange(0), np.zeros((0, self.m.z_size), np.float32)
+        self.state, self.fresh = self.m.initial_state(0), np.zeros(0, bool)
 
-    def reset(self, *, seed: int | Sequence[int] | None = None, options: dict | None = None):
-        """Start all n again -> features (n, F), {}. An episode's own seed decides all that is random in it."""
-        n = self.num_envs
-        if seed is None:
-            seed = np.random.default_rng().integers(2**31)
-        seeds = np.asarray(seed) if np.ndim(seed) else seed + np.arange(n)
-        if seeds.shape != (n,):
-            raise ValueError(f"{len(seeds)} seeds were given for {n} environments")
-        self.normal = Noise(seeds, np.random.Generator.standard_normal, self.m.z_size)
-        self.rows, self.steps = np.arange(n), 0
-        self.state = self.m.initial_state(n)  # h = c = 0
-        self.z = self._first(seeds)  # (n, Z)
+    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict | None = None):
+        """Begin all n anew, or those of options["reset_mask"], (n,) bool -> features (n, F), {}.
+
+        seed: an int, of row i seed + i, or one per row. It decides all that is random in that row's episode; without
+        one it is drawn, reproducibly where an earlier reset had one.
+        """
+        rows, seeds = np.flatnonzero(self._mask(options)), self._seeds(seed)
+        if len(rows) == self.num_envs:
+            self.steps = 0
+        self._keep(~np.isin(self.rows, rows))
+        self.born[rows] = self.steps
+        self.normal.begin(rows, seeds[rows])
+        z, state, fresh = self._first(rows, seeds[rows])
+        self.rows = np.append(self.rows, rows)
+        self.z = np.concatenate([self.z, z])
+        self.state = tuple(np.concatenate(parts) for parts in zip(self.state, state, strict=True))
+        self.fresh = np.append(self.fresh, fresh)
         self._observe()
         return self._features.copy(), {}
 
+    def _mask(self, options: dict | None) -> np.ndarray:
+        """Who begins anew (n,); TypeError, ValueError as of Gymnasium's own vector environments."""
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool:
+            raise TypeError(f"reset_mask must be an array of bool, not {mask!r}")
+        if mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(f"reset_mask must be ({self.num_envs},) bool, some of them true, not {mask}")
+        return mask
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> np.ndarray:
+        """One for each row (n,)."""
+        n = self.num_envs
+        given = list(seed) if np.ndim(seed) else [None if seed is None else seed + i for i in range(n)]
+        if len(given) != n or any(np.ndim(s) for s in given):
+            raise ValueError(f"{len(given)} seeds were given for {n} environments")
+        known = [int(s) for s in given if s is not None]
+        if known:
+            self.np_random = np.random.default_rng(known)
+        drawn = self.np_random.integers(2**31, size=n)
+        return np.array([d if s is None else int(s) for s, d in zip(given, drawn, strict=True)])
+
     def step(self, actions: np.ndarray):
-        """Actions (n, A) -> features (n, F), rewards, terminations, truncations (n,), {}."""
+        """Actions (n, A) -> features (n, F), rewards, terminations, truncations (n,), {}.
+
+        Raises:
+            gymnasium.error.ResetNeeded: an environment has ended, or not begun.
+            ValueError: the actions are not finite numbers of that shape.
+        """
+        if 0 < len(self.rows) < self.num_envs:
+            ended = np.setdiff1d(np.arange(self.num_envs), self.rows).tolist()
+            raise gym.error.ResetNeeded(f"environments {ended} have ended: reset them before the next step")
+        return self.advance(actions)
+
+    def advance(self, actions: np.ndarray):
+        """As `step`, but environments that have ended stand still; ResetNeeded where none is left."""
+        if not len(self.rows):
+            raise gym.error.ResetNeeded("all environments have ended, or not begun: call reset before step")
+        rows, actions = self.rows, np.asarray(actions, np.float32)
+        if actions.shape != self.action_space.shape or not np.isfinite(actions).all():
+            raise ValueError(f"actions must be finite numbers of shape {self.action_space.shape}, not {actions}")
         rewards = np.zeros(self.num_envs, np.float64)
         terminations, truncations = np.zeros((2, self.num_envs), bool)
-        if len(self.rows):
-            rows = self.rows
-            action = np.clip(actions[rows], -1, 1).astype(np.float32)
-            restart = self.fresh.astype(np.float32) if self.steps == 0 else None  # as in the data M learns from
-            self.state = self.m.step(self.z, action, self.state, restart)
-            self.steps += 1
-            self.z, rewards[rows], terminations[rows], truncations[rows] = self._next(action)
-            self._observe()
-            alive = ~(terminations | truncations)[rows]
-            if not alive.all():
-                self._keep(alive)
+        action = np.clip(actions[rows], -1, 1)
+        restart = self.fresh.astype(np.float32) if self.fresh.any() else None  # as in the data M learns from
+        self.state = self.m.step(self.z, action, self.state, restart)
+        self.fresh = np.zeros(len(rows), bool)
+        self.steps += 1
+        self.z, rewards[rows], terminations[rows], truncations[rows] = self._next(action)
+        self._observe()
+        alive = ~(terminations | truncations)[rows]
+        if not alive.all():
+            self._keep(alive)
         return self._features.copy(), rewards, terminations, truncations, {}
 
     def _keep(self, alive: np.ndarray) -> None:
         """Go on with these of the rows alone."""
-        self.rows, self.z = self.rows[alive], self.z[alive]
+        self.rows, self.z, self.fresh = self.rows[alive], self.z[alive], self.fresh[alive]
         self.state = tuple(part[alive] for part in self.state)
 
     def _observe(self) -> None:
@@ -110,8 +171,8 @@ class World(VectorEnv):
         z, _ = reparameterize_forward(mu, logvar, self.normal(rows))
         return z
 
-    def _first(self, seeds: np.ndarray) -> np.ndarray:
-        """The first z of every environment, (n, Z)."""
+    def _first(self, rows: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, tuple, np.ndarray]:
+        """How these rows begin -> z (rows, Z), M's state, whether M is to hear that it is a beginning (rows,)."""
         raise NotImplementedError
 
     def _next(self, action: np.ndarray):
@@ -126,10 +187,10 @@ class RealWorld(World):
         super().__init__(agent, len(envs))
         self.envs = list(envs)
 
-    def _first(self, seeds):
-        frames = [env.reset(seed=int(seed))[0] for env, seed in zip(self.envs, seeds, strict=True)]
-        self.fresh = np.ones(len(seeds), bool)
-        return self._sample(*self.agent.v.encode(np.stack(frames)), self.rows)
+    def _first(self, rows, seeds):
+        frames = [self.envs[row].reset(seed=int(seed))[0] for row, seed in zip(rows, seeds, strict=True)]
+        z = self._sample(*self.agent.v.encode(np.stack(frames)), rows)
+        return z, self.m.initial_state(len(rows)), np.ones(len(rows), bool)
 
     def _next(self, action):
         steps = [self.envs[row].step(a) for row, a in zip(self.rows, action, strict=True)]
@@ -150,6 +211,7 @@ class Dream(World):
 
     tau: temperature; horizon: steps after which a dream is cut, 0: the task's limit; memories: share of the dreams
     that begin in a recorded moment, M warmed by what went before, and not in a first frame. None: as C was evolved.
+    ValueError: one of them cannot be, such as a tau of 0.
     """
 
     def __init__(
@@ -161,29 +223,33 @@ class Dream(World):
         memories: float | None = None,
     ):
         super().__init__(agent, num_envs)
-        c = agent.config.evolve
-        self.tau = c.tau if tau is None else tau
-        self.memories = c.memories if memories is None else memories
-        if self.memories and agent.memories is None:
+        given = {"evolve.tau": tau, "evolve.horizon": horizon, "evolve.memories": memories}
+        changes = {key: value for key, value in given.items() if value is not None}
+        c = from_flat(flat(agent.config) | changes).evolve  # says what cannot be, as on the command line
+        if c.memories and agent.memories is None:
             raise ValueError("this agent has no recorded moments for its dreams to begin in: memories must be 0")
-        self.limit = (c.horizon if horizon is None else horizon) or agent.config.max_steps
+        self.tau, self.memories = c.tau, c.memories
+        self.limit = c.horizon or agent.config.max_steps
         self.reward_range = np.multiply(TASKS[agent.config.task].reward_range, agent.config.repeat)
         self.value_range = self.reward_range / max(1 - agent.config.mdnrnn.gamma, 1 / agent.config.max_steps)
         self.bootstrap = c.bootstrap and self.limit < agent.config.max_steps  # at the task's limit life is over
+        self.uniform = Noise(num_envs, np.random.Generator.random, self.m.z_size + 1, key=1)
+        self.survival = np.ones(num_envs)  # the odds that an episode still goes on, where the setting asks for them
 
-    def _first(self, seeds):
-        self.uniform = Noise(seeds, np.random.Generator.random, self.m.z_size + 1, key=1)
-        self.survival = np.ones(len(seeds))  # the odds that an episode still goes on, where the setting asks for them
-        latents = self.agent.initial_latents[:, seeds % self.agent.initial_latents.shape[1]]  # (2, n, Z)
-        share, self.fresh = self.uniform(self.rows)[:, 0], np.ones(len(seeds), bool)
+    def _first(self, rows, seeds):
+        self.uniform.begin(rows, seeds)
+        self.survival[rows] = 1
+        latents = self.agent.initial_latents[:, seeds % self.agent.initial_latents.shape[1]]  # (2, rows, Z)
+        state = self.m.initial_state(len(rows))  # h = c = 0
+        share, fresh = self.uniform(rows)[:, 0], np.ones(len(rows), bool)
         if self.memories:
             (z, h, c), recorded = self.agent.memories, share < self.memories
-            self.fresh = ~recorded
+            fresh = ~recorded
             which = seeds[recorded] % z.shape[1]
             latents[:, recorded] = z[:, which]
-            for part, kept in zip(self.state, (h, c), strict=True):
+            for part, kept in zip(state, (h, c), strict=True):
                 part[recorded] = kept[which]
-        return self._sample(*latents, self.rows)
+        return self._sample(*latents, rows), state, fresh
 
     def _next(self, action):
         uniform = self.uniform(self.rows)
@@ -201,7 +267,7 @@ class Dream(World):
                 done = uniform[:, 0] < sigmoid(logit + np.log(odds))
             else:
                 done = logit > 0  # a cutoff (authors' code)
-        cut = np.full(len(z), self.steps >= self.limit) & ~done
+        cut = (self.steps - self.born[self.rows] >= self.limit) & ~done
         if self.bootstrap and cut.any():
             value = np.clip(self.m.predict(self.state[0]).value, *self.value_range)
             reward = reward + cut * self.survival[self.rows] * value
@@ -246,4 +312,14 @@ class DreamEnv(gym.Env):
         return np.round(self.world.agent.v.decode(z)[0] * 255).astype(np.uint8)
 
 
-gym.register("wm_numpy/Dream-v0", entry_point="wm_numpy.worlds:DreamEnv", disable_env_checker=True)
+def dream_vec(run: str, num_envs: int = 1, **arguments) -> Dream:
+    """`gymnasium.make_vec("wm_numpy/Dream-v0", num_envs, run="runs/doom")`: one batch in place of n environments."""
+    return Dream(Agent.load(run), num_envs, **arguments)
+
+
+gym.register(
+    "wm_numpy/Dream-v0",
+    entry_point="wm_numpy.worlds:DreamEnv",
+    vector_entry_point="wm_numpy.worlds:dream_vec",
+    disable_env_checker=True,
+)
