@@ -40,8 +40,10 @@ class Agent:
         """
         folder = run_folder(run)
         config = load_config(folder)
-        v, m = new_vae(config), new_mdnrnn(config)
-        z, h = config.vae.z_size, config.mdnrnn.hidden
+        v = new_vae(config)
+        m = new_mdnrnn(config)
+        z = config.vae.z_size
+        h = config.mdnrnn.hidden
         try:
             v.params.flat[:] = read_arrays(folder / "vae.npz", params=v.params.flat.shape)["params"]
             saved = read_arrays(folder / "mdnrnn.npz", params=m.params.flat.shape, initial_latents=(2, -1, z))
@@ -107,7 +109,8 @@ def load_config(folder: Path) -> Config:
 
 def export(run: str | Path, folder: Path) -> None:
     """Write a run's weights in float16, what `load` reads in a third of the space, beside its configuration."""
-    agent, source = Agent.load(run), run_folder(run)  # `load` refuses what is damaged
+    agent = Agent.load(run)
+    source = run_folder(run)  # `load` refuses what is damaged
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty: choose another folder")
     files = {name: read_arrays(source / name) for name in ("vae.npz", "mdnrnn.npz", "controller.npz")}

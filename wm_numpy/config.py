@@ -248,7 +248,8 @@ def _parsed(key: str, value):
     """`value`, which may be text, as the setting's own kind and within its range."""
     if key not in SETTINGS:
         raise SettingError(f"unknown setting {key!r}: choose from {', '.join(SETTINGS)}")
-    kind, limits = type(SETTINGS[key].default), SETTINGS[key].metadata
+    kind = type(SETTINGS[key].default)
+    limits = SETTINGS[key].metadata
     try:
         flags = {"true": True, "1": True, "false": False, "0": False}
         value = flags[str(value).lower()] if kind is bool else kind(str(value))
@@ -256,7 +257,8 @@ def _parsed(key: str, value):
         raise SettingError(f"{key} takes {kind.__name__}, not {value!r}") from None
     if limits["choices"] and value not in limits["choices"]:
         raise SettingError(f"{key} is one of {', '.join(limits['choices'])}, not {value!r}")
-    low, high = limits["low"], limits["high"]
+    low = limits["low"]
+    high = limits["high"]
     if low is not None and not (low <= value <= high and value < math.inf):  # "not": nan compares false with everything
         allowed = f"at least {low}" if high == math.inf else f"{low} to {high}"
         raise SettingError(f"{key} = {value} is out of range: {allowed}")

@@ -73,8 +73,10 @@ def frame_dtype(action_size: int) -> np.dtype:
 
 def series_dtype(z_size: int, action_size: int, value: bool = False) -> np.dtype:
     """A record of a series: an episode whose frames have become (mu, logvar); `value`: with the discounted returns."""
-    code = [("mu", "f4", (z_size,)), ("logvar", "f4", (z_size,))]
-    return np.dtype(code + frame_dtype(action_size).descr[1:] + [("value", "f4")] * value)
+    fields = [("mu", "f4", (z_size,)), ("logvar", "f4", (z_size,)), *frame_dtype(action_size).descr[1:]]
+    if value:
+        fields.append(("value", "f4"))
+    return np.dtype(fields)
 
 
 def encoded(episode: np.ndarray, dtype: np.dtype, encode: Callable, gamma: float = 0.0) -> np.ndarray:
@@ -116,12 +118,14 @@ class Recorder:
     """An environment whose running episode can be saved; `keep`: hold its frames for that."""
 
     def __init__(self, env):
-        self.env, self.keep = env, False
+        self.env = env
+        self.keep = False
 
     def reset(self, **kwargs):
         """As the environment's."""
         frame, info = self.env.reset(**kwargs)
-        self._frames, self._steps = [frame], []
+        self._frames = [frame]
+        self._steps = []
         return frame, info
 
     def step(self, action: np.ndarray):
@@ -150,7 +154,8 @@ class Records:
     """The .npy files of a folder, sorted by name, records of one dtype; slices are read when asked for."""
 
     def __init__(self, folder: Path, dtype: np.dtype):
-        self.dtype, self.paths = dtype, sorted(folder.glob("[0-9]*.npy"))
+        self.dtype = dtype
+        self.paths = sorted(folder.glob("[0-9]*.npy"))
         if not self.paths:
             raise DataError(f"{folder} holds no episodes: run the collect stage first")
         self._offsets, lengths = np.transpose([self._header(path) for path in self.paths])
@@ -186,7 +191,9 @@ class FrameBatches:
     """
 
     def __init__(self, episodes: Records, batch: int, seed: tuple[int, ...], weights: np.ndarray | None = None):
-        self.episodes, self.batch, self.seed = episodes, batch, seed
+        self.episodes = episodes
+        self.batch = batch
+        self.seed = seed
         self.per_epoch = max(1, int(episodes.frames.sum()) // batch)
         self.ends = _cumulative(episodes.frames, weights)
 
@@ -207,7 +214,10 @@ class SeriesBatches:
     def __init__(
         self, series: Records, batch: int, window: int, seed: tuple[int, ...], weights: np.ndarray | None = None
     ):
-        self.series, self.batch, self.window, self.seed = series, batch, window, seed
+        self.series = series
+        self.batch = batch
+        self.window = window
+        self.seed = seed
         self.per_epoch = max(1, int(series.steps.sum()) // (batch * window))
         self.by_steps = _cumulative(series.steps, weights)  # for the first episode of a window
         self.by_files = _cumulative(np.ones(len(series.steps)), weights)  # for those that follow
@@ -226,12 +236,14 @@ class SeriesBatches:
     def _window(self, rng: np.random.Generator) -> list[dict[str, np.ndarray]]:
         """The transitions of a window, episode by episode."""
         file, start = self.moment(rng)
-        parts, missing = [], self.window
+        parts = []
+        missing = self.window
         while missing:
             count = min(missing, int(self.series.steps[file]) - start)
             parts.append(transitions(self.series.read(file, start, start + count + 1), rng, restart=start == 0))
             missing -= count
-            file, start = int(np.searchsorted(self.by_files, rng.random(), side="right")), 0
+            file = int(np.searchsorted(self.by_files, rng.random(), side="right"))
+            start = 0
         return parts
 
     def memories(self, n: int, steps: int) -> dict[str, np.ndarray]:

@@ -40,7 +40,8 @@ def resizer(height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
         centre = (np.arange(64) + 0.5) * size / 64
         return times, np.round(centre - (times + 1) / 2).astype(int)  # where the 64 windows start
 
-    (down, top), (across, left) = window(height), window(width)
+    down, top = window(height)
+    across, left = window(width)
     row = 3 * width  # in values
     pick = top[:, None, None] * row + left[:, None] * 3 + np.arange(3)  # (64, 64, 3)
     bits = np.uint16(down + across)  # each sum of two doubles the total
@@ -81,7 +82,8 @@ def _swing(action: np.ndarray, steps: int) -> Iterator[np.ndarray]:
     while True:
         for _ in range(left):
             yield action
-        action, left = -action, steps
+        action = -action
+        left = steps
 
 
 def random_policy(
@@ -128,7 +130,8 @@ class Task(gym.Env):
     """
 
     def __init__(self, render_mode: str | None = None, max_steps: int | None = None, repeat: int = 1):
-        self.render_mode, self.repeat = render_mode, repeat
+        self.render_mode = render_mode
+        self.repeat = repeat
         self.max_steps = max_steps or self.facts.max_steps
         self.shows_end = self.facts.shows_end
         self.action_space = gym.spaces.Box(-1, 1, (self.facts.action_size,), np.float32)
@@ -189,7 +192,8 @@ class CarRacing(Task):
     Episode End: terminated after the lap or off the field; truncated after 1,000 frames.
     """
 
-    name, facts = "carracing", TASKS["carracing"]
+    name = "carracing"
+    facts = TASKS["carracing"]
     crop_size = (84, 96)
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}
     deaths = (AssertionError, RuntimeError, SystemError)  # Box2D's
@@ -217,7 +221,8 @@ class CarRacing(Task):
         if self.game.blind:  # it ended before the frame that is drawn
             self.game.blind = False
             crop = self.game._render("state_pixels")
-        before, self._tiles = self._tiles, self.game.tile_visited_count
+        before = self._tiles
+        self._tiles = self.game.tile_visited_count
         return crop, total, terminated, info | {"reward": self._tiles - before}
 
     def render(self):
@@ -237,7 +242,8 @@ class TakeCover(Task):
         nothing after death: the observation of the last step repeats the one before (`shows_end` is False).
     """
 
-    name, facts = "doom", TASKS["doom"]
+    name = "doom"
+    facts = TASKS["doom"]
     crop_size = (100, 160)
     metadata = {"render_modes": ["rgb_array"], "render_fps": 35}
 

@@ -70,7 +70,8 @@ def later(round_: int, first: float, other: float) -> float:
 
 def score(returns: np.ndarray) -> dict[str, float]:
     """Mean, standard deviation and 95 % interval of the mean (normal) of the returns of episodes."""
-    mean, sd = float(np.mean(returns)), float(np.std(returns, ddof=1))
+    mean = float(np.mean(returns))
+    sd = float(np.std(returns, ddof=1))
     half = 1.96 * sd / np.sqrt(np.size(returns))
     return {"mean": mean, "sd": sd, "ci95": [mean - half, mean + half], "episodes": np.size(returns)}
 
@@ -97,11 +98,17 @@ class Log:
     @contextmanager
     def progress(self, stage: str, round_: int, total: int, unit: str):
         """Gives `report(done, **figures)`; prints about twice a second on a terminal, now and then in a log."""
-        start, shown, kept, text, pace, first = time.monotonic(), 0.0, 0.0, "", "", None
+        start = time.monotonic()
+        shown = 0.0
+        kept = 0.0
+        text = ""
+        pace = ""
+        first = None
 
         def report(done: int, /, **figures) -> None:
             nonlocal shown, kept, text, pace, first
-            now, last = time.monotonic(), done >= total
+            now = time.monotonic()
+            last = done >= total
             first = first or (done, now)  # what a resumed stage had done before is not of this pace
             if done > first[0]:
                 each = max(now - first[1], 1e-9) / (done - first[0])  # seconds
@@ -129,8 +136,11 @@ class Experiment:
     """
 
     def __init__(self, config: Config, folder: Path):
-        self.config, self.folder, self.episodes = config, folder, folder / "episodes"
-        path, mine = folder / "config.json", flat(config)
+        self.config = config
+        self.folder = folder
+        self.episodes = folder / "episodes"
+        path = folder / "config.json"
+        mine = flat(config)
         if path.exists():
             theirs = flat(load_config(folder))
             free = {"rounds"} if mine["rounds"] >= theirs["rounds"] else set()  # a run can go on for more rounds
@@ -175,7 +185,8 @@ class Experiment:
     def run(self, stages: Sequence[str] = STAGES) -> None:
         """These stages of every round, those that are complete left out."""
         here = sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file())
-        needed, free = self.disk_needed() / 1e9, (shutil.disk_usage(self.folder).free + here) / 1e9
+        needed = self.disk_needed() / 1e9
+        free = (shutil.disk_usage(self.folder).free + here) / 1e9
         if "collect" in stages and needed > free:
             what = f"this run needs about {needed:.1f} GB in {self.folder}, where {free:.1f} GB are free"
             raise RunError(f"{what}: choose another --out, or fewer collect.episodes")
@@ -197,7 +208,8 @@ class Experiment:
 
     def _collect(self, round_: int) -> None:
         """Play this round's episodes: random ones, later the agent's own with noise."""
-        c, n = self.config, self._episodes(round_)
+        c = self.config
+        n = self._episodes(round_)
         before = sum(self._episodes(r) for r in range(1, round_))
         paths = [self.episodes / f"{before + i:06d}.npy" for i in range(n)]
         # Agents play in groups of fixed members, so a group with a file missing is played again as a whole.
@@ -218,7 +230,8 @@ class Experiment:
 
     def _vae(self, round_: int) -> None:
         """Train V on the frames of all episodes so far."""
-        c, seed = self.config.vae, self._seed("vae", round_)
+        c = self.config.vae
+        seed = self._seed("vae", round_)
         v = new_vae(self.config, np.random.default_rng(seed))
         episodes = Records(self.episodes, self.frame_dtype)
         batches = FrameBatches(episodes, c.batch, seed, self._weights(len(episodes.paths), c))
@@ -228,7 +241,8 @@ class Experiment:
             v.centre(mean.mean(axis=(0, 1)))
 
         def loss_and_grad(update: int):
-            frames, rng = batches(update), np.random.default_rng([*seed, update, 1])
+            frames = batches(update)
+            rng = np.random.default_rng([*seed, update, 1])
             noise = rng.standard_normal((len(frames), c.z_size), np.float32)
             weight = None
             if c.foreground:
@@ -239,7 +253,8 @@ class Experiment:
 
     def _encode(self, round_: int) -> None:
         """Turn every frame of every episode into V's (mu, logvar)."""
-        folder, episodes = self.folder / "series" / str(round_), Records(self.episodes, self.frame_dtype)
+        folder = self.folder / "series" / str(round_)
+        episodes = Records(self.episodes, self.frame_dtype)
         missing = [i for i, path in enumerate(episodes.paths) if not (folder / path.name).exists()]
         if not missing:
             return
@@ -259,7 +274,8 @@ class Experiment:
 
     def _mdnrnn(self, round_: int) -> None:
         """Train M on the series of all episodes so far, and keep where dreams can begin."""
-        c, seed = self.config.mdnrnn, self._seed("mdnrnn", round_)
+        c = self.config.mdnrnn
+        seed = self._seed("mdnrnn", round_)
         m = new_mdnrnn(self.config, np.random.default_rng(seed))
         series = Records(self.folder / "series" / str(round_), self.series_dtype)
         batches = SeriesBatches(series, c.batch, c.window, seed, self._weights(len(series.paths), c))
@@ -291,7 +307,8 @@ class Experiment:
         more: Callable[[], dict[str, np.ndarray]] = dict,
     ) -> None:
         """Fit V or M, from where the round before left it; `more` gives what else its file holds."""
-        c, path = getattr(self.config, stage), self.folder / RESULTS[stage]
+        c = getattr(self.config, stage)
+        path = self.folder / RESULTS[stage]
         if round_ > 1:
             params.flat[:] = read_arrays(path, params=params.flat.shape)["params"]
         first = c.updates or c.epochs * per_epoch
@@ -324,7 +341,8 @@ class Experiment:
 
     def _evolution(self, stage: str, round_: int, c: EvolveConfig, mean: np.ndarray) -> None:
         """CMA-ES from a mean; fitness: the mean return of a candidate's worst episodes, less the penalty."""
-        path, seed = self.folder / RESULTS[stage], self._seed(stage, round_)
+        path = self.folder / RESULTS[stage]
+        seed = self._seed(stage, round_)
         agent = Agent.load(self.folder, mean)
         worst = max(1, round(c.worst * c.episodes))
 
@@ -341,7 +359,8 @@ class Experiment:
             seeds = episode_seeds("check", c.check_episodes, *seed)  # the same at every check: fewer lucky ones
             return float(real(theta[None], seeds).mean())
 
-        cma, state = CMAES(mean, c.sigma, c.population, seed=seed), self._state(path, round_)
+        cma = CMAES(mean, c.sigma, c.population, seed=seed)
+        state = self._state(path, round_)
         with self.log.progress(stage, round_, c.generations, "generations") as report:
             theta, generation = evolve(cma, fitness, c.generations, state, report, check, c.check_every)
         self._finish(path, round_, theta=theta, generation=np.array(generation))
@@ -357,7 +376,9 @@ class Experiment:
 
     def _evaluate(self, round_: int) -> None:
         """Score the random policy and the agent, the one of the dream too where it was adapted, in results.json."""
-        path, c, n = self.folder / "results.json", self.config, self.config.evaluate.episodes
+        path = self.folder / "results.json"
+        c = self.config
+        n = self.config.evaluate.episodes
         results = read_results(path) if path.exists() else {}
         if results.get("round") != round_:
             results = {"round": round_, "task": c.task, "preset": c.preset}
@@ -365,8 +386,8 @@ class Experiment:
         if adapted and "agent" in results and "unadapted" not in results:  # scored before it was adapted
             results["unadapted"] = results.pop("agent")
             results.pop("dream", None)
-        for who in ("random", *["unadapted"] * adapted, "agent", "dream"):
-            if who in results:
+        for who in ("random", "unadapted", "agent", "dream"):
+            if who in results or (who == "unadapted" and not adapted):
                 continue
             theta = self._theta() if who == "unadapted" else None
             agent = None if who == "random" else Agent.load(self.folder, theta)

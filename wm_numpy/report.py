@@ -23,12 +23,14 @@ CURVES = (  # title, stage, what its steps are, names of the lines
 
 def header(config: Config, folder: Path, disk: float) -> str:
     """The resolved configuration, the parameter counts and the bytes on disk that a run needs."""
-    lines, sections = [f"{config.task}, preset {config.preset}, seed {config.seed} -> {folder}"], defaultdict(list)
+    lines = [f"{config.task}, preset {config.preset}, seed {config.seed} -> {folder}"]
+    sections = defaultdict(list)
     for key, value in configuration.flat(config).items():
         section, _, name = key.rpartition(".")
         sections[section or "run"].append(f"{name}={value}")
     lines += [f"  {section:9} {' '.join(pairs)}" for section, pairs in sections.items()]
-    v, m = new_vae(config).params.size, new_mdnrnn(config).params.size
+    v = new_vae(config).params.size
+    m = new_mdnrnn(config).params.size
     lines.append(f"  parameters: V {v:,}  M {m:,}  C {theta_size(config):,}; disk: about {disk / 1e9:.1f} GB")
     return "\n".join(lines)
 
@@ -79,7 +81,8 @@ def write(folder: Path, out: Path) -> None:
     """Write the pictures of a run into `out`: reconstructions.png, dream.png beside reality, curves.png."""
     from . import pictures, play  # they need pygame, tables do not
 
-    agent, episodes = Agent.load(folder), folder / "episodes"
+    agent = Agent.load(folder)
+    episodes = folder / "episodes"
     if any(episodes.glob("[0-9]*.npy")):  # frames of some, and what V makes of them (mu, decoded)
         records = Records(episodes, frame_dtype(agent.m.action_size))
         files = np.linspace(0, len(records.paths) - 1, play.COLUMNS).astype(int)
@@ -104,9 +107,11 @@ def read_log(path: Path) -> list[dict]:
 
 def _panels(path: Path, task: str) -> list[tuple]:
     """Curves of V, M and C from log.jsonl, rounds one after the other; C's with the authors' as far as it has come."""
-    log, panels = read_log(path), []
+    log = read_log(path)
+    panels = []
     for title, stage, unit, names in CURVES:
-        rows, before = [r for r in log if r["stage"] == stage], defaultdict(int)
+        rows = [r for r in log if r["stage"] == stage]
+        before = defaultdict(int)
         for r in rows:
             r["x"] = before[r["round"]] + r["step"]
             before[r["round"] + 1] = r["x"]

@@ -167,11 +167,16 @@ def _play_blind(
     (env,) = _environments(task, repeat, 1, keep=path is not None)
     for attempt in range(100):
         rng = np.random.default_rng([seed, attempt])
-        policy, total, length, over = make_policy(rng), 0.0, 0, False
+        policy = make_policy(rng)
+        total = 0.0
+        length = 0
+        over = False
         env.reset(seed=seed if attempt == 0 else int(rng.integers(2**28)))
         while not over:
             _, reward, terminated, truncated, _ = env.step(policy())
-            total, length, over = total + reward, length + 1, terminated or truncated
+            total = total + reward
+            length = length + 1
+            over = terminated or truncated
         if length >= min_length:
             break
     if path is not None:

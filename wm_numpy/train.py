@@ -48,7 +48,8 @@ def fit(
         saved = read_arrays(state, params=params.flat.shape, m=adam.m.shape, v=adam.v.shape, step_count=())
         params.flat[:] = saved["params"]
         adam.load_state_dict(saved)
-    first, saved_at = adam.step_count, time.monotonic()
+    first = adam.step_count
+    saved_at = time.monotonic()
     for update in range(first, updates):
         losses, gradient = loss_and_grad(update)
         if not np.isfinite([*losses.values(), gradient @ gradient]).all():
