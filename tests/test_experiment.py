@@ -373,8 +373,8 @@ def test_a_loss_that_is_no_number(collected, monkeypatch, bad):
     monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
     right, calls = vae.VAE.loss_and_grad, []
 
-    def loss_and_grad(self, frames, noise):
-        losses, gradient = right(self, frames, noise)
+    def loss_and_grad(self, frames, noise, weight):
+        losses, gradient = right(self, frames, noise, weight)
         calls.append(self.params.flat.copy())
         if len(calls) == 3:
             if bad == "loss":
