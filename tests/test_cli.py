@@ -370,6 +370,8 @@ def test_export_keeps_the_agent(sentence, doom_run, tmp_path):
         np.testing.assert_allclose(rounded, full, rtol=2**-11, atol=2**-24)
     np.testing.assert_allclose(half.theta, agent.theta, rtol=2**-11, atol=2**-24)
     assert half.config == agent.config
+    longest = max(doom_run.glob("series/*/*.npy"), key=lambda path: path.stat().st_size)
+    assert (tmp_path / "half" / "recorded" / "000000.npy").read_bytes() == longest.read_bytes()
     assert "is not empty" in sentence("export", doom_run, tmp_path / "half", code=1)
 
 

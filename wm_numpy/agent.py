@@ -120,4 +120,8 @@ def export(run: str | Path, folder: Path) -> None:
         if not all(np.isfinite(x).all() for x in halves.values()):
             raise DataError(f"{source / name} holds weights too large for float16")
         write(folder / name, halves)
+    series = sorted(source.glob("recorded/*.npy")) or sorted(source.glob("series/*/*.npy"))[:100]
+    if series:  # the longest, for `play` to dream on from
+        longest = max(series, key=lambda path: path.stat().st_size)
+        write(folder / "recorded" / "000000.npy", np.load(longest, allow_pickle=False))
     write(folder / "config.json", flat(agent.config))
