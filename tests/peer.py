@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from tests import bench
 from wm_numpy import agent, parallel
 from wm_numpy.config import Config
-from wm_numpy.conv import unfold_kernel
 from wm_numpy.tasks import TASKS
 
 PLAIN = os.environ.get("PLAIN_PEER") == "1"
@@ -208,22 +207,16 @@ def m_batch(batch: dict) -> tuple[Tensor, Tensor, Tensor | None]:
 def load_v(v: V, params) -> V:
     """params: of wm_numpy's VAE."""
 
-    def copy(layer: nn.Module, name: str, size: int | None) -> None:
-        w = params[name + ".w"]
-        if name == "deconv1":
-            w = w.reshape(1024, 5, 5, 128).transpose(0, 3, 1, 2)
-        elif size is None:
-            w = w.T
-        else:  # (K, K, C, O) -> (O, C, K, K), for both kinds
-            w = (w if len(w) == size else unfold_kernel(w, size)).transpose(3, 2, 0, 1)
-        layer.weight.data.copy_(torch.tensor(w))
+    def copy(layer: nn.Module, name: str) -> None:
+        w = params[name + ".w"].T if params[name + ".w"].ndim == 2 else params[name + ".w"].transpose(3, 2, 0, 1)
+        layer.weight.data.copy_(torch.tensor(w))  # kernels (K, K, C, O) -> (O, C, K, K), of both kinds
         layer.bias.data.copy_(torch.tensor(params[name + ".b"]))
 
     for kind, layers in (("conv", v.conv), ("deconv", v.deconv)):
         for i, layer in enumerate(layers, 1):
-            copy(layer, f"{kind}{i}", layer.kernel_size[0])
+            copy(layer, f"{kind}{i}")
     for name in ("mu", "logvar", "dense"):
-        copy(getattr(v, name), name, None)
+        copy(getattr(v, name), name)
     return v
 
 
@@ -240,7 +233,7 @@ def load_m(m: M, params) -> M:
     m.lstm.weight_ih_l0.data.copy_(w[:, :inputs])
     m.lstm.weight_hh_l0.data.copy_(w[:, inputs:])
     m.lstm.bias_ih_l0.data.copy_(gates(p["lstm.b"]))
-    m.mixture.load_state_dict({"weight": p["mixture.w"], "bias": p["mixture.b"]})
+    m.mixture.load_state_dict({"weight": p["mixture.w"].T, "bias": p["mixture.b"]})
     if m.done is not None:
         m.done.load_state_dict({"weight": p["done.w"].T, "bias": p["done.b"]})
     return m

@@ -154,7 +154,7 @@ def test_damaged_weights(sentence, doom_run, copy_of, name, damage):
         data.write(path, {"x": np.zeros(3)})
     elif damage == "nan":
         arrays = data.read_arrays(path)
-        arrays["theta" if name.startswith("c") else "params"][3] = np.nan
+        arrays["theta" if name.startswith("c") else "weights"][3] = np.nan
         data.write(path, arrays)
     elif damage == "missing":
         path.unlink()
@@ -273,7 +273,7 @@ def test_sweep_evolves_another_c_on_the_same_v_and_m(doom_run, tmp_path, capsys)
     assert agents.load_config(folder).seed == json.loads((folder / "results.json").read_text())["agent"]["seed"] == 5
     for name in ("vae.npz", "mdnrnn.npz"):
         mine, theirs = data.read_arrays(folder / name), data.read_arrays(doom_run / name)
-        assert np.array_equal(mine["params"], theirs["params"])
+        assert np.array_equal(mine["weights"], theirs["weights"])
     assert json.loads((folder / "config.json").read_text())["evolve.tau"] == 0.5
     real = json.loads((folder / "results.json").read_text())["agent"]["mean"]
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("0.50")]
@@ -316,7 +316,7 @@ def test_sweep_with_another_m(doom_run, tmp_path, sentence):
     untrained, trained = (np.load(f / "mdnrnn.npz") for f in (folder, doom_run))
     assert np.array_equal(untrained["initial_latents"], trained["initial_latents"])
     fresh = agents.new_mdnrnn(agents.load_config(folder), np.random.default_rng((0, 1, 3))).params.flat
-    assert np.array_equal(untrained["params"], fresh) and not np.array_equal(fresh, trained["params"])
+    assert np.array_equal(untrained["weights"], fresh) and not np.array_equal(fresh, trained["weights"])
     assert "no series" in sentence("sweep", "doom", *argv[2:-1], tmp_path / "other", code=1)
 
 

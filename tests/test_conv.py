@@ -1,4 +1,4 @@
-"""Convolutions: gradients, adjointness, and PyTorch's word for it."""
+"""Convolutions: the plain form against the fast one, gradients, adjointness, views, and PyTorch's word for it."""
 
 from pathlib import Path
 
@@ -7,9 +7,18 @@ import pytest
 
 from tests.fixtures import make_vae
 from wm_numpy import conv
+from wm_numpy.conv import (
+    conv_backward,
+    conv_forward,
+    conv_plain,
+    conv_transpose_backward,
+    conv_transpose_forward,
+    conv_transpose_plain,
+)
 from wm_numpy.gradcheck import TOLERANCE, check_pair
 
 FIXTURE = Path(__file__).parent / "fixtures" / "vae.npz"
+KERNELS = [2, 3, 4, 5, 6]
 
 
 @pytest.fixture
@@ -17,79 +26,123 @@ def rng():
     return np.random.default_rng(7)
 
 
+def inputs(rng, K, sides=(7, 8), transposed=False):
+    """x, w, b with 3 channels on the larger side and 5 on the smaller."""
+    channels = 5 if transposed else 3
+    x, w = rng.standard_normal((4, *sides, channels)), rng.standard_normal((K, K, 3, 5))
+    return x, w, rng.standard_normal(3 if transposed else 5)
+
+
+def cached(plain, forward):
+    """The plain form with the fast one's cache: what check_pair compares the fast backward with."""
+    return lambda *args: (plain(*args), forward(*args)[1])
+
+
+@pytest.mark.parametrize("sides", [(6, 6), (7, 8), (9, 6)])  # a row or a column is left over, or none
 @pytest.mark.parametrize("block", [1, 500, conv.BLOCK])  # an image at a time, some, all at once
-@pytest.mark.parametrize("k", [2, 3])
-def test_gradients(rng, monkeypatch, k, block):
+@pytest.mark.parametrize("K", KERNELS)
+def test_fast_is_plain(rng, monkeypatch, K, block, sides):
     monkeypatch.setattr(conv, "BLOCK", block)
-    w = rng.standard_normal((k, k, 8, 3))  # k, k, 4C, O
-    x, b = rng.standard_normal((5, 4, 6, 8)), rng.standard_normal(3)
-    assert check_pair(conv.conv_forward, conv.conv_backward, x, w, b, rng=rng) < TOLERANCE
-    x, b = rng.standard_normal((5, 4, 1, 3)), rng.standard_normal(2)
-    assert check_pair(conv.conv_transpose_forward, conv.conv_transpose_backward, x, w, b, rng=rng) < TOLERANCE
+    args = inputs(rng, K, sides)
+    np.testing.assert_allclose(conv_forward(*args)[0], conv_plain(*args), rtol=1e-12, atol=1e-12)
+    args = inputs(rng, K, sides, transposed=True)
+    np.testing.assert_allclose(conv_transpose_forward(*args)[0], conv_transpose_plain(*args), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("K", KERNELS)
+def test_backward_is_the_gradient_of_the_plain_form(rng, K):
+    args = inputs(rng, K)
+    assert check_pair(cached(conv_plain, conv_forward), conv_backward, *args, rng=rng) < TOLERANCE
+    args = inputs(rng, K, (3, 1), transposed=True)
+    forward = cached(conv_transpose_plain, conv_transpose_forward)
+    assert check_pair(forward, conv_transpose_backward, *args, rng=rng) < TOLERANCE
 
 
 def test_input_gradient_may_be_left_out(rng):
-    x, w, b = rng.standard_normal((2, 4, 5, 8)), rng.standard_normal((2, 2, 8, 3)), rng.standard_normal(3)
-    y, cache = conv.conv_forward(x, w, b)
-    _, dw, db = conv.conv_backward(y, cache)
-    none, dw2, db2 = conv.conv_backward(y, cache, need_dx=False)
+    y, cache = conv_forward(*inputs(rng, 4))
+    _, dw, db = conv_backward(y, cache)
+    none, dw2, db2 = conv_backward(y, cache, need_dx=False)
     assert none is None
     assert (dw == dw2).all()
     assert (db == db2).all()
 
 
-@pytest.mark.parametrize("k", [2, 3])
-def test_deconvolution_is_the_transpose_of_convolution(rng, k):
-    w = rng.standard_normal((k, k, 8, 3))
-    x, y = rng.standard_normal((5, 6, 7, 8)), rng.standard_normal((5, 7 - k, 8 - k, 3))
-    left = np.vdot(conv.conv_forward(x, w, np.zeros(3))[0], y)
-    right = np.vdot(x, conv.conv_transpose_forward(y, w, np.zeros(2))[0])
+@pytest.mark.parametrize("K", KERNELS)
+def test_transposed_convolution_is_the_transpose_of_convolution(rng, K):
+    w = rng.standard_normal((K, K, 3, 5))
+    x = rng.standard_normal((4, 6 + K, 8 + K, 3))
+    y = rng.standard_normal((4, 4, 5, 5))
+    left = np.vdot(conv_forward(x, w, np.zeros(5))[0], y)
+    right = np.vdot(x, conv_transpose_forward(y, w, np.zeros(3))[0])
     assert left == pytest.approx(right, rel=1e-12)
 
 
-@pytest.mark.parametrize("sides", [(6, 8, 3, 4), (7, 9, 3, 4), (7, 9, 4, 5)])  # even, cut, padded
-def test_layouts_are_each_others_transpose(rng, sides):
-    ih, iw, h, w = sides
-    image, x = rng.standard_normal((2, ih, iw, 3)), rng.standard_normal((2, h, w, 12))
-    folded = conv.space_to_depth(image, h, w)
-    assert folded.shape == x.shape
-    assert np.vdot(folded, x) == pytest.approx(np.vdot(image, conv.depth_to_space(x, ih, iw)), rel=1e-12)
-    back = conv.depth_to_space(folded, ih, iw)
-    h, w = min(ih, 2 * h), min(iw, 2 * w)
-    assert (back[:, :h, :w] == image[:, :h, :w]).all()
-    assert not back[:, h:].any()
-    assert folded[1, 1, 2, 7] == image[1, 3, 4, 1]  # channel (r, s, c) = (1, 0, 1)
+VIEWS = {
+    "channels first, transposed": lambda x: np.ascontiguousarray(x.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1),
+    "Fortran order": np.asfortranarray,
+    "a slice of channels": lambda x: np.concatenate([x, x], axis=3)[..., : x.shape[3]],
+    "every other pixel": lambda x: np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)[:, ::2, ::2],
+    "flipped": lambda x: np.ascontiguousarray(x[:, ::-1, ::-1, ::-1])[:, ::-1, ::-1, ::-1],
+    "broadcast": lambda x: np.broadcast_to(x[:1], x.shape),
+}
 
 
-def test_kernel_padding_is_not_a_parameter(rng):
-    kernel = rng.standard_normal((5, 5, 2, 3))
-    w = conv.fold_kernel(kernel)  # (3, 3, 8, 3)
-    assert (conv.unfold_kernel(w, 5) == kernel).all()
-    assert np.count_nonzero(w) == kernel.size
-    assert w[1, 2, 4 + 0 + 1, 2] == kernel[3, 4, 1, 2]  # i, j = 1, 2; r, s, c = 1, 0, 1
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("which", range(4))  # x, w, b, dy
+def test_views_are_as_good_as_copies(rng, view, transposed, which):
+    forward, backward = (
+        (conv_transpose_forward, conv_transpose_backward) if transposed else (conv_forward, conv_backward)
+    )
+    arrays = list(inputs(rng, 5, transposed=transposed))
+    arrays.append(rng.standard_normal(forward(*arrays)[0].shape))
+    if arrays[which].ndim == 4:
+        arrays[which] = VIEWS[view](arrays[which])
+    else:
+        arrays[which] = np.repeat(arrays[which], 2)[::2]
+    assert not (arrays[which].flags.c_contiguous and arrays[which].flags.owndata)
+    copies = [np.array(a, order="C") for a in arrays]
+
+    def everything(x, w, b, dy):
+        y, cache = forward(x, w, b)
+        return y, *backward(dy, cache)
+
+    for got, want in zip(everything(*arrays), everything(*copies), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name, change", [("x", (4, 7, 8, 4)), ("w", (4, 5, 3, 5)), ("b", (10,)), ("x", (4, 7, 3, 3))])
+def test_shapes_that_do_not_fit_are_refused(rng, name, change):
+    args = dict(zip("xwb", inputs(rng, 4), strict=True)) | {name: np.zeros(change)}
+    shapes = "".join(rf".*{key} {a.shape}".replace("(", r"\(").replace(")", r"\)") for key, a in args.items())
+    with pytest.raises(ValueError, match=shapes):
+        conv_forward(**args)
+
+
+def test_a_bias_of_another_layer_is_refused(rng):
+    x, w, _ = inputs(rng, 4, transposed=True)
+    with pytest.raises(ValueError, match=r"b \(6,\)"):
+        conv_transpose_forward(x, w, np.zeros(6))
+    x, w, b = inputs(rng, 4)
+    with pytest.raises(ValueError, match="uint8"):
+        conv_forward(x.astype(np.uint8), w, b)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", make_vae.CONVS)
 def test_against_pytorch(name, dtype):
-    """Stride 2 over plain images, values and all gradients, from the frozen fixture."""
-    size, shape, channels = make_vae.CONVS[name]
+    """Values and all gradients, from the frozen fixture."""
+    _, shape, channels = make_vae.CONVS[name]
     x = make_vae.numbers(shape, 3).astype(dtype)
     b = make_vae.numbers((channels,), 5).astype(dtype)
     with np.load(FIXTURE, allow_pickle=False) as f:
         want = {key: f[f"{name}.{key}"] for key in ("y", "dx", "dw", "db")}
     dy = make_vae.numbers(want["y"].shape, 6).astype(dtype)
-    w = conv.fold_kernel(make_vae.numbers(want["dw"].shape, 4).astype(dtype))
-    if name == "conv4":
-        y, cache = conv.conv_forward(conv.space_to_depth(x), w, b)
-        dx, dw, db = conv.conv_backward(dy, cache)
-        dx = conv.depth_to_space(dx, *shape[1:3])
-    else:
-        sides = want["y"].shape[1:3]
-        y, cache = conv.conv_transpose_forward(x, w, b)
-        y = conv.depth_to_space(y, *sides)
-        dx, dw, db = conv.conv_transpose_backward(conv.space_to_depth(dy, *(-(-s // 2) for s in sides)), cache)
-    got = {"y": y, "dx": dx, "dw": conv.unfold_kernel(dw, size), "db": db}
+    w = make_vae.numbers(want["dw"].shape, 4).astype(dtype)
+    transposed = name.startswith("deconv")
+    y, cache = (conv_transpose_forward if transposed else conv_forward)(x, w, b)
+    dx, dw, db = (conv_transpose_backward if transposed else conv_backward)(dy, cache)
+    got = {"y": y, "dx": dx, "dw": dw, "db": db}
     for key, value in want.items():
         assert got[key].dtype == dtype
         np.testing.assert_allclose(got[key], value, rtol=0, atol=1e-12 if dtype == np.float64 else 5e-5, err_msg=key)
@@ -98,5 +151,5 @@ def test_against_pytorch(name, dtype):
 def test_buffer_size_of_numpy_is_put_back(rng):
     before = 8192
     np.setbufsize(before)
-    conv.conv_transpose_forward(rng.standard_normal((2, 3, 3, 4)), rng.standard_normal((2, 2, 8, 4)), np.zeros(2))
+    conv_transpose_forward(*inputs(rng, 4, transposed=True))
     assert np.getbufsize() == before

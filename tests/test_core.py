@@ -1,13 +1,15 @@
 """What a gradient check cannot see in core.py and optim.py."""
 
+import ast
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wm_numpy import core
 from wm_numpy.core import Params
-from wm_numpy.optim import CHUNK, Adam
+from wm_numpy.optim import CHUNK, Adam, adam_plain
 
 
 def test_params_are_views_of_one_vector():
@@ -25,7 +27,7 @@ def test_params_are_views_of_one_vector():
 def test_reparameterized_samples_have_the_standard_deviation_of_half_the_logvar():
     rng, n = np.random.default_rng(0), 100_000
     mu, logvar = np.array([1.0, -2.0]), np.array([0.7, -1.3])
-    z, _ = core.reparameterize_forward(mu, logvar, rng.standard_normal((n, 2)))
+    z, _ = core.reparameterize_forward(np.tile(mu, (n, 1)), np.tile(logvar, (n, 1)), rng.standard_normal((n, 2)))
     assert np.allclose(z.mean(axis=0), mu, atol=0.02)
     assert np.allclose(z.std(axis=0), np.exp(logvar / 2), rtol=0.01)
 
@@ -53,6 +55,92 @@ def test_losses_far_out_stay_finite():
     assert np.isfinite(core.sigmoid(np.float32([-1e4, 1e4]))).all()
 
 
+def test_sigmoid_is_right_far_out():
+    assert core.sigmoid(np.float32([-20]))[0] == pytest.approx(2.0611537e-9, rel=1e-6)
+    assert core.sigmoid(np.array([-40.0]))[0] == pytest.approx(4.248354255291589e-18, rel=1e-14)
+    assert core.sigmoid(np.array([-700.0]))[0] == pytest.approx(np.exp(-700), rel=1e-14)
+    assert core.sigmoid(np.array([40.0, 0.0])).tolist() == [1, 0.5]
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        assert core.sigmoid(np.float32([-1000, 1000])).tolist() == [0, 1]
+
+
+LOSSES = {"squared_error": (core.squared_error_forward, core.squared_error_backward),
+          "bce_with_logits": (core.bce_with_logits_forward, core.bce_with_logits_backward)}  # fmt: skip
+
+
+@pytest.mark.parametrize("forward, backward", LOSSES.values(), ids=LOSSES)
+def test_a_target_of_weight_zero_may_be_anything(forward, backward):
+    x, target, weight = np.array([[0.3, -2.0]]), np.array([[1.0, np.nan]]), np.array([[2.0, 0.0]])
+    loss, cache = forward(x, target, weight)
+    alone, cache_alone = forward(x[:, :1], target[:, :1], 2.0)
+    assert loss == alone
+    assert backward(1.0, cache)[0].tolist() == [[*backward(1.0, cache_alone)[0][0], 0]]
+
+
+@pytest.mark.parametrize("forward, backward", LOSSES.values(), ids=LOSSES)
+def test_losses_refuse_to_broadcast_by_accident(forward, backward):
+    column, row = np.zeros((3, 1)), np.array([0.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match=r"\(3, 1\), target \(3,\)"):
+        forward(column, row)
+    with pytest.raises(ValueError, match=r"weight \(3,\)"):
+        forward(column, column, row)
+    assert forward(np.zeros((2, 3)), np.zeros((2, 3)), row)[0] >= 0  # fewer axes, on purpose
+    assert forward(np.zeros((2, 3)), np.zeros((2, 3)), np.ones((2, 1)))[0] >= 0
+
+
+def test_linear_refuses_to_broadcast_by_accident():
+    with pytest.raises(ValueError, match=r"x \(2, 3\), w \(4, 5\), b \(5,\)"):
+        core.linear_forward(np.zeros((2, 3)), np.zeros((4, 5)), np.zeros(5))
+    with pytest.raises(ValueError, match=r"b \(1,\)"):
+        core.linear_forward(np.zeros((2, 4)), np.zeros((4, 5)), np.zeros(1))
+    with pytest.raises(ValueError, match=r"mu \(2, 3\), logvar \(3,\)"):
+        core.gaussian_kl_forward(np.zeros((2, 3)), np.zeros(3))
+    with pytest.raises(ValueError, match=r"noise \(3,\)"):
+        core.reparameterize_forward(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros(3))
+
+
+def test_integers_are_refused_and_targets_of_any_kind_promoted():
+    whole = np.array([[0, 16]], np.uint8)
+    for call in (
+        lambda: core.squared_error_forward(whole, whole),
+        lambda: core.bce_with_logits_forward(whole, whole),
+        lambda: core.linear_forward(whole, np.zeros((2, 3), np.uint8), np.zeros(3)),
+        lambda: core.gaussian_kl_forward(whole, np.zeros((1, 2))),
+        lambda: core.reparameterize_forward(np.zeros((1, 2)), whole, np.zeros((1, 2))),
+        lambda: core.relu_forward(whole),
+        lambda: core.sigmoid_forward(whole),
+    ):
+        with pytest.raises(ValueError, match="uint8"):
+            call()
+    loss, cache = core.squared_error_forward(np.zeros((1, 2), np.float32), whole, np.array([[1, 2]]))
+    assert loss == 512 and core.squared_error_backward(1.0, cache)[0].tolist() == [[0, -64]]
+
+
+@pytest.mark.parametrize("order", "CF")
+def test_a_stack_of_layers_is_layer_after_layer(order):
+    rng = np.random.default_rng(4)
+    x, w, b = rng.standard_normal((2, 3, 5)), rng.standard_normal((2, 5, 7)), rng.standard_normal((2, 7))
+    y, cache = core.linear_forward(x, w, b, order)
+    dy = rng.standard_normal(y.shape)
+    together = y, *core.linear_backward(dy, cache)
+    for i in range(2):
+        y, cache = core.linear_forward(x[i], w[i], b[i])
+        for alone, all_ in zip((y, *core.linear_backward(dy[i], cache)), together, strict=True):
+            np.testing.assert_allclose(all_[i], alone, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["vae", "mdnrnn", "controller"])
+def test_models_multiply_by_no_weights_themselves(name):
+    """Every layer of V, M and C goes through the op pairs."""
+    tree = ast.parse(Path(core.__file__).with_name(f"{name}.py").read_text())
+    for node in ast.walk(tree):
+        product = isinstance(getattr(node, "op", None), ast.MatMult)
+        called = getattr(node, "attr", getattr(node, "id", ""))
+        assert not product and called not in ("matmul", "dot", "vdot", "einsum", "tensordot", "inner"), ast.unparse(
+            node
+        )
+
+
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_adam_is_algorithm_1_of_the_paper(clip):
     n, rng = CHUNK + 3, np.random.default_rng(2)
@@ -62,9 +150,19 @@ def test_adam_is_algorithm_1_of_the_paper(clip):
         gradient, rate = rng.standard_normal(n), 0.01 / t
         adam.step(theta, gradient, rate)
         g = gradient if clip is None else np.clip(gradient, -clip, clip)
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-        expected -= rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-        assert np.allclose(theta, expected, rtol=1e-12, atol=1e-12)
+        expected, m, v = adam_plain(expected, g, m, v, t, rate)
+        np.testing.assert_allclose(theta, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_plain_adam_by_hand():
+    """The first step is the rate, against the sign of the gradient; the second by the paper's own numbers."""
+    theta, m, v = adam_plain(np.zeros(2), np.array([3.0, -0.5]), 0.0, 0.0, 1, 0.1)
+    np.testing.assert_allclose(theta, [-0.1, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(m, [0.3, -0.05])
+    np.testing.assert_allclose(v, [0.009, 0.00025])
+    again, _, _ = adam_plain(theta, np.array([0.0, 0.0]), m, v, 2, 0.1)
+    m_hat, v_hat = 0.27 / 0.19, 0.009 * 0.999 / (1 - 0.999**2)
+    assert again[0] == pytest.approx(-0.1 - 0.1 * m_hat / np.sqrt(v_hat), rel=1e-6)
 
 
 def test_adam_goes_on_exactly():

@@ -232,7 +232,7 @@ def test_the_learning_rate_falls(tmp_path, monkeypatch, settings, expected):
 
 def test_states_of_another_configuration_are_refused(collected):
     state = collected / "vae.1.state.npz"
-    data.write(state, {"params": np.zeros(3)})
+    data.write(state, {"weights": np.zeros(3)})
     with pytest.raises(data.DataError, match="vae.1.state.npz.*delete"):
         Experiment(tiny_config(), collected).run(("vae",))
 
@@ -387,7 +387,7 @@ def test_a_loss_that_is_no_number(collected, monkeypatch, bad):
     with pytest.raises(RunError, match="update 3 is not finite.*vae.1.state.npz"):
         Experiment(tiny_config(), collected).run(("vae",))
     saved = data.read_arrays(collected / "vae.1.state.npz")
-    assert np.isfinite(saved["params"]).all() and np.array_equal(saved["params"], calls[1])
+    assert np.isfinite(saved["weights"]).all() and np.array_equal(saved["weights"], calls[1])
     assert not (collected / "vae.npz").exists()
 
 

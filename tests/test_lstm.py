@@ -7,7 +7,7 @@ import pytest
 
 from wm_numpy import lstm
 from wm_numpy.gradcheck import check_pair, relative_error
-from wm_numpy.lstm import lstm_backward, lstm_forward
+from wm_numpy.lstm import lstm_backward, lstm_forward, lstm_plain
 
 FIXTURE = Path(__file__).parent / "fixtures" / "m_lstm.npz"
 T, B, I, H = 4, 2, 5, 7
@@ -26,6 +26,51 @@ def test_gradient(restart, block, monkeypatch):
     monkeypatch.setattr(lstm, "BLOCK", block)
     rng = np.random.default_rng(0)
     assert check_pair(lstm_forward, lstm_backward, *make(rng), rng=rng, constants=(restart,)) < 1e-6
+
+
+@pytest.mark.parametrize("restart", [None, RESTART], ids=["plain", "restart"])
+def test_fast_is_plain_and_backward_its_gradient(restart):
+    rng = np.random.default_rng(6)
+    args = make(rng)
+    (h, c), _ = lstm_forward(*args, restart)
+    h_plain, c_plain = lstm_plain(*args, restart)
+    np.testing.assert_allclose(h, h_plain, rtol=1e-12)
+    np.testing.assert_allclose(c, c_plain, rtol=1e-12)
+
+    def forward(*inputs):
+        return lstm_plain(*inputs), lstm_forward(*inputs)[1]
+
+    assert check_pair(forward, lstm_backward, *args, rng=rng, constants=(restart,)) < 1e-6
+
+
+def test_restart_clears_a_state_that_is_no_number():
+    """It chooses, it does not multiply: 0 * nan is nan."""
+    rng = np.random.default_rng(7)
+    x, h0, c0, w, b = make(rng)
+    restart = np.zeros((T, B))
+    restart[0] = 1
+    inputs = x, np.full_like(h0, np.nan), np.full_like(c0, np.nan), w, b
+    (h, c), cache = lstm_forward(*inputs, restart)
+    (h2, c2), cache2 = lstm_forward(x, 0 * h0, 0 * c0, w, b)
+    np.testing.assert_array_equal(h, h2)
+    np.testing.assert_array_equal(c, c2)
+    dx, dh0, dc0, *rest = lstm_backward((h, c), cache)
+    dx2, _, _, *rest2 = lstm_backward((h, c), cache2)
+    assert not dh0.any() and not dc0.any()
+    for a, b_ in zip((dx, *rest), (dx2, *rest2), strict=True):
+        np.testing.assert_array_equal(a, b_)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    x, h0, c0, w, b = make(np.random.default_rng(8))
+    with pytest.raises(ValueError, match=r"h0 \(1, 7\), c0 \(2, 7\)"):
+        lstm_forward(x, h0[:1], c0, w, b)
+    with pytest.raises(ValueError, match=r"w \(11, 28\)"):
+        lstm_forward(x, h0, c0, w[1:], b)
+    with pytest.raises(ValueError, match=r"restart \(4, 1\)"):
+        lstm_forward(x, h0, c0, w, b, RESTART[:, :1])
+    with pytest.raises(ValueError, match="int64"):
+        lstm_forward(x.astype(np.int64), h0, c0, w, b)
 
 
 def test_step_by_step_is_the_whole_sequence():
@@ -71,14 +116,13 @@ def test_forget_bias_is_one():
     np.testing.assert_allclose(h[0], np.tanh(c) / 2, rtol=1e-14)
 
 
-def test_memory_changes_no_number():
+def test_scratch_space_changes_no_number():
     rng = np.random.default_rng(3)
-    memory = {}
     for steps in (4, 2, 3):  # smaller, and larger again
         inputs = make(rng, steps)
         dy = rng.standard_normal((steps, B, H)), rng.standard_normal((B, H))
         (h, c), cache = lstm_forward(*inputs, RESTART[:steps])
-        (h2, c2), cache2 = lstm_forward(*inputs, RESTART[:steps], memory)
+        (h2, c2), cache2 = lstm_forward(*inputs, RESTART[:steps], reuse=True)
         for a, b in zip((h, c, *lstm_backward(dy, cache)), (h2, c2, *lstm_backward(dy, cache2)), strict=True):
             np.testing.assert_array_equal(a, b)
 

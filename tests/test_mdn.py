@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from wm_numpy.gradcheck import check_pair, relative_error
-from wm_numpy.mdn import mixture_nll_backward, mixture_nll_forward, sample_mixture
+from wm_numpy.mdn import (
+    mixture_nll_backward,
+    mixture_nll_forward,
+    mixture_nll_plain,
+    sample_mixture,
+    sample_plain,
+)
 
 FIXTURE = Path(__file__).parent / "fixtures" / "m_mixture.npz"
 K, Z, N = 4, 5, 3
@@ -26,9 +32,27 @@ def test_gradient():
         assert check_pair(*pair, logmix, mean, logstd, rng=rng, constants=(target, w)) < 1e-6
 
 
+def test_fast_is_plain_and_backward_its_gradient():
+    rng = np.random.default_rng(0)
+    logmix, mean, logstd, target, weight = make(rng)
+    args, constants = (logmix, mean, logstd), (target, weight)
+    plain = mixture_nll_plain(*args, *constants)
+    assert mixture_nll_forward(*args, *constants)[0] == pytest.approx(plain, rel=1e-12)
+
+    def forward(*inputs):
+        return mixture_nll_plain(*inputs), mixture_nll_forward(*inputs)[1]
+
+    assert check_pair(forward, mixture_nll_backward, *args, rng=rng, constants=constants) < 1e-6
+    uniform, normal = rng.random((Z, N)), rng.standard_normal((Z, N))
+    for tau in (0.4, 1.0, 1.7):
+        z = sample_mixture(*args, tau, uniform, normal)
+        np.testing.assert_allclose(z, sample_plain(*args, tau, uniform, normal), rtol=1e-12)
+
+
 def test_one_component_is_a_gaussian():
     rng = np.random.default_rng(1)
-    logmix, mean, logstd, target = (a[:1] for a in make(rng)[:4])
+    logmix, mean, logstd, target, _ = make(rng)
+    logmix, mean, logstd = logmix[:1], mean[:1], logstd[:1]
     nll, _ = mixture_nll_forward(logmix, mean, logstd, target)
     std = np.exp(logstd)
     density = np.exp(-((target - mean) ** 2) / (2 * std**2)) / np.sqrt(2 * np.pi * std**2)
@@ -61,6 +85,45 @@ def test_weight_zero_takes_a_target_out():
     kept, _ = mixture_nll_forward(*(a[..., [0, 2]] for a in (logmix, mean, logstd, target)))
     np.testing.assert_allclose(nll, kept, rtol=1e-12)
     assert all((d[..., 1] == 0).all() and (d[..., 0] != 0).all() for d in mixture_nll_backward(1, cache))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("logstd", [-45, -100, -1000])
+def test_a_component_as_narrow_as_a_needle_has_a_gradient(dtype, logstd):
+    """Where it misses the target its posterior is 0, and so is its gradient; where it hits, all is its own."""
+    logmix, mean, logstds = np.zeros((3, 2, 1), dtype)
+    logstds[0] = logstd
+    with np.errstate(all="raise", under="ignore"):
+        nll, cache = mixture_nll_forward(logmix, mean, logstds, np.ones(1, dtype))
+        gradients = mixture_nll_backward(1.0, cache)
+    assert nll == pytest.approx(0.5 + np.log(2) + 0.5 * np.log(2 * np.pi), rel=1e-6)
+    np.testing.assert_allclose(np.ravel(gradients), [0.5, -0.5, 0, -1, 0, 0], atol=1e-6)
+    hit, cache = mixture_nll_forward(logmix, mean, logstds, np.zeros(1, dtype))
+    assert hit == pytest.approx(logstd + np.log(2) + 0.5 * np.log(2 * np.pi), rel=1e-5)
+    assert np.isfinite(np.ravel(mixture_nll_backward(1.0, cache))).all()
+
+
+def test_a_target_that_is_no_number_counts_nothing_at_weight_zero():
+    rng = np.random.default_rng(8)
+    logmix, mean, logstd, target, _ = make(rng)
+    weight = np.array([1.0, 0.0, 1.0])
+    nll, cache = mixture_nll_forward(logmix, mean, logstd, target, weight)
+    target[:, 1] = np.nan
+    again, cache_again = mixture_nll_forward(logmix, mean, logstd, target, weight)
+    assert nll == again
+    np.testing.assert_array_equal(mixture_nll_backward(1, cache), mixture_nll_backward(1, cache_again))
+
+
+def test_shapes_that_would_broadcast_by_accident_are_refused():
+    logmix, mean, logstd, target, _ = make(np.random.default_rng(9))
+    with pytest.raises(ValueError, match=r"mean \(4, 5, 3\).*target \(1, 3\)"):
+        mixture_nll_forward(logmix, mean, logstd, target[:1])
+    with pytest.raises(ValueError, match=r"logmix \(1, 5, 3\), mean \(4, 5, 3\)"):
+        mixture_nll_forward(logmix[:1], mean, logstd, target)
+    with pytest.raises(ValueError, match=r"normal \(1, 3\)"):
+        sample_mixture(logmix, mean, logstd, 1.0, target, target[:1])
+    with pytest.raises(ValueError, match="int64"):
+        mixture_nll_forward(logmix, mean.astype(np.int64), logstd, target)
 
 
 # ---------------------------------------------------------------------------------------------- the sampler
@@ -100,6 +163,15 @@ def test_sampler_draws_one_component_per_entry():
     z = sample_mixture(logmix, mean, logmix, 1.0, rng.random((2, 50_000)), rng.standard_normal((2, 50_000)))
     assert (np.rint(np.abs(z) / 100) == [[1], [3]]).all()
     assert abs(np.corrcoef(np.sign(z))[0, 1]) < 5 / np.sqrt(50_000)
+
+
+def test_more_components_than_fit_a_byte():
+    K, rng = 700, np.random.default_rng(10)
+    mean = np.arange(K, dtype=np.float64)[:, None] * np.ones(1000)
+    flat = np.zeros_like(mean)
+    uniform = rng.random(1000)
+    z = sample_mixture(flat, mean, flat - 50, 1.0, uniform, rng.standard_normal(1000))
+    np.testing.assert_allclose(z, np.floor(uniform * K), atol=1e-9)
 
 
 def test_sampler_at_low_temperature_is_the_likeliest_component():

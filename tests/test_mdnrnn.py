@@ -120,14 +120,21 @@ def test_losses_are_means_made_from_the_heads(m):
 def test_masked_targets_do_not_matter(m):
     batch = make_batch(np.random.default_rng(5))
     losses, gradient = m.loss_and_grad(batch)
-    batch["z_next"] = np.where(batch["z_mask"][:, :, None], batch["z_next"], 9.0)
-    batch["value"] = np.where(batch["value_mask"], batch["value"], 9.0)
+    batch["z_next"] = np.where(batch["z_mask"][:, :, None], batch["z_next"], np.nan)
+    batch["value"] = np.where(batch["value_mask"], batch["value"], np.nan)
     again, gradient_again = m.loss_and_grad(batch)
     assert losses == again
     np.testing.assert_array_equal(gradient, gradient_again)
     batch["z_mask"] = batch["value_mask"] = np.zeros((B, T))
     losses, _ = m.loss_and_grad(batch)
     assert losses["z"] == losses["value"] == 0
+
+
+def test_arrays_of_another_batch_are_refused(m):
+    batch = make_batch(np.random.default_rng(6))
+    for name in ("done", "z_mask", "action"):
+        with pytest.raises(ValueError, match=rf"{name} .*z \(3, 6, 5\)"):
+            m.loss_and_grad(batch | {name: batch[name][:, :1]})
 
 
 def test_outputs_are_those_of_every_step(m):

@@ -7,7 +7,9 @@ import pytest
 
 from tests.fixtures import make_vae
 from wm_numpy import parallel
+from wm_numpy.agent import read_weights
 from wm_numpy.config import VAEConfig
+from wm_numpy.data import write
 from wm_numpy.gradcheck import check_vector, relative_error
 from wm_numpy.optim import Adam
 from wm_numpy.vae import VAE
@@ -43,7 +45,7 @@ def test_against_pytorch(dtype, tolerance):
     grads = type(v.params)(v.params.shapes, gradient)
     got = {"mu": mu, "logvar": logvar, "decoded": v.decode(want["z"])[:, ::5, ::7]}
     got["losses"] = np.array([losses["reconstruction"], losses["kl"]])
-    got |= {"grad." + name: make_vae.samples(g) for name, g in grads.items()}
+    got |= {"grad." + name: make_vae.samples(name, g) for name, g in grads.items()}
     for name, value in got.items():
         assert relative_error(value, want[name]) < tolerance, name
     assert losses["loss"] == pytest.approx(losses["reconstruction"] + losses["kl"])
@@ -107,6 +109,18 @@ def test_the_kl_can_weigh_less():
     assert relative_error(g2 - g1, g1 - g0) < 1e-8 < np.abs(g1 - g0).max()
 
 
+def test_weights_of_the_older_layout_are_read(tmp_path):
+    """Files whose weights are called params: deconv1 with its input first, even kernels in squares of 2 x 2 taps."""
+    v, read = filled(), VAE(VAEConfig(z_size=32), dtype=np.float64)
+    old = np.concatenate([make_vae.in_order(name, w).ravel() for name, w in v.params.items()])
+    assert not np.array_equal(old, v.params.flat)
+    for name, flat in (("params", old), ("weights", v.params.flat)):
+        write(tmp_path / "vae.npz", {name: flat})
+        read.params.flat[:] = 0
+        read_weights(tmp_path / "vae.npz", read.params)
+        np.testing.assert_array_equal(read.params.flat, v.params.flat)
+
+
 def test_free_bits_on_both_sides():
     frames, noise = make_vae.batch(5)
     kl = filled(kl_tolerance=0).loss_and_grad(frames, noise)[0]["kl"] / 32  # nats per dim
@@ -127,6 +141,29 @@ def test_bytes_equal_floats():
     (a, da), (b, db) = v.loss_and_grad(frames, noise), v.loss_and_grad(floats, noise)
     assert a == b
     assert (da == db).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 84, 84, 3), (2, 65, 65, 3), (2, 64, 64, 1), (64, 64, 3), (2, 3, 64, 64)])
+def test_frames_of_another_size_are_refused(shape):
+    v = filled(np.float32)
+    for call in (v.encode, lambda frames: v.loss_and_grad(frames, np.zeros((len(frames), 32)))):
+        with pytest.raises(ValueError, match=r"\(N, 64, 64, 3\).*" + str(shape)[1:-1]):
+            call(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, bool, np.uint16])
+def test_frames_as_other_integers_are_refused(dtype):
+    with pytest.raises(ValueError, match=np.dtype(dtype).name):
+        filled(np.float32).encode(np.zeros((2, 64, 64, 3), dtype))
+
+
+def test_noise_of_another_batch_is_refused():
+    frames, noise = make_vae.batch(3)
+    for other in (noise[:, :16], noise[:2], np.tile(noise, (2, 1))):
+        with pytest.raises(ValueError, match=r"noise.*\(3, 32\)"):
+            filled().loss_and_grad(frames, other)
+    with pytest.raises(ValueError, match=r"weight \(3, 64, 1\)"):
+        filled().loss_and_grad(frames, noise, np.ones((3, 64, 1)))
 
 
 def test_same_bits_on_any_number_of_threads(rng):

@@ -1,6 +1,6 @@
 """The agent: V, M and C together, as a run folder or the package's own weights hold them.
 
-config.json; vae.npz: params; mdnrnn.npz: params, initial_latents, memory_z, memory_h, memory_c; controller.npz: theta
+config.json; vae.npz: weights; mdnrnn.npz: weights, initial_latents, memory_z, memory_h, memory_c; controller.npz: theta
 """
 
 import json
@@ -11,6 +11,7 @@ import numpy as np
 
 from .config import Config, flat, from_flat
 from .controller import Controller, controller_size
+from .core import Params
 from .data import DataError, read_arrays, write
 from .mdnrnn import MDNRNN
 from .tasks import TASKS
@@ -45,9 +46,8 @@ class Agent:
         z = config.vae.z_size
         h = config.mdnrnn.hidden
         try:
-            v.params.flat[:] = read_arrays(folder / "vae.npz", params=v.params.flat.shape)["params"]
-            saved = read_arrays(folder / "mdnrnn.npz", params=m.params.flat.shape, initial_latents=(2, -1, z))
-            m.params.flat[:] = saved["params"]
+            read_weights(folder / "vae.npz", v.params)
+            saved = read_weights(folder / "mdnrnn.npz", m.params, initial_latents=(2, -1, z))
             if theta is None:
                 path = folder / "adapted.npz"  # evolved on in the real environment
                 path = path if path.exists() else folder / "controller.npz"
@@ -105,6 +105,29 @@ def load_config(folder: Path) -> Config:
         return from_flat({RENAMED.get(key, key): value for key, value in values.items() if key not in GONE})
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path} is damaged or of another version ({error})") from None
+
+
+def read_weights(path: Path, params: Params, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Put the weights of vae.npz or mdnrnn.npz into params -> all arrays of the file, as read_arrays checks them."""
+    name = "params" if "params" in read_arrays(path) else "weights"
+    arrays = read_arrays(path, **{name: params.flat.shape}, **shapes)
+    params.flat[:] = arrays[name] if name == "weights" else _from_older_layout(arrays[name], params)
+    return arrays
+
+
+def _from_older_layout(old: np.ndarray, params: Params) -> np.ndarray:
+    """`params` of older files: kernels of even size in squares of 2 x 2 taps, deconv1 and mixture with other axes."""
+    new = Params(params.shapes, np.empty_like(old))
+    for (name, w), was in zip(new.items(), Params(params.shapes, old).values(), strict=True):
+        if name == "deconv1.w":
+            w = w.transpose(3, 0, 1, 2)
+        elif name == "mixture.w":
+            w = w.T
+        elif w.ndim == 4 and len(w) % 2 == 0:
+            size, _, c, o = w.shape
+            w = w.reshape(size // 2, 2, size // 2, 2, c, o).transpose(0, 2, 1, 3, 4, 5)
+        w[...] = was.reshape(w.shape)
+    return new.flat
 
 
 def export(run: str | Path, folder: Path) -> None:

@@ -1,164 +1,152 @@
-"""Convolution and transposed convolution of stride 2, forward and backward, by matrix products.
+"""Convolution and transposed convolution of stride 2 without padding, forward and backward.
 
-An image of even sides is held with its 2x2 pixel squares folded into channels (space-to-depth):
+Each stands first in its plain form, which is the definition, and then in the fast one, whose numbers are the same:
+matrix products over many patches at once. A patch is the K x K pixels that one entry of the smaller side sees.
 
-    image (N, 2H, 2W, C)  ->  x (N, H, W, 4C),   x[n, h, w, (r, s, c)] = image[n, 2h + r, 2w + s, c]
+The transposed convolution IS the transpose: its forward is the convolution's input gradient, and the other way
+round. So two primitives serve both, in both directions: `_gather` copies every patch into a row, for one product;
+`_scatter` makes the patches by products and adds them into the image, each in its place.
 
-There a kernel of 2k x 2k and stride 2 is a kernel of k x k and stride 1: the paper's 4x4 become 2x2, its
-6x6 become 3x3, and its 5x5 become 3x3 with zeros at the end. All runs in memory are four times as long, and a
-fold is k * k long adds instead of 4 * k * k short ones (10 x faster on the decoder's last layers).
-
-The transposed convolution IS the transpose: its forward is the convolution's input gradient, and the other
-way round. So two primitives serve both, in both directions: `_gather` (every patch copied into a row, for one
-product) and `_scatter` (per kernel tap one product, added into a shifted window).
-
-Letters: N images; H, W pixels of x; C channels of the image, 4C of x; O channels of the other, smaller side;
-K taps of a kernel of stride 2, k = K / 2 of one of stride 1, along each axis; r, s the pixel within a square.
+Letters: N images; C channels of the image, the larger side; O channels of the smaller side, whose pixels are h x w;
+K taps of a kernel (K, K, C, O) along each axis, k = (K + 1) // 2; r, s = 0, 1 a pixel within a square of 2 x 2.
 """
 
-import threading
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
-from .core import scratch, sum_rows
+from .core import require, scratch, small_buffer, sum_rows
 
 BLOCK = 1 << 19  # numbers (2 MB): patches are made for so few images at a time that they stay in cache
-_local = threading.local()
-
-
-# ---------------------------------------------------------------------------- layouts, each other's transpose
-
-
-def space_to_depth(image: np.ndarray, h: int | None = None, w: int | None = None) -> np.ndarray:
-    """(N, H, W, C) -> (N, h, w, 4C), H//2 and W//2 unless given; cut where H > 2h, zeros where H < 2h."""
-    n, ih, iw, c = image.shape
-    h, w = h or ih // 2, w or iw // 2
-    image = image[:, : 2 * h, : 2 * w]
-    if ih < 2 * h or iw < 2 * w:
-        image = np.pad(image, [(0, 0), (0, max(0, 2 * h - ih)), (0, max(0, 2 * w - iw)), (0, 0)])
-    squares = image.reshape(n, h, 2, w, 2 * c)  # (N, h, r, w, sC)
-    return squares.transpose(0, 1, 3, 2, 4).reshape(n, h, w, 4 * c)
-
-
-def depth_to_space(x: np.ndarray, h: int, w: int) -> np.ndarray:
-    """(N, H, W, 4C) -> (N, h, w, C): space_to_depth transposed; cut where h < 2H, zeros where h > 2H."""
-    n, xh, xw, c4 = x.shape
-    image = np.empty((n, max(h, 2 * xh), max(w, 2 * xw), c4 // 4), x.dtype)
-    image[:, 2 * xh :] = 0
-    image[:, :, 2 * xw :] = 0
-    squares = image[:, : 2 * xh, : 2 * xw].reshape(n, xh, 2, xw, c4 // 2)  # (N, H, r, W, sC), a view
-    squares[...] = x.reshape(n, xh, xw, 2, c4 // 2).transpose(0, 1, 3, 2, 4)
-    return image[:, :h, :w]
-
-
-def fold_kernel(kernel: np.ndarray) -> np.ndarray:
-    """(K, K, C, O) -> w (k, k, 4C, O): w[i, j, (r, s, c)] = kernel[2i+r, 2j+s, c]; an odd K gets zeros."""
-    k = (len(kernel) + 1) // 2
-    w = space_to_depth(kernel.reshape(1, *kernel.shape[:2], -1), k, k)  # (1, k, k, 4CO)
-    return w.reshape(k, k, 4 * kernel.shape[2], kernel.shape[3])
-
-
-def unfold_kernel(w: np.ndarray, size: int) -> np.ndarray:
-    """(k, k, 4C, O) -> (size, size, C, O): fold_kernel's inverse and transpose: the zeros are dropped."""
-    k, _, c4, o = w.shape
-    return depth_to_space(w.reshape(1, k, k, c4 * o), size, size).reshape(size, size, c4 // 4, o)
-
-
-# ------------------------------------------------------------------------------------------------- primitives
-
-
-def _blocks(n: int, numbers: int) -> Iterator[slice]:
-    """Cut n images, each of which makes so many numbers, into blocks."""
-    step = max(1, BLOCK // numbers)
-    return (slice(i, i + step) for i in range(0, n, step))
-
-
-def _gather(x: np.ndarray, k: int) -> np.ndarray:
-    """(N, H, W, C) -> patches (N * (H-k+1) * (W-k+1), k * k * C), in scratch memory."""
-    n, h, w, c = x.shape
-    h, w = h - k + 1, w - k + 1
-    patches = scratch(vars(_local), "patches", (n, h, w, k, k * c), x.dtype)
-    s = x.strides
-    patches[...] = np.lib.stride_tricks.as_strided(x, patches.shape, (s[0], s[1], s[2], s[1], s[3]))
-    return patches.reshape(n * h * w, k * k * c)
-
-
-def _scatter(y: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
-    """out (N, H, W, C) += patches y w^T, each in its place.  y (N, H-k+1, W-k+1, O), w (k, k, C, O)."""
-    (n, h, wd, o), (k, _, c, _) = y.shape, w.shape
-    tap = scratch(vars(_local), "tap", (n * h * wd, c), y.dtype)
-    kept = np.setbufsize(256)  # NumPy copies runs shorter than this before it adds them: 0.5 -> 0.16 ns per number
-    try:
-        for i in range(k):
-            for j in range(k):
-                np.matmul(y.reshape(-1, o), w[i, j].T, out=tap)
-                out[:, i : i + h, j : j + wd] += tap.reshape(n, h, wd, c)
-    finally:
-        np.setbufsize(kept)
 
 
 # ------------------------------------------------------------------------------------------------ convolution
 
 
-def conv_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray):
-    """y[n, h, w] = b + sum over i, j of x[n, h + i, w + j] w[i, j].
+def conv_plain(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """x (N, H, W, C), w (K, K, C, O), b (O,) -> y (N, h, w, O), h = (H - K) // 2 + 1: every patch times the kernel."""
+    n, height, width, _ = x.shape
+    K = len(w)
+    y = np.empty((n, (height - K) // 2 + 1, (width - K) // 2 + 1, w.shape[3]), x.dtype)
+    for i, j in np.ndindex(y.shape[1:3]):
+        patch = x[:, 2 * i : 2 * i + K, 2 * j : 2 * j + K]  # (N, K, K, C)
+        y[:, i, j] = np.tensordot(patch, w, axes=3) + b
+    return y
 
-    x (N, H, W, 4C), w (k, k, 4C, O), b (O,) -> y (N, H-k+1, W-k+1, O).
-    """
-    (n, h, wd, _), (k, _, c4, o) = x.shape, w.shape
-    h, wd = h - k + 1, wd - k + 1
-    y = np.empty((n, h, wd, o), x.dtype)
-    bias = np.tile(b, h * wd)  # of a whole image: broadcasting over short runs is slow
-    for part in _blocks(n, h * wd * k * k * c4):
-        patches = _gather(x[part], k)  # (N H' W', k k 4C)
-        np.matmul(patches, w.reshape(-1, o), out=y[part].reshape(-1, o))
+
+def conv_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple]:
+    """conv_plain, fast: x (N, H, W, C), w (K, K, C, O), b (O,) -> y (N, h, w, O). H and W are at least K."""
+    fits = x.ndim == w.ndim == 4 and w.shape[0] == w.shape[1] and x.shape[3] == w.shape[2]
+    fits = fits and b.shape == w.shape[3:] and min(x.shape[1:3]) >= len(w)
+    require(fits, "conv", x=x, w=w, b=b)
+    K, O = len(w), w.shape[3]
+    y = np.empty((len(x), (x.shape[1] - K) // 2 + 1, (x.shape[2] - K) // 2 + 1, O), x.dtype)
+    bias = np.tile(b, y.shape[1] * y.shape[2])  # of a whole image: broadcasting over short runs is slow
+    for part in _blocks(y, w):
+        np.matmul(_gather(x[part], K), w.reshape(-1, O), out=y[part].reshape(-1, O))
         y[part].reshape(-1, bias.size)[...] += bias
     return y, (x, w)
 
 
-def conv_backward(dy: np.ndarray, cache, need_dx: bool = True):
-    """-> dx (N, H, W, 4C) or None where it is not needed, dw (k, k, 4C, O), db (O,)."""
+def conv_backward(dy: np.ndarray, cache: tuple, need_dx: bool = True) -> tuple[np.ndarray | None, ...]:
+    """dy (N, h, w, O) -> dx (N, H, W, C), or None where it is not needed, dw (K, K, C, O), db (O,)."""
     x, w = cache
-    (n, h, wd, o), (k, _, c4, _) = dy.shape, w.shape
-    db = sum_rows(dy.reshape(-1, o))  # y = ... + b
-    dw = np.zeros((k * k * c4, o), dy.dtype)
-    dx = np.empty_like(x) if need_dx else None
-    for part in _blocks(n, h * wd * k * k * c4):
-        _add_product(dw, _gather(x[part], k).T, dy[part].reshape(-1, o))  # y = patches w
+    K, O = len(w), w.shape[3]
+    db = sum_rows(dy.reshape(-1, O))  # y = patches w + b
+    dw = np.zeros((w.size // O, O), w.dtype)
+    n, H, W, C = x.shape
+    dx = np.zeros((n, H + K % 2, W + K % 2, C), x.dtype) if need_dx else None
+    for part in _blocks(dy, w):
+        _add_product(dw, _gather(x[part], K).T, dy[part].reshape(-1, O))
         if need_dx:
-            dx[part] = 0
             _scatter(dy[part], w, dx[part])  # dpatches = dy w^T
-    return dx, dw.reshape(w.shape), db
+    return dx[:, :H, :W] if need_dx else None, dw.reshape(w.shape), db
 
 
-def conv_transpose_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray):
-    """y[n, h + i, w + j] += w[i, j] x[n, h, w] for every i, j, onto the bias: conv_forward transposed.
-
-    x (N, H, W, O), w (k, k, 4C, O), b (C,) -> y (N, H+k-1, W+k-1, 4C).
-    """
-    (n, h, wd, _), (k, _, c4, _) = x.shape, w.shape
-    y = np.empty((n, h + k - 1, wd + k - 1, c4), x.dtype)
-    for part in _blocks(n, 2 * h * wd * c4):
-        y[part] = np.tile(b, 4)  # the four pixels of a square share it
-        _scatter(x[part], w, y[part])
-    return y, (x, w)
+# ------------------------------------------------------------------------------------- transposed convolution
 
 
-def conv_transpose_backward(dy: np.ndarray, cache):
-    """-> dx (N, H, W, O), dw (k, k, 4C, O), db (C,)."""
+def conv_transpose_plain(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """x (N, h, w, O), w (K, K, C, O), b (C,) -> y (N, 2h + K - 2, 2w + K - 2, C): the patches of all x, added up."""
+    n, height, width, _ = x.shape
+    K = len(w)
+    y = np.zeros((n, 2 * height + K - 2, 2 * width + K - 2, w.shape[2]), x.dtype)
+    for i, j in np.ndindex(height, width):
+        patch = np.tensordot(x[:, i, j], w, axes=(1, 3))  # (N, K, K, C)
+        y[:, 2 * i : 2 * i + K, 2 * j : 2 * j + K] += patch
+    return y + b
+
+
+def conv_transpose_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple]:
+    """conv_transpose_plain, fast: x (N, h, w, O), w (K, K, C, O), b (C,) -> y (N, 2h + K - 2, 2w + K - 2, C)."""
+    fits = x.ndim == w.ndim == 4 and w.shape[0] == w.shape[1] and x.shape[3] == w.shape[3]
+    require(fits and b.shape == w.shape[2:3], "conv_transpose", x=x, w=w, b=b)
+    (n, height, width, _), (K, _, C, _) = x.shape, w.shape
+    H, W = 2 * height + K - 2, 2 * width + K - 2
+    y = np.empty((n, H + K % 2, W + K % 2, C), x.dtype)
+    for part in _blocks(x, w):
+        _scatter(x[part], w, y[part], b)  # patches = x w^T
+    return y[:, :H, :W], (x, w)
+
+
+def conv_transpose_backward(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dy (N, 2h + K - 2, 2w + K - 2, C) -> dx (N, h, w, O), dw (K, K, C, O), db (C,)."""
     x, w = cache
-    (n, h, wd, o), (k, _, c4, _) = x.shape, w.shape
-    db = sum_rows(dy.reshape(-1, c4)).reshape(4, -1).sum(axis=0)  # y = tile(b, 4)
-    dw = np.zeros((k * k * c4, o), dy.dtype)
-    dx = np.empty_like(x)
-    for part in _blocks(n, h * wd * k * k * c4):
-        dpatches = _gather(dy[part], k)  # (N H W, k k 4C)
-        np.matmul(dpatches, w.reshape(-1, o), out=dx[part].reshape(-1, o))  # patches = x w^T
-        _add_product(dw, dpatches.T, x[part].reshape(-1, o))
+    K, O = len(w), w.shape[3]
+    db = sum_rows(dy.reshape(-1, dy.shape[3]))
+    dw = np.zeros((w.size // O, O), w.dtype)
+    dx = np.empty(x.shape, x.dtype)
+    for part in _blocks(x, w):
+        dpatches = _gather(dy[part], K)  # (N h w, K K C)
+        np.matmul(dpatches, w.reshape(-1, O), out=dx[part].reshape(-1, O))  # patches = x w^T
+        _add_product(dw, dpatches.T, x[part].reshape(-1, O))
     return dx, dw.reshape(w.shape), db
+
+
+# ------------------------------------------------------------------------------------------------- primitives
+
+
+def _blocks(small: np.ndarray, w: np.ndarray) -> Iterator[slice]:
+    """Cut the images into blocks, by how many numbers the patches of one image are."""
+    n, height, width, _ = small.shape
+    step = max(1, BLOCK // (height * width * w.size // w.shape[3]))
+    return (slice(i, i + step) for i in range(0, n, step))
+
+
+def _gather(x: np.ndarray, K: int) -> np.ndarray:
+    """(N, H, W, C), in any layout -> its patches (N * h * w, K * K * C), in scratch space."""
+    n, height, width, C = x.shape
+    patches = scratch("patches", (n, (height - K) // 2 + 1, (width - K) // 2 + 1, K, K, C), x.dtype)
+    s = x.strides
+    patches[...] = as_strided(x, patches.shape, (s[0], 2 * s[1], 2 * s[2], s[1], s[2], s[3]))
+    return patches.reshape(-1, K * K * C)
+
+
+@small_buffer()
+def _scatter(y: np.ndarray, w: np.ndarray, image: np.ndarray, b: np.ndarray | float = 0.0) -> None:
+    """image (N, H, W, C) = b + the sum of patches y w^T, each in its place.  y (N, h, w, O), w (K, K, C, O).
+
+    Until it is complete the image is held in squares of 2 x 2 pixels. A patch begins with a square, so what one square
+    of the kernel adds to a row of squares is one long run of memory (10 x faster on the decoder's last layers).
+    Where K is odd the image has one row and column more than the patches; pixels beyond 2 (h + k - 1) are left alone.
+    """
+    (n, height, width, O), (K, _, C, _) = y.shape, w.shape
+    k = (K + 1) // 2
+    squares = scratch("squares", (n, height + k - 1, width + k - 1, 2, 2, C), y.dtype)
+    squares[...] = b
+    rows = y.reshape(-1, O)
+    for i, j in np.ndindex(k, k):
+        taps = w[2 * i : 2 * i + 2, 2 * j : 2 * j + 2]  # (r, s, C, O), fewer at the end of an odd K
+        r, s = taps.shape[:2]
+        tap = scratch("tap", (len(rows), r * s * C), y.dtype)
+        np.matmul(rows, taps.reshape(-1, O).T, out=tap)
+        squares[:, i : i + height, j : j + width, :r, :s] += tap.reshape(n, height, width, r, s, C)
+    H, W = height + k - 1, width + k - 1
+    pixels = image[:, : 2 * H, : 2 * W].reshape(n, H, 2, W, 2, C)  # a view
+    pixels[...] = squares.transpose(0, 1, 3, 2, 4, 5)
 
 
 def _add_product(total: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
     """total += a b, without fresh memory."""
-    total += np.matmul(a, b, out=scratch(vars(_local), "product", total.shape, total.dtype))
+    total += np.matmul(a, b, out=scratch("product", total.shape, total.dtype))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .agent import Agent, load_config, new_mdnrnn, new_vae, run_folder, theta_size
+from .agent import Agent, load_config, new_mdnrnn, new_vae, read_weights, run_folder, theta_size
 from .cmaes import CMAES
 from .config import Config, EvolveConfig, Training, flat, from_flat
 from .core import Params
@@ -259,7 +259,7 @@ class Experiment:
         if not missing:
             return
         v = new_vae(self.config)
-        v.params.flat[:] = read_arrays(self.folder / "vae.npz", params=v.params.flat.shape)["params"]
+        read_weights(self.folder / "vae.npz", v.params)
         for old in (self.folder / "series").glob("*"):
             if old.name != folder.name:
                 shutil.rmtree(old)  # of an older V
@@ -310,14 +310,14 @@ class Experiment:
         c = getattr(self.config, stage)
         path = self.folder / RESULTS[stage]
         if round_ > 1:
-            params.flat[:] = read_arrays(path, params=params.flat.shape)["params"]
+            read_weights(path, params)
         first = c.updates or c.epochs * per_epoch
         updates = later(round_, first, c.later_updates)
         rate = later(round_, c.learning_rate, c.later_rate)
         c = replace(c, learning_rate=rate, decay=c.decay ** (first / updates))  # it falls as deep in a shorter round
         with self.log.progress(stage, round_, updates, "updates") as report:
             fit(params, loss_and_grad, updates, c, self._state(path, round_), report)
-        self._finish(path, round_, params=params.flat, **more())
+        self._finish(path, round_, weights=params.flat, **more())
 
     def _evolve(self, round_: int) -> None:
         """Evolve C in the dream or in reality, from the C of the round before."""

@@ -59,15 +59,15 @@ def _whole(model, loss_and_grad: Callable, rng: Rng, directions: int) -> Relativ
 
 
 CASES: dict[str, Case] = dict([
-    _pair(core, "linear", (2, 3, 5), (5, 7), (7,)),
+    _pair(core, "linear", (2, 3, 5), (2, 5, 7), (2, 7)),
     _pair(core, "relu", (3, 5)),
     _pair(core, "sigmoid", (3, 5)),
     _pair(core, "reparameterize", (3, 5), (3, 5), constants=lambda rng: (rng.standard_normal((3, 5)),)),
     _pair(core, "gaussian_kl", (3, 5), (3, 5), constants=lambda rng: (2.0,)),
     _pair(core, "squared_error", (3, 5), constants=lambda rng: (rng.standard_normal((3, 5)), rng.random((3, 1)))),
     _pair(core, "bce_with_logits", (3, 5), constants=lambda rng: (rng.random((3, 5)) < 0.5, rng.random((3, 1)))),
-    _pair(conv, "conv", (2, 4, 5, 12), (3, 3, 12, 7), (7,)),
-    _pair(conv, "conv_transpose", (2, 3, 4, 7), (3, 3, 12, 7), (3,)),
+    _pair(conv, "conv", (2, 7, 8, 3), (4, 4, 3, 5), (5,)),
+    _pair(conv, "conv_transpose", (2, 3, 4, 7), (5, 5, 3, 7), (3,)),
     _pair(lstm, "lstm", (3, 2, 5), (2, 7), (2, 7), (12, 28), (28,), constants=lambda rng: (rng.random((3, 2)) < 0.4,)),
     _pair(mdn, "mixture_nll", *[(4, 5, 3)] * 3, constants=lambda rng: (rng.standard_normal((5, 3)), rng.random(3))),
     ("whole loss of V", _whole_v),

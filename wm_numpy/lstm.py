@@ -4,19 +4,36 @@
     c_t = sigmoid(f + 1) c_{t-1} + sigmoid(i) tanh(g)       forget bias +1, a constant (authors' rnn.py)
     h_t = sigmoid(o) tanh(c_t)
 
-One function for everything: training runs it over T steps, acting and dreaming over T = 1.
+First the plain form, then the fast one with the same numbers. One function for everything: training runs it over T
+steps, acting and dreaming over T = 1.
 
 Letters: T time, B batch, I inputs, H hidden; G = 4H gates.
 """
 
 import numpy as np
 
-from .core import scratch, sum_rows
+from .core import require, scratch, sigmoid, small_buffer, sum_rows
 
 FORGET_BIAS = 1.0
 BLOCK = 800  # rows (steps x batch) of gate gradients that backward holds at a time
 
 
+def lstm_plain(x, h, c, w, b, restart=None) -> tuple[np.ndarray, np.ndarray]:
+    """x (T, B, I) from h, c (B, H) -> h (T, B, H), c_last (B, H): the definition, step by step."""
+    hs = []
+    for t in range(len(x)):
+        if restart is not None:
+            begins = restart[t, :, None] == 1  # (B, 1)
+            h = np.where(begins, 0, h)
+            c = np.where(begins, 0, c)
+        i, f, o, g = np.split(np.concatenate([x[t], h], axis=1) @ w + b, 4, axis=1)
+        c = sigmoid(f + FORGET_BIAS) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        hs.append(h)
+    return np.stack(hs), c
+
+
+@small_buffer()
 def lstm_forward(
     x: np.ndarray,
     h0: np.ndarray,
@@ -24,67 +41,76 @@ def lstm_forward(
     w: np.ndarray,
     b: np.ndarray,
     restart: np.ndarray | None = None,
-    memory: dict | None = None,
-):
+    reuse: bool = False,
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple]:
     """T steps from (h0, c0) -> (h (T, B, H), c_last (B, H)), cache. (h[-1], c_last) is the next state.
 
     x (T, B, I), h0 and c0 (B, H), w (I+H, G) with the rows for x above those for h, b (G,). restart (T, B) of 0 and 1:
-    where it is 1 the state is zeroed BEFORE that step. memory: one thread's dict, where arrays lie from call to call;
-    results and cache lie there, too, good until the next call that is given it. None: fresh arrays (5 % of an update).
+    where it is 1 the state is zero BEFORE that step, whatever it was. reuse: results and cache lie in this thread's
+    scratch space, good until its next call with reuse (5 % of an update).
     """
+    fits = x.ndim == 3 and h0.shape == c0.shape == (x.shape[1], len(b) // 4)
+    fits = fits and w.shape == (x.shape[2] + h0.shape[1], 4 * h0.shape[1]) and b.shape == w.shape[1:]
+    if restart is None:
+        require(fits, "lstm", x=x, h0=h0, c0=c0, w=w, b=b)
+    else:
+        restart = np.asarray(restart, x.dtype)
+        fits = fits and restart.shape == x.shape[:2]
+        require(fits, "lstm", x=x, h0=h0, c0=c0, w=w, b=b, restart=restart)
+        restart = restart == 1
     (T, B, I), H = x.shape, h0.shape[1]
-    keep = None if restart is None else np.subtract(1, restart, dtype=x.dtype)[:, :, None]  # (T, B, 1)
     bias = b.copy()
     bias[H : 2 * H] += FORGET_BIAS
 
     # [x h] in one row: one product per step for both, of full depth (two products and their sum: 4 % slower)
-    xh = scratch(memory, "xh", (T, B, I + H), x.dtype)
+    xh = scratch("xh", (T, B, I + H), x.dtype, reuse)
     xh[:, :, :I] = x
-    gates = scratch(memory, "gates", (T, B, 4 * H), x.dtype)
-    h = scratch(memory, "h", (T, B, H), x.dtype)
-    c = scratch(memory, "c", (T + 1, B, H), x.dtype)  # c[t] is what step t starts from
+    gates = scratch("gates", (T, B, 4 * H), x.dtype, reuse)
+    h = scratch("h", (T, B, H), x.dtype, reuse)
+    c = scratch("c", (T + 1, B, H), x.dtype, reuse)  # c[t] is what step t starts from
     c[0] = c0
     for t in range(T):
-        h_prev, c_prev = h[t - 1] if t else h0, c[t]  # (B, H)
-        if keep is not None:
-            h_prev, c_prev = h_prev * keep[t], c_prev * keep[t]
-        xh[t, :, I:] = h_prev
+        xh[t, :, I:] = h[t - 1] if t else h0
+        if restart is not None:
+            xh[t, restart[t], I:] = 0
         a = np.matmul(xh[t], w, out=gates[t])  # (B, G)
         a += bias
-        # sigmoid(a) = 0.5 + 0.5 tanh(0.5 a): one tanh serves the four gates
         ifo = a[:, : 3 * H]
-        ifo *= 0.5
+        ifo *= 0.5  # sigmoid(a) = 0.5 + 0.5 tanh(0.5 a): one tanh serves the four gates
         np.tanh(a, out=a)
         ifo *= 0.5
         ifo += 0.5
         i, f, o, g = _split(a)  # (B, H) each
-        np.multiply(f, c_prev, out=c[t + 1])
+        np.multiply(f, c[t], out=c[t + 1])
+        if restart is not None:
+            c[t + 1, restart[t]] = 0
         c[t + 1] += i * g
         np.tanh(c[t + 1], out=h[t])
         h[t] *= o
-    return (h, c[T]), (xh, gates, c, keep, w, memory)
+    return (h, c[T]), (xh, gates, c, restart, w, reuse)
 
 
-def lstm_backward(dy, cache, need_dx: bool = True):
+@small_buffer()
+def lstm_backward(dy: tuple[np.ndarray, np.ndarray], cache: tuple, need_dx: bool = True) -> tuple:
     """dy = (dh (T, B, H), dc_last (B, H)) -> dx (T, B, I) if needed, dh0, dc0 (B, H), dw (I+H, G), db (G,)."""
     dh_all, dc = dy
-    xh, gates, c, keep, w, memory = cache
+    xh, gates, c, restart, w, reuse = cache
     (T, B, H), I = dh_all.shape, len(w) - dh_all.shape[2]
     dx = np.empty((T, B, I), w.dtype) if need_dx else None
-    dw, db = np.zeros_like(w), np.zeros(4 * H, w.dtype)
+    dw = np.zeros_like(w)
+    db = np.zeros(4 * H, w.dtype)
     dh_prev = np.zeros_like(dc)
     # The gate gradients of some steps at a time: of all at once they would be as much memory as all the rest
     span = max(1, BLOCK // B)
     for last in range(T, 0, -span):
         first = max(0, last - span)
-        da_block = scratch(memory, "da", (last - first, B, 4 * H), w.dtype)
+        da_block = scratch("da", (last - first, B, 4 * H), w.dtype, reuse)
         for t in reversed(range(first, last)):
             i, f, o, g = _split(gates[t])
             da = da_block[t - first]  # (B, G)
             di, df, do, dg = _split(da)
             dh = dh_prev + dh_all[t]  # (B, H): from the next step, and from above
             tanh_c = np.tanh(c[t + 1])
-            c_prev = c[t] if keep is None else c[t] * keep[t]
             np.multiply(dh, tanh_c, out=do)  # h = o tanh(c)
             dh *= o
             dc = dc + dh
@@ -93,7 +119,9 @@ def lstm_backward(dy, cache, need_dx: bool = True):
             dc -= dh  # d tanh(c) = (1 - tanh(c)^2) dc
             np.multiply(dc, g, out=di)  # c = f c_prev + i g
             np.multiply(dc, i, out=dg)
-            np.multiply(dc, c_prev, out=df)
+            np.multiply(dc, c[t], out=df)
+            if restart is not None:
+                df[restart[t]] = 0
             dc *= f
             ifo = gates[t, :, : 3 * H]  # y = sigmoid(a): da = dy y (1 - y)
             slope = 1 - ifo
@@ -101,9 +129,9 @@ def lstm_backward(dy, cache, need_dx: bool = True):
             da[:, : 3 * H] *= slope
             dg *= 1 - g * g  # g = tanh(a)
             dh_prev = da @ w[I:].T  # a = [x h_prev] w + b, the part of h_prev
-            if keep is not None:
-                dh_prev *= keep[t]
-                dc *= keep[t]
+            if restart is not None:
+                dh_prev[restart[t]] = 0
+                dc[restart[t]] = 0
         da = da_block.reshape(-1, 4 * H)
         dw += xh[first:last].reshape(-1, I + H).T @ da  # a = [x h_prev] w + b, all the rest of it
         db += sum_rows(da)

@@ -2,38 +2,47 @@
 
     p(z) = sum_k softmax(logmix)_k N(z; mean_k, std_k^2),   std = exp(logstd)
 
-The mixture axis is the FIRST: logmix, mean, logstd (K, ...) against a target (...). So a target broadcasts by
-itself, and a reduction over K adds K long runs of memory, not many short ones.
+Likelihood and sampler stand first in their plain form, then in the fast one with the same numbers. The mixture axis
+is the FIRST: logmix, mean, logstd (K, ...) against a target (...). So a target broadcasts by itself, and a reduction
+over K adds K long runs of memory, not many short ones.
 
 Letters: K mixtures; `...` is any shape, M's is (Z, n).
 """
 
 import numpy as np
 
+from .core import chosen, require, spreads
+
 HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
 
 
-def _logsumexp(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """a (K, ...) -> log sum_k exp(a_k) (...), softmax (K, ...). Shifted by the maximum, nothing overflows."""
-    top = a.max(axis=0)  # (...)
-    e = a - top  # (K, ...)
-    np.exp(e, out=e)
-    total = e.sum(axis=0)  # (...)
-    e /= total
-    return top + np.log(total), e
+def mixture_nll_plain(logmix, mean, logstd, target, weight=1.0) -> float:
+    """logmix, mean, logstd (K, ...), target (...) -> sum of weight * -log p(target): the definition."""
+    mix = np.exp(logmix) / np.exp(logmix).sum(axis=0)
+    std = np.exp(logstd)
+    density = np.exp(-(((target - mean) / std) ** 2) / 2) / (std * np.sqrt(2 * np.pi))
+    return np.sum(-np.log((mix * density).sum(axis=0)) * weight)
 
 
 def mixture_nll_forward(
     logmix: np.ndarray, mean: np.ndarray, logstd: np.ndarray, target: np.ndarray, weight: np.ndarray | float = 1.0
-):
-    """sum of weight * -log p(target) in nats -> scalar.
+) -> tuple[float, tuple]:
+    """sum of weight * -log p(target) in nats -> scalar, in logarithms, so that nothing under- or overflows.
 
     logmix (not normalised), mean, logstd (K, ...), target (...). weight, broadcast against target, makes
-    the sum a mean over dims and steps, 0 where there is no target.
+    the sum a mean over dims and steps, 0 where there is no target (which may be nan there).
     """
-    inv = np.exp(-logstd)  # (K, ...)
-    u = target - mean
-    u *= inv
+    target, weight = np.asarray(target, mean.dtype), np.asarray(weight, mean.dtype)
+    fits = logmix.shape == mean.shape == logstd.shape and mean.shape[1:] == target.shape
+    fits = fits and spreads(weight, target.shape)
+    require(fits, "mixture_nll", logmix=logmix, mean=mean, logstd=logstd, target=target, weight=weight)
+    largest = np.finfo(mean.dtype).max
+    with np.errstate(over="ignore"):
+        inv = np.exp(-logstd)  # (K, ...)
+        np.minimum(inv, largest, out=inv)
+        u = chosen(weight, target) - mean
+        u *= inv
+        np.clip(u, -(largest**0.4), largest**0.4, out=u)  # u^2 stays finite; p is 0 there anyway
     joint = u * u  # log softmax(logmix)_k N(target), short of what all k share
     joint *= -0.5
     joint += logmix
@@ -45,7 +54,7 @@ def mixture_nll_forward(
     return np.sum(nll * weight), (prior, posterior, u, inv, weight)
 
 
-def mixture_nll_backward(dloss: float, cache):
+def mixture_nll_backward(dloss: float, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """-> dlogmix, dmean, dlogstd (K, ...)."""
     prior, posterior, u, inv, weight = cache
     dnll = np.asarray(dloss * weight, u.dtype)
@@ -61,26 +70,49 @@ def mixture_nll_backward(dloss: float, cache):
     return dlogmix, dmean, dlogstd
 
 
+def sample_plain(logmix, mean, logstd, tau, uniform, normal) -> np.ndarray:
+    """logmix, mean, logstd (K, ...), uniform, normal (...) -> z (...): entry by entry, one component each."""
+    z = np.empty(uniform.shape)
+    for entry in np.ndindex(z.shape):
+        of_entry = (slice(None), *entry)
+        mix = np.exp(logmix[of_entry] / tau)
+        cdf = np.cumsum(mix / mix.sum())
+        k = np.searchsorted(cdf[:-1], uniform[entry], side="right")  # how many the uniform passes
+        std = np.exp(logstd[of_entry][k]) * np.sqrt(tau)
+        z[entry] = mean[of_entry][k] + std * normal[entry]
+    return z
+
+
 def sample_mixture(
     logmix: np.ndarray, mean: np.ndarray, logstd: np.ndarray, tau: float, uniform: np.ndarray, normal: np.ndarray
 ) -> np.ndarray:
-    """logmix, mean, logstd (K, ...) -> z (...) ~ p at temperature tau: logmix / tau, std * sqrt(tau).
+    """logmix, mean, logstd (K, ...) -> z (...) ~ p at temperature tau > 0: logmix / tau, std * sqrt(tau).
 
     As in the authors' doomrnn.py. The randomness is given: `uniform` (...) in [0, 1) chooses one component PER
-    entry, by inverse CDF (it is the number of cumulative probabilities that the uniform passes), and `normal` (...),
-    standard normal, is what the sample deviates from that component's mean.
+    entry by inverse CDF; `normal` (...), standard normal, is how far from that component's mean the sample lies.
     """
+    fits = logmix.shape == mean.shape == logstd.shape and mean.shape[1:] == uniform.shape == normal.shape
+    require(fits, "sample_mixture", logmix=logmix, mean=mean, logstd=logstd, uniform=uniform, normal=normal)
     cdf = logmix - logmix.max(axis=0)  # (K, ...)
     cdf *= 1 / tau
     np.exp(cdf, out=cdf)
     for k in range(1, len(cdf)):
         cdf[k] += cdf[k - 1]  # cumulative, not normalised: the uniform is stretched instead
-    u = uniform * cdf[-1]
-    k = (u >= cdf[:-1]).view(np.uint8).sum(axis=0, dtype=np.uint8)  # (...), the component drawn
+    passed = (uniform * cdf[-1] >= cdf[:-1]).view(np.uint8)
+    k = passed.sum(axis=0, dtype=np.min_scalar_type(len(cdf)))  # (...), the component drawn
     # flat indices: a third of the time of masked copies, half of take_along_axis
     index = np.arange(k.size).reshape(k.shape) + k.size * k.astype(np.intp)
-    std = np.exp(logstd.reshape(-1)[index])
-    z = normal * std  # (...)
+    z = normal * np.exp(logstd.reshape(-1)[index])  # (...)
     z *= np.sqrt(tau)
     z += mean.reshape(-1)[index]
     return z
+
+
+def _logsumexp(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """a (K, ...) -> log sum_k exp(a_k) (...), softmax (K, ...). Shifted by the maximum, nothing overflows."""
+    top = a.max(axis=0)  # (...)
+    e = a - top  # (K, ...)
+    np.exp(e, out=e)
+    total = e.sum(axis=0)  # (...)
+    e /= total
+    return top + np.log(total), e

@@ -3,10 +3,9 @@
 Time, stated once: T+1 frames, T actions. action[t] is chosen at frame[t] from (z[t], h[t]), h[0] = 0;
 h[t+1] = M(z[t], action[t], h[t]), whose head predicts z[t+1], reward[t] and done[t] of that very step.
 
-Letters: B batch, T time, Z latent, A action, H hidden, K mixtures, n rows.
+Letters: B batch, b sequences of a piece of it, T time, Z latent, A action, H hidden, K mixtures, n rows.
 """
 
-import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +26,8 @@ from .mdn import mixture_nll_backward, mixture_nll_forward, sample_mixture
 
 PIECE = 50  # sequences that one thread works on at a time; fixed, so that no result depends on the threads
 ROWS = 256  # states whose mixtures are made at a time: they stay in cache, and never lie there for all steps
-OUTPUTS = ("done_logit", "reward", "value")
-_local = threading.local()
+HEADS = ("done", "reward", "value")  # the optional ones, a number each
+OUTPUTS = ("done_logit", "reward", "value")  # their names in a Prediction
 
 
 class Prediction(NamedTuple):
@@ -38,8 +37,8 @@ class Prediction(NamedTuple):
     mean: np.ndarray  # (K, Z, n)
     logstd: np.ndarray  # (K, Z, n)
     done_logit: np.ndarray | None  # (n,)
-    reward: np.ndarray | None  # (n,)
-    value: np.ndarray | None  # (n,)
+    reward: np.ndarray | None  # (n,), expected
+    value: np.ndarray | None  # (n,), the return still to come, expected
 
 
 class MDNRNN:
@@ -56,18 +55,20 @@ class MDNRNN:
         rng: np.random.Generator | None = None,
         dtype=np.float32,
     ):
-        self.config, self.z_size, self.action_size = config, z_size, action_size
-        I, H, mixture = z_size + action_size + config.restart_input, config.hidden, 3 * config.mixtures * z_size
-        shapes = {"lstm.w": (I + H, 4 * H), "lstm.b": (4 * H,), "mixture.w": (mixture, H), "mixture.b": (mixture,)}
-        self._scalars = [name for name in ("done", "reward", "value") if getattr(config, name + "_head")]
-        for name in self._scalars:
+        self.config = config
+        self.z_size = z_size
+        self.action_size = action_size
+        self.heads = [name for name in HEADS if getattr(config, name + "_head")]
+        I, H = z_size + action_size + config.restart_input, config.hidden
+        mixture = 3 * config.mixtures * z_size
+        shapes = {"lstm.w": (I + H, 4 * H), "lstm.b": (4 * H,), "mixture.w": (H, mixture), "mixture.b": (mixture,)}
+        for name in self.heads:
             shapes |= {name + ".w": (H, 1), name + ".b": (1,)}
         self.params = Params(shapes, dtype=dtype)
-        if rng is not None:
-            for name, w in self.params.items():  # Glorot uniform, each gate a layer by itself; zero biases
-                if name.endswith(".w"):
-                    limit = np.sqrt(6 / ((I + 2 * H) if name == "lstm.w" else sum(w.shape)))
-                    w[...] = rng.uniform(-limit, limit, w.shape)
+        for name, w in self.params.items() if rng is not None else ():
+            if name.endswith(".w"):  # Glorot uniform, each gate a layer by itself; zero biases
+                limit = np.sqrt(6 / ((I + 2 * H) if name == "lstm.w" else sum(w.shape)))
+                w[...] = rng.uniform(-limit, limit, w.shape)
 
     # ----------------------------------------------------------------------------------- acting and dreaming
 
@@ -83,18 +84,16 @@ class MDNRNN:
 
         restart (n,): 1 at an episode's first step, as in the data M learns from; zeroes the state. None: 0.
         """
-        restart = None if restart is None else np.asarray(restart)[None]  # (1, n)
+        if restart is not None:
+            restart = np.asarray(restart)[None]  # (1, n)
         (h, c), _ = self._run(z[None], action[None], restart, state)
-        return h[0].copy(), c.copy()  # they lie in this thread's memory
+        return h[0].copy(), c.copy()  # they lie in this thread's scratch space
 
     def predict(self, h: np.ndarray) -> Prediction:
         """The head at h (n, H)."""
-        p = self.params
-        y = p["mixture.w"] @ h.T  # (3KZ, n)
-        y += p["mixture.b"][:, None]
-        scalars = {name: linear_forward(h, p[name + ".w"], p[name + ".b"])[0][:, 0] for name in self._scalars}
-        mixture = y.reshape(3, self.config.mixtures, self.z_size, len(h))
-        return Prediction(*mixture, *(scalars.get(name) for name in ("done", "reward", "value")))
+        mixture, _ = self._mixture(h)
+        ys = {name: self._linear(name, h)[0][:, 0] for name in self.heads}
+        return Prediction(*mixture, *(ys.get(name) for name in HEADS))
 
     def dream(
         self, h: np.ndarray, tau: float, uniform: np.ndarray, normal: np.ndarray
@@ -105,18 +104,26 @@ class MDNRNN:
         (n, Z) each. reward is the expected one. Reward and done_logit are None where M has no such head.
         """
         y = self.predict(h)
-        uniform, normal = np.ascontiguousarray(uniform.T), np.ascontiguousarray(normal.T)  # (Z, n)
+        uniform, normal = (np.ascontiguousarray(x.T) for x in (uniform, normal))  # (Z, n)
         z = sample_mixture(y.logmix, y.mean, y.logstd, tau, uniform, normal)
         return np.ascontiguousarray(z.T), y.reward, y.done_logit
 
-    def _run(self, z, action, restart, state):
+    def _linear(self, name: str, h: np.ndarray, order: str = "C") -> tuple[np.ndarray, tuple]:
+        """A layer of the head at h (n, H)."""
+        return linear_forward(h, self.params[name + ".w"], self.params[name + ".b"], order)
+
+    def _mixture(self, h: np.ndarray) -> tuple[np.ndarray, tuple]:
+        """logmix, mean, logstd (3, K, Z, n) at h (n, H), n contiguous, as mdn.py likes them."""
+        y, cache = self._linear("mixture", h, order="F")  # (n, 3KZ)
+        return y.T.reshape(3, self.config.mixtures, self.z_size, len(h)), cache
+
+    def _run(self, z, action, restart, state) -> tuple:
         """The LSTM over z (T, n, Z), action (T, n, A), restart (T, n) or None -> (h, c_last), cache."""
         x = [z, action]
         if self.config.restart_input:
             x.append(np.zeros((*z.shape[:2], 1)) if restart is None else restart[:, :, None])
         x = np.concatenate(x, axis=2, dtype=self.params.flat.dtype)  # (T, n, I)
-        memory = _local.__dict__.setdefault("memory", {})
-        return lstm_forward(x, *state, self.params["lstm.w"], self.params["lstm.b"], restart, memory)
+        return lstm_forward(x, *state, self.params["lstm.w"], self.params["lstm.b"], restart, reuse=True)
 
     # ---------------------------------------------------------------------------------------------- training
 
@@ -133,58 +140,63 @@ class MDNRNN:
             others weighted, means over steps. And the gradient, flat like params.flat.
         """
         B, T = batch["z"].shape[:2]
-        steps = {name: max(1.0, float(np.sum(batch.get(name, B * T)))) for name in ("z_mask", "value_mask")}
+        for name, x in batch.items():
+            if x.shape[:2] != (B, T):
+                raise ValueError(f"{name} {x.shape} does not fit z {batch['z'].shape}: both begin with (B, T)")
+
+        def mean_over_steps(mask: str) -> float:  # the weight of one step
+            return 1 / max(1.0, float(np.sum(batch[mask]))) if mask in batch else 1 / (B * T)
+
         scale = {
-            "z": 1 / (steps["z_mask"] * self.z_size),
+            "z": mean_over_steps("z_mask") / self.z_size,
             "done": 1 / (B * T),
             "reward": self.config.reward_weight / (B * T),
-            "value": self.config.value_weight / steps["value_mask"],
+            "value": self.config.value_weight * mean_over_steps("value_mask"),
         }
-        scale = {name: scale[name] for name in ("z", *self._scalars)}
-        size = max(1, min(PIECE, -(-B // 2)))  # two pieces at least
-        pieces = [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, B, size)]
+        pieces = [{name: x[s] for name, x in batch.items()} for s in parallel.cut(B, PIECE)]
         parts, grads = zip(*parallel.threads(lambda piece: self._piece(piece, scale), pieces), strict=True)
-        losses = {name: float(sum(part[name] for part in parts)) for name in scale}
+        losses = {name: float(sum(part[name] for part in parts)) for name in parts[0]}
         for more in grads[1:]:
             np.add(grads[0], more, out=grads[0])
         return dict(loss=sum(losses.values()), **losses), grads[0]
 
     def _piece(self, batch: dict[str, np.ndarray], scale: dict[str, float]) -> tuple[dict[str, float], np.ndarray]:
-        """Some sequences' share of the loss and of its gradient."""
-        p, grads = self.params, Params(self.params.shapes, np.zeros_like(self.params.flat))
-        (h, c), cache = self._run_batch(batch)
-        h2 = h.reshape(-1, h.shape[2])  # (T b, H)
-        dh2 = np.zeros_like(h2)
-        flat = {k: v.swapaxes(0, 1).reshape(len(h2), -1).astype(h.dtype, copy=False) for k, v in batch.items()}
-        losses = dict.fromkeys(scale, 0.0)
+        """b sequences' share of the losses and of the gradient; scale: what a step weighs in each loss."""
+        grads = Params(self.params.shapes, np.zeros_like(self.params.flat))
+        (h, c), lstm_cache = self._run_batch(batch)  # (T, b, H)
+        rows = h.reshape(-1, h.shape[2])  # (T b, H)
+        targets = {k: x.swapaxes(0, 1).reshape(len(rows), -1).astype(h.dtype, copy=False) for k, x in batch.items()}
 
-        weight = flat.get("z_mask", np.ones((len(h2), 1), h.dtype))[:, 0] * scale["z"]
-        for i in range(0, len(h2), ROWS):
-            rows = slice(i, i + ROWS)
-            y = self.predict(h2[rows])
-            target = np.ascontiguousarray(flat["z_next"][rows].T)  # (Z, n)
-            loss, mixture_cache = mixture_nll_forward(y.logmix, y.mean, y.logstd, target, weight[rows])
+        losses = {"z": 0.0}
+        dh = np.empty_like(rows)
+        for first in range(0, len(rows), ROWS):
+            some = slice(first, first + ROWS)
+            mixture, linear_cache = self._mixture(rows[some])  # (3, K, Z, n)
+            target = np.ascontiguousarray(targets["z_next"][some].T)  # (Z, n)
+            weight = scale["z"] * targets["z_mask"][some, 0] if "z_mask" in targets else scale["z"]
+            loss, nll_cache = mixture_nll_forward(*mixture, target, weight)
             losses["z"] += loss
-            dy = np.concatenate(mixture_nll_backward(1, mixture_cache)).reshape(-1, target.shape[1])  # (3KZ, n)
-            np.matmul(dy.T, p["mixture.w"], out=dh2[rows])  # y = w h.T + b
-            grads["mixture.w"][...] += dy @ h2[rows]
-            grads["mixture.b"][...] += dy.sum(axis=1)
+            dmixture = np.concatenate(mixture_nll_backward(1, nll_cache))  # (3K, Z, n)
+            dy = dmixture.reshape(-1, target.shape[1]).T  # (n, 3KZ)
+            dh[some], dw, db = linear_backward(dy, linear_cache)
+            grads["mixture.w"][...] += dw
+            grads["mixture.b"][...] += db
 
-        for name in self._scalars:
-            y, linear_cache = linear_forward(h2, p[name + ".w"], p[name + ".b"])  # (T b, 1)
+        for name in self.heads:
+            y, linear_cache = self._linear(name, rows)  # (T b, 1)
+            weight = scale[name] * targets.get(name + "_mask", 1.0)
             if name == "done":
-                weight = scale[name] * (1 + (self.config.done_weight - 1) * flat[name])
-                losses[name], loss_cache = bce_with_logits_forward(y, flat[name], weight)
+                weight *= 1 + (self.config.done_weight - 1) * targets[name]
+                losses[name], loss_cache = bce_with_logits_forward(y, targets[name], weight)
                 (dy,) = bce_with_logits_backward(1, loss_cache)
             else:
-                weight = scale[name] * flat.get(name + "_mask", 1.0)
-                losses[name], loss_cache = squared_error_forward(y, flat[name], weight)
+                losses[name], loss_cache = squared_error_forward(y, targets[name], weight)
                 (dy,) = squared_error_backward(1, loss_cache)
-            dh, grads[name + ".w"][...], grads[name + ".b"][...] = linear_backward(dy, linear_cache)
-            dh2 += dh
+            dh_head, grads[name + ".w"][...], grads[name + ".b"][...] = linear_backward(dy, linear_cache)
+            dh += dh_head
 
-        dstates = dh2.reshape(h.shape), np.zeros_like(c)
-        _, _, _, grads["lstm.w"][...], grads["lstm.b"][...] = lstm_backward(dstates, cache, need_dx=False)
+        dstates = dh.reshape(h.shape), np.zeros_like(c)
+        _, _, _, grads["lstm.w"][...], grads["lstm.b"][...] = lstm_backward(dstates, lstm_cache, need_dx=False)
         return losses, grads.flat
 
     def outputs(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -193,7 +205,7 @@ class MDNRNN:
         y = self.predict(h.reshape(-1, h.shape[2]))._asdict()
         return {name: y[name].reshape(h.shape[:2]).T for name in OUTPUTS if y[name] is not None}
 
-    def _run_batch(self, batch: dict[str, np.ndarray]):
+    def _run_batch(self, batch: dict[str, np.ndarray]) -> tuple:
         """_run over whole sequences from a zero state."""
         z, action = batch["z"].swapaxes(0, 1), batch["action"].swapaxes(0, 1)  # (T, B, ...)
         restart = batch["restart"].T if "restart" in batch else None

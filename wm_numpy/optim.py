@@ -8,6 +8,15 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # the paper's; TensorFlow 1, and so th
 CHUNK = 1 << 16  # floats: parameters, gradient and both moments of a chunk stay in L2 (whole vectors: 3 x slower)
 
 
+def adam_plain(theta, gradient, m, v, t: int, learning_rate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Step t = 1, 2, ... of algorithm 1 -> the new theta, m, v (all (size,)): the definition."""
+    m = BETA1 * m + (1 - BETA1) * gradient
+    v = BETA2 * v + (1 - BETA2) * gradient**2
+    m_hat = m / (1 - BETA1**t)
+    v_hat = v / (1 - BETA2**t)
+    return theta - learning_rate * m_hat / (np.sqrt(v_hat) + EPSILON), m, v
+
+
 class Adam:
     """First and second moments of the gradient (size,), and the step made of them.
 
@@ -16,8 +25,10 @@ class Adam:
     """
 
     def __init__(self, size: int, clip: float | None = None, dtype=np.float32):
-        self.clip, self.step_count = clip, 0
-        self.m, self.v = np.zeros(size, dtype), np.zeros(size, dtype)
+        self.clip = clip
+        self.step_count = 0
+        self.m = np.zeros(size, dtype)
+        self.v = np.zeros(size, dtype)
 
     def step(self, theta: np.ndarray, gradient: np.ndarray, learning_rate: float) -> None:
         """Move theta (size,) in place, against gradient (size,), which is left as it was."""
@@ -25,7 +36,8 @@ class Adam:
         # theta -= lr * m_hat / (sqrt(v_hat) + epsilon), all constants gathered into two:
         share1 = (1 - BETA1) / (1 - BETA1**self.step_count)  # m_hat = share1 m
         share2 = np.sqrt((1 - BETA2) / (1 - BETA2**self.step_count))  # sqrt(v_hat) = share2 sqrt(v)
-        rate, epsilon = learning_rate * share1 / share2, EPSILON / share2
+        rate = learning_rate * share1 / share2
+        epsilon = EPSILON / share2
 
         def move(first: int) -> None:
             part = slice(first, first + CHUNK)
@@ -34,8 +46,9 @@ class Adam:
                 g = np.clip(g, -self.clip, self.clip)
             m *= BETA1
             m += g  # m = beta1 m + g
+            update = g * g
             v *= BETA2
-            v += (update := g * g)  # v = beta2 v + g^2
+            v += update  # v = beta2 v + g^2
             np.sqrt(v, out=update)
             update += epsilon
             np.divide(m, update, out=update)
@@ -50,4 +63,6 @@ class Adam:
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Restore what state_dict gave."""
-        self.m[:], self.v[:], self.step_count = state["m"], state["v"], int(state["step_count"])
+        self.m[:] = state["m"]
+        self.v[:] = state["v"]
+        self.step_count = int(state["step_count"])

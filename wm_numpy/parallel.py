@@ -57,6 +57,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork copies the pool, but not its threads
 
 
+def cut(n: int, size: int) -> list[slice]:
+    """Cut n into an even number of nearly equal pieces of at most `size`: as many for each of two threads."""
+    count = max(1, -(-n // size))
+    if n > 1 and count % 2:
+        count += 1
+    edges = [n * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
 def threads(function: Callable, pieces: Iterable) -> list:
     """[function(p) for p in pieces], on all threads, in order. The first exception of a piece is raised.
 

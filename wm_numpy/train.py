@@ -45,8 +45,8 @@ def fit(
     """
     adam = Adam(params.size, clip=getattr(settings, "clip", None))  # V's gradient is not clipped
     if state.exists():
-        saved = read_arrays(state, params=params.flat.shape, m=adam.m.shape, v=adam.v.shape, step_count=())
-        params.flat[:] = saved["params"]
+        saved = read_arrays(state, weights=params.flat.shape, m=adam.m.shape, v=adam.v.shape, step_count=())
+        params.flat[:] = saved["weights"]
         adam.load_state_dict(saved)
     first = adam.step_count
     saved_at = time.monotonic()
@@ -58,7 +58,7 @@ def fit(
                 f"{state}; try a smaller learning_rate in a new run folder"
             )
         if update == first or time.monotonic() - saved_at > SAVE_SECONDS:  # weights whose loss is known to be finite
-            write(state, {"params": params.flat} | adam.state_dict())
+            write(state, {"weights": params.flat} | adam.state_dict())
             saved_at = time.monotonic()
         adam.step(params.flat, gradient, learning_rate(settings, update, updates))
         report(update + 1, **losses)
