@@ -167,16 +167,17 @@ _LAPTOP = """
 # An evolved agent of Doom dies running into fireballs out of sight. Actions held for 10 steps hardly ever show that.
 _DOOM_LAPTOP = """
     collect.episodes=5000 collect.long_hold=60 mdnrnn.updates=4500 mdnrnn.decay=0.9994 evolve.check_every=5"""
-# A decision every 4 frames, V from a better start, dreams of 50 steps that begin in recorded moments, own data.
+# A decision every 4 frames, V from a better start, dreams of 100 steps that begin in recorded moments, own data alone;
+# the worse half of the dreams is the fitness, as what an agent still lacks is to slow down in time.
 _CAR_DREAM = """
     repeat=4
     vae.start=he vae.kl_weight=0.1 vae.kl_tolerance=1 vae.batch=32 vae.learning_rate=1e-3 vae.later_rate=3e-4
     vae.final_rate=1e-6 vae.cosine=true vae.fair=true
     mdnrnn.reward_weight=0.25 mdnrnn.batch=32 mdnrnn.window=48 mdnrnn.learning_rate=2e-3 mdnrnn.later_rate=1e-3
     mdnrnn.cosine=true
-    evolve.memories=1 evolve.horizon=50 evolve.episodes=12 evolve.sigma=0.1 evolve.later_sigma=0.05
-    evolve.generations=120 evolve.check_every=40 evolve.check_episodes=24
-    collect.later_episodes=64 collect.noise=0.3 collect.spread=0.05"""
+    evolve.memories=1 evolve.horizon=100 evolve.episodes=24 evolve.worst=0.5 evolve.sigma=0.1 evolve.later_sigma=0.05
+    evolve.check_every=20 evolve.check_episodes=24
+    collect.noise=0.3 collect.spread=0.05"""
 PRESETS: dict[str, dict[str, list[str]]] = {
     "doom": {
         "paper": [_DOOM],
@@ -189,10 +190,16 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         "paper": [],
         "laptop": [
             _CAR, _CAR_DREAM,
-            "collect.episodes=500 vae.updates=4000 vae.later_updates=700",
-            "mdnrnn.updates=2500 mdnrnn.later_updates=1500 rounds=5",
+            "rounds=6 collect.episodes=500 collect.later_episodes=96 vae.updates=4000 vae.later_updates=700",
+            "mdnrnn.updates=2500 mdnrnn.later_updates=1500 mdnrnn.fair=true",
+            "mdnrnn.value_head=true mdnrnn.value_weight=0.003 evolve.generations=60 evolve.later_generations=40",
         ],
-        "quick": [_CAR, _CAR_DREAM, "collect.episodes=300 vae.updates=2000 mdnrnn.updates=2000 evaluate.episodes=50"],
+        "quick": [
+            _CAR, _CAR_DREAM,
+            "collect.episodes=200 collect.later_episodes=48 vae.updates=1500 vae.later_updates=300",
+            "mdnrnn.updates=1500 mdnrnn.later_updates=700 evolve.generations=40 evolve.later_generations=20",
+            "evaluate.episodes=50",
+        ],
         "smoke": [_CAR, _SMOKE, "collect.episodes=2 repeat=4"],
     },
 }  # fmt: skip
