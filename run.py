@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     judge = command("judge", "M on held-out episodes; the same policies in the dream and in reality")
     judge.add_argument("--episodes", type=int, default=50)
     judge.add_argument("--tau", default="0.5,1.0,1.15,1.3", help="temperatures, with commas between")
+    judge.add_argument("--png", type=Path, metavar="FILE", help="draw instead: advantage along a real life of C")
 
     evaluate = command("evaluate", "play real episodes on seeds used for nothing else")
     evaluate.add_argument("--episodes", type=int, default=100)
@@ -140,7 +141,11 @@ def perform(args: argparse.Namespace) -> int | None:
             if args.json:
                 data.write(args.json, result)
         case "judge":
-            print(judge.table(agent.Agent.load(args.run), args.episodes, taus))
+            player = agent.Agent.load(args.run)
+            if args.png:
+                judge.draw(player, args.png)
+            else:
+                print(judge.table(player, args.episodes, taus))
         case "play":
             from wm_numpy import play
 

@@ -81,6 +81,7 @@ def test_usage(sentence, argv, named, tmp_path):
         (["sweep", "RUN", "--tau", "1.0,cold"], "evolve.tau takes float"),
         (["sweep", "RUN", "--set", "evolve.tua=1"], "evolve.tua"),
         (["judge", "RUN", "--tau", "0"], "evolve.tau"),
+        (["judge", "RUN", "--png", "x.png"], "value_head=true"),
         (["play", "RUN", "--png", "x.png", "--tau", "0"], "tau"),
         (["play", "RUN", "--png", "x.png", "--tau", "nan"], "tau"),
         (["play", "RUN", "--png", "x.png", "--seed", "-1"], "seed"),

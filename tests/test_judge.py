@@ -1,14 +1,30 @@
 """M judged as a model: the figures on outputs that are known, the lives of policies in both worlds."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import pygame
 import pytest
 
 from tests.conftest import tiny_agent
-from wm_numpy.envs import make_env
+from wm_numpy.config import SettingError
+from wm_numpy.data import discounted, frame_dtype, series_dtype
+from wm_numpy.envs import fixed_policy, make_env
 from wm_numpy.experiment import episode_seeds
-from wm_numpy.judge import judge, survival, table
+from wm_numpy.judge import (
+    auc,
+    correlation,
+    draw,
+    judge,
+    lives,
+    moments,
+    open_loop,
+    probe,
+    r2,
+    recorded,
+    table,
+)
 
 
 def batches(rng, n: int = 3, steps: int = 400, sd: float = 2.0) -> list[dict]:
@@ -49,47 +65,259 @@ def test_nll_is_per_step_not_per_episode():
     assert figures["nll"] == pytest.approx((10 * 1 + 30 * 2) / 40) and set(figures) == {"nll", "gaussian"}
 
 
-def test_lives_of_the_same_policies_in_both_worlds():
-    agent = tiny_agent()
-    lives = {(policy, world): (returns, lengths) for policy, world, returns, lengths in survival(agent, 2, [0.5, 1.0])}
-    policies = ("collecting", "left", "middle", "right", "to and fro", "C")
-    worlds = ("reality", "dream 0.5", "dream 1")
-    assert list(lives) == [(policy, world) for policy in policies for world in worlds]
-    assert all(r.shape == n.shape == (2,) and (n > 0).all() and (n <= 2100).all() for r, n in lives.values())
-    for returns, lengths in lives.values():
-        assert returns == pytest.approx(lengths)  # Take Cover: 1 per step, in the dream too
+def test_a_value_that_knows_nothing_and_one_that_knows_all():
+    rng, data = np.random.default_rng(0), batches(np.random.default_rng(1))
+    for b in data:
+        b["value"] = discounted(b["reward"][0], 0.9, ended=True)[None, 1:]
+        b["value_mask"] = (np.arange(400) % 2)[None]
+    config = SimpleNamespace(mdnrnn=SimpleNamespace(gamma=0.9))
+
+    def figures(value):
+        m = SimpleNamespace(loss_and_grad=lambda b: ({"z": 1.0}, None), outputs=lambda b: {"value": value(b)})
+        return judge(SimpleNamespace(m=m, config=config), data)
+
+    constant = figures(lambda b: np.zeros((1, 400)))
+    assert abs(constant["value_r2"]) < 0.05 and constant["advantage_r"] == pytest.approx(constant["reward_r"])
+    exact = figures(lambda b: np.where(b["value_mask"], b["value"], 0))  # what is not known is not judged
+    assert exact["value_r2"] == 1 and np.isnan(exact["advantage_r"])
+    noisy = figures(lambda b: b["value"] + rng.standard_normal((1, 400)))
+    assert 0.5 < noisy["value_r2"] < 0.9 and noisy["advantage_r"] > 0.6 > noisy["reward_r"]
 
 
-def test_a_fixed_policy_does_what_it_says(monkeypatch):
-    seen = {}
+def test_measures_by_hand():
+    x, none = np.array([1.0, 2, 3, 4]), np.zeros(4, bool)
+    assert r2(x, x) == 1 and r2(np.full(4, 2.5), x) == 0 and r2(-x, x) < 0 and np.isnan(r2(x, np.ones(4)))
+    assert correlation(x, 3 - 2 * x) == pytest.approx(-1) and np.isnan(correlation(x, np.ones(4)))
+    assert auc(x, x > 2) == 1 and auc(x, x < 3) == 0 and np.isnan(auc(x, none)) and np.isnan(auc(x, ~none))
+    assert auc(np.array([1.0, 1, 0, 1]), np.array([True, True, False, False])) == 0.75  # a tie is a half
 
-    def played(task, seeds, make_policy, repeat):
-        policy = make_policy(np.random.default_rng(0))
-        seen[len(seen)] = [policy() for _ in range(3)]
-        return np.zeros(len(seeds)), np.ones(len(seeds), int)
 
-    monkeypatch.setattr("wm_numpy.judge.blind_rollouts", played)
-    list(survival(tiny_agent("carracing"), 2, []))
-    for k, steering in ((1, -1), (2, 0), (3, 1)):
-        assert np.array_equal(seen[k], np.tile([steering, 0, 0], (3, 1)))
+# -------------------------------------------------------------------------------------------- open and closed loop
+
+
+class PerfectM:
+    """Knows that z[0] grows by the action, pays z[0] / 4 and ends beyond 3; of z[1] it dreams with an sd of 1."""
+
+    z_size, action_size = 6, 1
+
+    def initial_state(self, n):
+        return tuple(np.zeros((2, n, 8), np.float32))
+
+    def step(self, z, action, state, restart=None):
+        h = np.zeros((len(z), 8), np.float32)
+        h[:, 0], h[:, 7] = z[:, 0] + action[:, 0], state[0][:, 7] + 1  # where it leads to; the steps so far
+        return h, h + 1
+
+    def dream(self, h, tau, uniform, normal):
+        z = np.zeros((len(h), 6), np.float32)
+        z[:, 0], z[:, 1] = h[:, 0], normal[:, 1]
+        return z, (z[:, 0] / 4).clip(0, 1), 9000 * (h[:, 0] - 3)
+
+
+def lives_of_perfect_m(n: int = 40, steps: int = 260) -> list[np.ndarray]:
+    """Series in the world that PerfectM knows."""
+    rng, series = np.random.default_rng(0), []
+    for _ in range(n):
+        records = np.zeros(steps + 1, series_dtype(6, 1))
+        records["logvar"], records["seen"] = -100, True
+        records["action"] = rng.uniform(-0.4, 0.4, (steps + 1, 1))
+        at = records["mu"][0, 0] = rng.uniform(-3, 2)
+        for t in range(steps):
+            at = records["mu"][t + 1, 0] = at + records["action"][t, 0]
+            records["reward"][t], records["done"][t] = np.clip(at / 4, 0, 1) * (at <= 3), at > 3
+            if at > 3:
+                records = records[: t + 2]
+                records["seen"][-1] = False
+                break
+        series.append(records)
+    return series
+
+
+@pytest.fixture(scope="module")
+def perfect():
+    agent = tiny_agent("doom", "mdnrnn.reward_head=true")
+    agent.m, agent.theta = PerfectM(), np.zeros_like(agent.theta)
+    return agent, lives_of_perfect_m()
+
+
+def test_a_memory_is_that_of_the_moment(perfect):
+    agent, series = perfect
+    m = moments(agent, series, 50)
+    for i in range(50):
+        at = int(m.h[i, 7])
+        found = [s for s in series if at < len(s) - 1 and np.array_equal(s["mu"][at], m.latents[0, i])]
+        (s,) = found  # h counts the steps so far: M has seen this episode, from its first frame
+        assert m.h[i, 0] == pytest.approx(s["mu"][at, 0], abs=1e-5) and np.array_equal(m.c[i], m.h[i] + 1)
+        assert m.left[i] == len(s) - 1 - at > 0 and m.ended[i] == s["done"][-2]
+        assert m.before[i] == pytest.approx(s["reward"][max(0, at - 20) : at].mean())
+        rest = min(200, len(s) - 1 - at)
+        assert np.array_equal(m.steps[: rest + 1, i], s[at : at + rest + 1])
+        assert not m.steps["seen"][rest + 1 :, i].any() and not m.steps["reward"][rest + 1 :, i].any()
+
+
+def test_a_perfect_dream_has_no_error(perfect):
+    agent, series = perfect
+    rows = open_loop(agent, series)
+    assert [row["steps"] for row in rows] == [5, 20, 50, 100, 200]
+    for row in rows:
+        assert abs(row["z: M"]) < 0.02 and row["stays"] > 0.03 and row["mean"] > 0.5  # what dreams differ by is off
+        assert row["told"] == pytest.approx(row["reward: true"], abs=0.02) and row["r"] > 0.999 > row["r going on"]
+        assert row["odds"] == pytest.approx(row["end: true"], abs=0.01) and row["AUC"] == 1
+        assert "C: told" not in row
+    assert rows[-1]["end: true"] > rows[0]["end: true"] > 0
+
+
+def test_errors_of_the_dream_are_seen(perfect):
+    """With other actions than the recorded ones, or rewards twice as high, the figures are others."""
+    agent, series = perfect
+    wrong = [s.copy() for s in series]
+    for s in wrong:
+        s["action"] *= -1
+        s["reward"] /= 2
+    for row in open_loop(agent, wrong)[:3]:
+        assert row["z: M"] > 0.1 and row["told"] > 1.3 * row["reward: true"] and row["r"] < 0.99
+
+
+def test_c_acts_from_the_same_moments(perfect):
+    agent, series = perfect
+    row = open_loop(agent, series, closed=True)[1]
+    m = moments(agent, series, 256)
+    whole = (m.left >= 20) | (m.ended & (m.left <= 20))
+    stands = np.clip(m.latents[0, :, 0] / 4, 0, 1)[whole]  # theta is 0: C does nothing, and z[0] stays
+    assert row["C: told"] == pytest.approx(20 * stands.mean(), rel=0.01) and row["C: end"] < 0.01
+
+
+def test_what_m_has_no_head_for_is_left_out():
+    agent = tiny_agent("carracing", "mdnrnn.reward_head=false")
+    rng, series = np.random.default_rng(0), []
+    for _ in range(3):
+        series.append(np.zeros(30, series_dtype(6, 3)))
+        series[-1]["mu"], series[-1]["seen"] = rng.standard_normal((30, 6)), True
+    rows = open_loop(agent, series, n=40)
+    assert [set(row) for row in rows] == [{"steps", "n", "z: M", "stays", "mean"}] * 2  # 50 steps: beyond them all
+    assert rows[1]["n"] < rows[0]["n"] < 40
+
+
+# ------------------------------------------------------------------------------------------------------- in reality
 
 
 def test_left_in_reality_is_left():
-    env, (*_, lengths) = make_env("doom"), next(row for row in survival(tiny_agent(), 2, []) if row[0] == "left")
-    for seed, length in zip(episode_seeds("check", 2, 0, 98), lengths, strict=True):
-        env.reset(seed=int(seed))
-        steps, over = 0, False
-        while not over:
-            *_, terminated, truncated, _ = env.step(np.array([-1], np.float32))
-            steps, over = steps + 1, terminated or truncated
-        assert steps == length
+    agent, make = tiny_agent("doom", "repeat=4"), partial(fixed_policy, np.array([-1.0]))
+    (episode,), env = recorded(agent, make, 1), make_env("doom", repeat=4)
+    env.reset(seed=int(episode_seeds("check", 1, 0, 98)[0]))
+    rewards, over = [], False
+    while not over:
+        _, reward, terminated, truncated, _ = env.step(np.array([-1], np.float32))
+        over = terminated or truncated
+        rewards.append(reward)
+    assert episode["reward"][:-1].tolist() == rewards and (episode["action"][:-1] == -1).all()
     env.close()
 
 
-def test_table():
-    text = table(tiny_agent(), 2, [1.0])
-    lines = text.splitlines()
-    assert [line.split()[0] for line in lines[1:5]] == ["nll", "gaussian", "recall", "precision"]
-    assert [line[:10].strip() for line in lines[6:]] == [
+def test_rewards_are_those_that_m_learns():
+    (episode,) = recorded(tiny_agent("carracing", "repeat=50"), partial(fixed_policy, np.array([0, -1.0, 1])), 1)
+    assert (
+        len(episode) == 21 and episode["reward"][0] >= 1 and not episode["reward"][1:].any()
+    )  # the tiles it stands on
+
+
+def test_what_the_car_knows():
+    env = make_env("carracing")
+    env.reset(seed=3)
+    game = env.game
+    start = game.truth()
+    assert start["speed"] == 0 and abs(start["angle"]) < 0.05 and abs(start["distance"]) < 0.5
+    beta = game.track[0][1]
+    game.car.hull.position += 2 * np.cos(beta), 2 * np.sin(beta)  # to the right
+    game.car.hull.angle -= 0.3  # a turn to the right
+    game.car.hull.linearVelocity = (3, 4)
+    moved = game.truth()
+    assert moved["distance"] == pytest.approx(start["distance"] + 2, abs=0.1)
+    assert moved["angle"] == pytest.approx(start["angle"] + 0.3, abs=0.01) and moved["speed"] == pytest.approx(5)
+    env.close()
+
+
+class Lit:
+    """Frames as grey as the step; two facts: that grey, and something that nobody sees."""
+
+    def __init__(self):
+        self.game, self.rng = self, np.random.default_rng()
+
+    def reset(self, seed):
+        self.t, self.rng, self.length = 0, np.random.default_rng(seed), 60 + seed % 40
+        return np.zeros((64, 64, 3), np.uint8), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.full((64, 64, 3), self.t, np.uint8), 0.0, self.t == self.length, False, {}
+
+    def truth(self):
+        return {"distance": self.t / 10, "hidden": self.rng.standard_normal()}
+
+    def close(self):
+        self.t = None
+
+
+def test_a_line_reads_off_what_is_there(monkeypatch):
+    agent = tiny_agent("carracing")
+    grey = lambda f: f[:, 0, 0, :1].repeat(6, 1).astype(np.float32)  # noqa: E731
+    agent.v = SimpleNamespace(encode=lambda f: (grey(f), np.full((len(f), 6), -100, np.float32)))
+    monkeypatch.setattr("wm_numpy.judge.make_env", lambda task, repeat: Lit())
+    found = probe(agent, 10)
+    assert list(found) == ["distance", "hidden"]
+    assert min(found["distance"]) > 0.99 and max(found["hidden"]) < 0.05
+
+
+def made_up(agent, n: int = 2, steps: int = 60):
+    """Episodes of noise, in place of reality."""
+    rng = np.random.default_rng(0)
+    for _ in range(n):
+        episode = np.zeros(steps + 1, frame_dtype(agent.m.action_size))
+        episode["frame"] = rng.integers(0, 256, episode["frame"].shape)
+        episode["action"], episode["reward"], episode["seen"] = rng.uniform(-1, 1, episode["action"].shape), 1, True
+        episode["done"][-2] = True
+        yield episode
+
+
+@pytest.fixture
+def no_reality(monkeypatch):
+    monkeypatch.setattr("wm_numpy.judge.recorded", lambda agent, policy, n: made_up(agent, n))
+
+
+def test_lives_of_the_same_policies_in_both_worlds(no_reality):
+    agent = tiny_agent()
+    of_c = [s["reward"][:, None] for s in made_up(agent, 2, 9)]
+    real = {"C": [np.rec.fromarrays([x[:, 0]], names="reward") for x in of_c]}
+    found = {
+        (policy, world): (returns, lengths) for policy, world, returns, lengths in lives(agent, 2, [0.5, 1.0], real)
+    }
+    policies = ("collecting", "left", "middle", "right", "to and fro", "C")
+    worlds = ("reality", "dream 0.5", "dream 1")
+    assert list(found) == [(policy, world) for policy in policies for world in worlds]
+    assert all(r.shape == n.shape == (2,) and (n > 0).all() and (n <= 2100).all() for r, n in found.values())
+    for returns, lengths in found.values():
+        assert returns == pytest.approx(lengths)  # Take Cover: 1 per step, in the dream too
+    assert found["left", "reality"][1].tolist() == [60, 60] and found["C", "reality"][1].tolist() == [9, 9]
+
+
+def test_table(no_reality):
+    text = table(tiny_agent("doom", "mdnrnn.value_head=true"), 2, [1.0])
+    blocks = [block.splitlines() for block in text.split("\n\n")]
+    assert [line.split()[0] for line in blocks[0][1:]] == [
+        "nll", "gaussian", "recall", "precision", "value_r2", "advantage_r", "reward_r"
+    ]  # fmt: skip
+    assert [line.split()[0] for line in blocks[1][2:]] == ["5", "20", "50"] and "C: told" not in blocks[1][1]
+    assert blocks[2][0].endswith("episodes of C") and "C: told" in blocks[3][1] and "AUC" in blocks[3][1]
+    assert [line[:10].strip() for line in blocks[4][2:]] == [
         p for p in ("collecting", "left", "middle", "right", "to and fro", "C") for _ in ("reality", "dream")
     ]
+
+
+def test_advantage_is_drawn_under_its_frames(no_reality, tmp_path):
+    agent = tiny_agent("carracing", "mdnrnn.value_head=true", "repeat=4")
+    draw(agent, tmp_path / "a.png", 2)
+    picture = pygame.image.load(tmp_path / "a.png")
+    assert picture.get_size() == (92 + 12 * 132, 2 * 132 + 20 + 2 * 310)
+    assert len(np.unique(pygame.surfarray.array3d(picture)[:, 300:].reshape(-1, 3), axis=0)) > 20
+    with pytest.raises(SettingError, match="value_head"):
+        draw(tiny_agent("carracing"), tmp_path / "b.png")

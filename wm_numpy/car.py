@@ -51,6 +51,16 @@ class CroppedCarRacing(car_racing.CarRacing):
         self._x, self._y = np.ascontiguousarray(np.transpose(polygons))  # (corner, polygon): quick min and max
         return True
 
+    def truth(self) -> dict[str, float]:
+        """What frames do not say: speed, angle to the road (radians, right is positive), distance from its middle."""
+        hull, track = self.car.hull, np.array(self.track)  # (N, 4): alpha, beta, x, y
+        beyond = np.array(hull.position) - track[:, 2:]
+        nearest = np.argmin((beyond**2).sum(axis=1))
+        beta = track[nearest, 1]
+        side = np.array([np.cos(beta), np.sin(beta)])  # of the road, to the right
+        angle = (beta - hull.angle + np.pi) % (2 * np.pi) - np.pi
+        return {"speed": hull.linearVelocity.length, "angle": angle, "distance": float(beyond[nearest] @ side)}
+
     def _render(self, mode: str):
         if mode != "state_pixels":
             return super()._render(mode)  # gymnasium's large picture, for people

@@ -1,49 +1,112 @@
-"""M judged as a model: on episodes of the collecting policy that it never saw, and by living in its dream.
+"""M judged as a model, on real episodes of the collecting policy and of C that it never saw: may its dream be trusted?
 
-Likelihood per latent dimension beside that of a Gaussian that knows nothing; recall and precision of the end;
-the reward predicted against the one received; and how long the same policies live in the dream and in reality.
+What the figures say, and how to read them:
+- M step by step: likelihood per latent dimension beside that of a Gaussian that knows nothing; recall and precision of
+  the end; the reward told against the one received; how much of the variance of what was still to come V explains, and
+  whether a step's advantage foretells that more, or less, will come than V expected.
+- Open loop: recorded actions replayed in dreams that begin in a memory. M knows the world for as many steps as its
+  error of z is below both baselines, the reward told is the true one, and it tells the moments that pay from others.
+- Closed loop: C itself from the same moments. What it collects in the dream above what its recorded actions collect
+  there is what it exploits. And whole lives of the same policies in both worlds, distribution beside distribution.
+- CarRacing: speed, angle to the road and distance from its middle, as far as they can be read off [z h] by a line.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 
 from .agent import Agent
-from .data import Records, encoded, frame_dtype, series_dtype, transitions
-from .envs import fixed_policy, to_and_fro
+from .config import SettingError
+from .data import Records, advantage, encoded, frame_dtype, series_dtype, transitions
+from .envs import fixed_policy, make_env, to_and_fro
 from .experiment import collecting_policy, episode_seeds, score
 from .rollout import blind_rollouts, real_rollouts, rollout
-from .worlds import Dream
+from .tasks import TASKS
+from .worlds import Dream, RealWorld
+
+HORIZONS = (5, 20, 50, 100, 200)  # steps into the dream
+MOMENTS, DREAMS = 256, 4  # that are replayed; dreams of each
+FRAMES = 12  # of a picture
+BEFORE = 20  # steps whose reward goes on, if nothing changes
 
 
 def table(agent: Agent, episodes: int, taus: Sequence[float]) -> str:
-    """The figures of `judge` and the lives of the same policies in both worlds, as text."""
-    lines = [f"M on {episodes} held-out episodes of the policy that collects data"]
-    lines += [f"  {name:24} {value:8.3f}" for name, value in judge(agent, held_out(agent, episodes)).items()]
-    lines.append(f"{'policy':10} {'world':14} {'return +- SD [95 % of the mean]':36} steps: 25, 50, 75 % ended by")
-    for policy, world, returns, lengths in survival(agent, episodes, taus):
+    """All figures as text."""
+    lines, real = [], {}
+    for name, policy in (("collecting", collecting_policy(agent.config)), ("C", None)):
+        real[name] = series = [in_latents(agent, episode) for episode in recorded(agent, policy, episodes)]
+        who = "C" if policy is None else "the policy that collects data"
+        lines.append(f"M on {episodes} held-out episodes of {who}")
+        figures = judge(agent, as_batches(series))
+        lines += [f"  {figure:24} {value:8.3f}" for figure, value in figures.items()]
+        lines += ["", f"the same, open loop{' and C closed loop' * (policy is None)}, tau 1"]
+        lines += columns(open_loop(agent, series, closed=policy is None))
+        lines.append("")
+    if agent.config.task == "carracing":
+        lines.append(f"{'read off by a line, R2':24} {'z':>8} {'[z h]':>8}")
+        lines += [f"  {fact:22} {z:8.3f} {zh:8.3f}" for fact, (z, zh) in probe(agent).items()]
+        lines.append("")
+    lines.append(f"whole lives; reward: {TASKS[agent.config.task].reward}")
+    quartiles = "{:>20} {:>20}".format("a step: 25, 50, 75 %", "steps: 25, 50, 75 %")
+    lines.append(f"{'policy':10} {'world':11} {'reward +- SD [95 % of the mean]':34} {quartiles}")
+    for policy, world, returns, lengths in lives(agent, episodes, taus, real):
         mean = "{mean:.1f} +- {sd:.1f} [{ci95[0]:.1f}, {ci95[1]:.1f}]".format(**score(returns))
-        quartiles = "  ".join(f"{q:5.0f}" for q in np.quantile(lengths, (0.25, 0.5, 0.75)))
-        lines.append(f"{policy:10} {world:14} {mean:36} {quartiles}")
+        pace, steps = (np.quantile(x, (0.25, 0.5, 0.75)) for x in (returns / lengths, lengths))
+        quartiles = " ".join(f"{q:6.2f}" for q in pace) + " " + " ".join(f"{q:6.0f}" for q in steps)
+        lines.append(f"{policy:10} {world:11} {mean:34} {quartiles}")
     return "\n".join(lines)
 
 
-def held_out(agent: Agent, episodes: int) -> list[dict[str, np.ndarray]]:
-    """Episodes of the collecting policy on seeds of their own -> their transitions, z sampled, a batch axis of 1."""
-    policy, rng, batches = collecting_policy(agent.config), np.random.default_rng([0, 99]), []
+def columns(rows: list[dict[str, float]]) -> list[str]:
+    """Rows of figures by name as lines, the names above."""
+    width = {name: max(len(name), 7) for name in rows[0]} if rows else {}
+    lines = ["  ".join(f"{name:>{n}}" for name, n in width.items())]
+    for row in rows:
+        lines.append("  ".join(f"{row[k]:{n}.{0 if k in ('steps', 'n') else 2}f}" for k, n in width.items()))
+    return lines
+
+
+# --------------------------------------------------------------------------------------------- what really happened
+
+
+def recorded(agent: Agent, make_policy: Callable | None, episodes: int) -> Iterator[np.ndarray]:
+    """Real episodes of a policy that sees nothing, or of C for None, on seeds of their own -> records, frames and all.
+
+    Their reward is what M's reward head learns, not the environment's score.
+    """
+    task, repeat = agent.config.task, agent.config.repeat
+    seeds = episode_seeds("check", episodes, 0, 98)
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i:06d}.npy" for i in range(episodes)]
-        seeds, repeat = episode_seeds("check", episodes, 0, 99), agent.config.repeat
-        blind_rollouts(agent.config.task, seeds, paths=paths, make_policy=policy, repeat=repeat)
-        size = agent.m.action_size
-        records, dtype = Records(Path(folder), frame_dtype(size)), series_dtype(agent.config.vae.z_size, size)
+        if make_policy is None:
+            real_rollouts(agent, agent.theta[None], seeds, paths=paths)
+        else:
+            blind_rollouts(task, seeds, paths=paths, make_policy=make_policy, repeat=repeat)
+        records = Records(Path(folder), frame_dtype(agent.m.action_size))
         for i in range(episodes):
-            parts = transitions(encoded(records.read(i), dtype, agent.v.encode), rng, restart=True)
-            batches.append({name: x[None] for name, x in parts.items()})
-    return batches
+            yield records.read(i)
+
+
+def in_latents(agent: Agent, episode: np.ndarray) -> np.ndarray:
+    """An episode's series, with the discounted returns where M has a value head."""
+    c = agent.config
+    dtype = series_dtype(c.vae.z_size, agent.m.action_size, c.mdnrnn.value_head)
+    return encoded(episode, dtype, agent.v.encode, c.mdnrnn.gamma)
+
+
+def as_batches(series: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Every series a batch of one for M, z sampled."""
+    rng = np.random.default_rng([0, 99])
+    return [{name: x[None] for name, x in transitions(s, rng, restart=True).items()} for s in series]
+
+
+# ----------------------------------------------------------------------------------------------------- step by step
 
 
 def judge(agent: Agent, batches: list[dict[str, np.ndarray]]) -> dict[str, float]:
@@ -51,6 +114,8 @@ def judge(agent: Agent, batches: list[dict[str, np.ndarray]]) -> dict[str, float
 
     nll: nats per dim and step; gaussian: the same of one Gaussian per dim fitted to these very z; recall and precision
     of done at a logit of 0; reward_error: root mean square, and reward_sd, what predicting the mean would have.
+    value_r2: of the discounted returns. advantage_r: correlation of A[t] with what then came beyond V[t], and
+    reward_r, that of the bare reward with it.
     """
     steps = [b["z_mask"].sum() for b in batches]
     z, done, reward = (np.concatenate([b[name][0] for b in batches]) for name in ("z_next", "done", "reward"))
@@ -68,35 +133,240 @@ def judge(agent: Agent, batches: list[dict[str, np.ndarray]]) -> dict[str, float
     if "reward" in told:
         error = told["reward"] - reward
         figures |= {"reward_error": float(np.sqrt(np.mean(error**2))), "reward_sd": float(reward.std())}
+    if "value" in told:
+        lives = [advantages(agent, b, out["value"]) for b, out in zip(batches, outputs, strict=True)]
+        value, came, a, now = (np.concatenate(parts) for parts in zip(*lives, strict=True))
+        figures["value_r2"] = r2(value, came)
+        figures["advantage_r"] = correlation(a, came - value)
+        figures["reward_r"] = correlation(now, came - value)
     return figures
 
 
-def survival(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+def advantages(agent: Agent, batch: dict[str, np.ndarray], value: np.ndarray) -> tuple[np.ndarray, ...]:
+    """V, the return that came, A and the reward of an episode's steps, (n,) each: those whose return is known.
+
+    value (1, T): what M tells of the frames that the steps led to. Of the first frame it tells nothing: it has not
+    seen any yet; so the first step has no advantage.
+    """
+    value, reward, done = value[0], batch["reward"][0], batch["done"][0]
+    a = advantage(reward[1:], value, done[1:], agent.config.mdnrnn.gamma)
+    known = batch["value_mask"][0, :-1] > 0
+    return value[:-1][known], batch["value"][0, :-1][known], a[known], reward[1:][known]
+
+
+def r2(told: np.ndarray, true: np.ndarray) -> float:
+    """The share of the variance of `true` that `told` explains; 0: as good as the mean."""
+    variance = np.var(true) if len(true) else 0
+    return float(1 - np.mean((told - true) ** 2) / variance) if variance else np.nan
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's; nan where one of them does not vary."""
+    return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and np.std(x) > 0 and np.std(y) > 0 else np.nan
+
+
+def auc(odds: np.ndarray, came: np.ndarray) -> float:
+    """How often the odds of what came are above those of what did not; nan where there is but one kind."""
+    higher = np.sign(odds[came][:, None] - odds[~came])
+    return float(0.5 + 0.5 * higher.mean()) if higher.size else np.nan
+
+
+# -------------------------------------------------------------------------------------------- open and closed loop
+
+
+class Moments(NamedTuple):
+    """n moments of recorded episodes, the steps before and behind them, and M's memory there."""
+
+    latents: np.ndarray  # mu and logvar (2, n, Z)
+    h: np.ndarray  # (n, H)
+    c: np.ndarray
+    before: np.ndarray  # (n,) mean reward of the steps before, BEFORE at most
+    left: np.ndarray  # (n,) steps that the episode still had
+    ended: np.ndarray  # (n,) whether it had an end, and was not cut
+    steps: np.ndarray  # (L + 1, n) records from the moment on; those beyond the episode are zeros
+
+
+def moments(agent: Agent, series: list[np.ndarray], n: int, seed: int = 0) -> Moments:
+    """n moments drawn from all steps but the first of an episode, M led there from that episode's first frame."""
+    rng, lengths = np.random.default_rng(seed), np.array([len(s) - 1 for s in series])
+    which = rng.choice(len(series), n, p=(lengths - 1) / (lengths - 1).sum())
+    at = rng.integers(1, lengths[which])
+    padded = np.zeros((lengths.max() + max(HORIZONS) + 1, len(series)), series[0].dtype)  # (time, episodes)
+    for i, s in enumerate(series):
+        padded[: len(s), i] = s
+    h, c = np.zeros((2, n, agent.config.mdnrnn.hidden), np.float32)
+    state = agent.m.initial_state(len(series))
+    for t in range(at.max()):
+        restart = np.full(len(series), float(t == 0))
+        state = agent.m.step(padded["mu"][t], padded["action"][t], state, restart)
+        here = at == t + 1
+        h[here], c[here] = (part[which[here]] for part in state)
+    start = padded[at, which]
+    before = np.array([padded["reward"][max(0, t - BEFORE) : t, i].mean() for t, i in zip(at, which, strict=True)])
+    ended = padded["done"][lengths[which] - 1, which]
+    steps = padded[at + np.arange(max(HORIZONS) + 1)[:, None], which]
+    return Moments(np.stack([start["mu"], start["logvar"]]), h, c, before, lengths[which] - at, ended, steps)
+
+
+def replay(agent: Agent, m: Moments, act: Callable | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """DREAMS dreams from each moment under the recorded actions, or under `act`: features (n, F) -> actions (n, A).
+
+    Nothing ends in them: rewards count by the odds that life goes on.
+
+    Returns z (L, DREAMS, n, Z), and means over the dreams: the reward told so far, the odds of an end so far (L, n).
+    """
+    evolve = replace(agent.config.evolve, survival=True, done_odds=0.0, bootstrap=False)
+    agent = replace(agent, config=replace(agent.config, evolve=evolve), memories=(m.latents, m.h, m.c))
+    steps, n = max(HORIZONS), len(m.h)
+    world = Dream(agent, n * DREAMS, tau=1.0, horizon=steps, memories=1.0)
+    features, _ = world.reset(seed=np.arange(n * DREAMS))  # dream i begins in moment i % n
+    z, told, ended = [], np.zeros((steps, n)), np.zeros((steps, n))
+    for t in range(steps):
+        action = np.tile(m.steps["action"][t], (DREAMS, 1)) if act is None else act(features)
+        features, reward, *_ = world.step(action)
+        z.append(features[:, : agent.config.vae.z_size].reshape(DREAMS, n, -1))
+        told[t] = reward.reshape(DREAMS, n).mean(axis=0)
+        ended[t] = 1 - world.survival.reshape(DREAMS, n).mean(axis=0)
+    return np.stack(z), told.cumsum(axis=0), ended
+
+
+def open_loop(agent: Agent, series: list[np.ndarray], closed: bool = False, n: int = MOMENTS) -> list[dict[str, float]]:
+    """What M dreams under recorded actions beside what really happened, a row for every number of steps.
+
+    n: moments that reach so far, or whose episode ended before. z: squared error per dim of the mean dream (what the
+    dreams differ by is taken off), of staying as it is, of the mean of all frames. reward: true, told, and how the
+    told correlates with the true over moments, beside that of going on as in the BEFORE steps before. end: the share
+    that came, the mean of the odds told, and how often M tells an end that came from one that did not (AUC).
+    closed: C acts in the dream, from the same moments; for episodes of C, whose truth is the recorded one.
+    """
+    m = moments(agent, series, n)
+    z, told, odds = replay(agent, m)
+    mine = replay(agent, m, agent.controller())[1:] if closed else ()
+    everything = np.concatenate([s["mu"][s["seen"]] for s in series]).mean(axis=0)
+    true, rows = m.steps["reward"].cumsum(axis=0), []
+    for k in HORIZONS:
+        ended = m.ended & (m.left <= k)
+        whole = (m.left >= k) | (ended & agent.config.mdnrnn.done_head)
+        seen = m.steps["seen"][k]
+        if whole.sum() < 2 or not seen.any():
+            break
+        mu, dreams = m.steps["mu"][k][seen], z[k - 1][:, seen]
+        noise = dreams.var(axis=0, ddof=1).mean() / DREAMS
+        row = {
+            "steps": k,
+            "n": int(whole.sum()),
+            "z: M": float(np.mean((dreams.mean(axis=0) - mu) ** 2) - noise),
+            "stays": float(np.mean((m.latents[0][seen] - mu) ** 2)),
+            "mean": float(np.mean((everything - mu) ** 2)),
+        }
+        got = true[k - 1][whole]
+        if agent.config.mdnrnn.reward_head or agent.config.mdnrnn.done_head:
+            row |= {
+                "reward: true": float(got.mean()),
+                "told": float(told[k - 1][whole].mean()),
+                "r": correlation(told[k - 1][whole], got),
+                "r going on": correlation(m.before[whole], got),
+            }
+        if agent.config.mdnrnn.done_head:
+            row |= {
+                "end: true": float(ended[whole].mean()),
+                "odds": float(odds[k - 1][whole].mean()),
+                "AUC": auc(odds[k - 1][whole], ended[whole]),
+            }
+        if closed:
+            row["C: told"] = float(mine[0][k - 1][whole].mean())
+            if agent.config.mdnrnn.done_head:
+                row["C: end"] = float(mine[1][k - 1][whole].mean())
+        rows.append(row)
+    return rows
+
+
+def lives(
+    agent: Agent, episodes: int, taus: Sequence[float], real: dict[str, list[np.ndarray]]
+) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
     """The same policies in reality and in dreams: where their lives differ, M is wrong about the world.
 
     The policies: the one that collects data, the first action held at -1, 0 and 1 (left, middle, right, the others
     at 0) or swinging between -1 and 1, and C. On M's own data a dream may be right and still be wrong where C leads
     it; and what C does better than a policy that sees nothing, it owes to V and M.
 
-    Yields policy, world, returns (E,), lengths (E,): reality first, then a dream of each temperature, as long as the
-    task's episodes can be.
+    real: episodes of some of the policies, those that have been recorded.
+
+    Yields policy, world, returns (E,), lengths (E,): reality first, then a dream of each temperature from first
+    frames, as long as the task's episodes can be. A return is the sum of what M's reward head learns.
     """
-    task, seeds = agent.config.task, episode_seeds("check", episodes, 0, 98)
+    seeds = episode_seeds("check", episodes, 0, 98)
     first = np.eye(agent.m.action_size, dtype=np.float32)[0]
     policies = {"collecting": collecting_policy(agent.config)}
     policies |= {name: partial(fixed_policy, x * first) for name, x in (("left", -1), ("middle", 0), ("right", 1))}
     policies["to and fro"] = partial(to_and_fro, first, steps=120 // agent.config.repeat)
+    policies["C"] = None
 
-    def blind(make_policy: Callable) -> Callable:
+    def actor(make_policy: Callable | None) -> Callable:
+        if make_policy is None:
+            return agent.controller()
         each = [make_policy(np.random.default_rng([0, i])) for i in range(episodes)]
         return lambda features: np.stack([policy() for policy in each])
 
-    for name in (*policies, "C"):
-        if name == "C":
-            returns, lengths = (x[0] for x in real_rollouts(agent, agent.theta[None], seeds))
-        else:
-            returns, lengths = blind_rollouts(task, seeds, make_policy=policies[name], repeat=agent.config.repeat)
-        yield name, "reality", returns, lengths
+    for name, policy in policies.items():
+        rewards = [episode["reward"][:-1] for episode in real.get(name) or recorded(agent, policy, episodes)]
+        yield name, "reality", np.array([r.sum() for r in rewards]), np.array([len(r) for r in rewards])
         for tau in taus:
-            act = agent.controller() if name == "C" else blind(policies[name])
-            yield name, f"dream {tau:g}", *rollout(Dream(agent, episodes, tau, horizon=0), act, seeds)
+            world = Dream(agent, episodes, tau, horizon=0, memories=0)
+            yield name, f"dream {tau:g}", *rollout(world, actor(policy), seeds)
+
+
+# ------------------------------------------------------------------------------------ what [z h] knows; a picture
+
+
+def probe(agent: Agent, episodes: int = 16) -> dict[str, tuple[float, float]]:
+    """CarRacing's own facts read off z, and off [z h], by a line -> R2 of both by name.
+
+    Fitted on half of the episodes of C, judged on the other half; only where the road is in sight.
+    """
+    world = RealWorld(agent, [make_env(agent.config.task, repeat=agent.config.repeat) for _ in range(episodes)])
+    seen, facts, owner, act = [], [], [], agent.controller()
+    with closing(world):
+        features, _ = world.reset(seed=episode_seeds("check", episodes, 0, 97))
+        while len(world.rows):
+            owner.append(world.rows)
+            seen.append(np.concatenate([world.z, world.state[0], np.ones((len(world.rows), 1))], axis=1))
+            facts.append([world.envs[row].game.truth() for row in world.rows])
+            features, *_ = world.step(act(features))
+    seen, owner, facts = np.concatenate(seen), np.concatenate(owner), sum(facts, [])
+    names = list(facts[0])
+    facts = np.array([list(f.values()) for f in facts])
+    near = np.abs(facts[:, names.index("distance")]) < 20
+    mine, other = near & (owner % 2 == 0), near & (owner % 2 == 1)
+    found = []
+    for x in (np.delete(seen, np.s_[agent.config.vae.z_size : -1], axis=1), seen):
+        w = np.linalg.solve(x[mine].T @ x[mine] + np.eye(x.shape[1]), x[mine].T @ facts[mine])  # ridge
+        found.append([r2(told, true) for told, true in zip((x[other] @ w).T, facts[other].T, strict=True)])
+    return dict(zip(names, zip(*found, strict=True), strict=True))
+
+
+def draw(agent: Agent, path: Path, episodes: int = 8) -> None:
+    """The worst of some real episodes of C as PNG: frames, V's view, and under them value and advantage."""
+    from . import pictures
+
+    if not agent.config.mdnrnn.value_head:
+        raise SettingError("this M tells no values: train one with --set mdnrnn.value_head=true")
+    episode = min(recorded(agent, None, episodes), key=lambda e: e["reward"].sum())
+    series = in_latents(agent, episode)
+    (batch,) = as_batches([series])
+    value = agent.m.outputs(batch)["value"][0]  # of frames 1 ... T
+    a = advantage(batch["reward"][0, 1:], value, batch["done"][0, 1:], agent.config.mdnrnn.gamma)
+    steps, period = len(value), agent.config.repeat / TASKS[agent.config.task].fps
+    times = ((np.arange(FRAMES) + 0.5) / FRAMES * steps).astype(int)
+    views = np.round(agent.v.decode(series["mu"][times]) * 255).astype(np.uint8)
+    strip = pictures.strips(
+        {"reality": episode["frame"][times], "V's view": views}, [f"{t * period:.1f} s" for t in times]
+    )
+    seconds = np.arange(1, steps + 1) * period
+    lines = {"value told": (seconds, value)}
+    known = np.isfinite(series["value"][1:])
+    if known.any():
+        lines["what came"] = seconds[known], series["value"][1:][known]
+    steps = {"reward": (seconds[1:], batch["reward"][0, 1:]), "advantage": (seconds[1:], a)}
+    under = [pictures.curves([("", "seconds", part)], strip.get_width(), pictures.NAME) for part in (lines, steps)]
+    pictures.save(pictures.stacked(strip, *under), path)

@@ -20,7 +20,8 @@ except ImportError as error:
 PAPER, INK, FAINT = (255, 255, 255), (40, 40, 40), (225, 225, 225)
 COLOURS = ((31, 119, 180), (214, 96, 20), (44, 140, 60), (148, 60, 160))
 SCALE, NAME, GAP = 2, 92, 4  # of strips: pixels per pixel, width of the names, space between pictures
-WIDTH, HEIGHT, BOX = 420, 310, (62, 52, 344, 214)  # of a panel of curves, and where in it they are drawn
+WIDTH, HEIGHT = 420, 310  # of a panel of curves
+LEFT, TOP, RIGHT, BOTTOM = 62, 52, 14, 44  # and its margins
 
 
 def surface(picture: np.ndarray, scale: int) -> pygame.Surface:
@@ -112,17 +113,34 @@ def strips(rows: dict[str, Sequence[np.ndarray]], captions: Sequence[str] = ()) 
     return target
 
 
-def curves(panels: Sequence[tuple[str, str, dict[str, tuple[Sequence[float], Sequence[float]]]]]) -> pygame.Surface:
-    """Panels side by side. A panel: title, name of the x axis, {name of a line: (x, y)}."""
-    target = pygame.Surface((WIDTH * len(panels), HEIGHT))
+def curves(
+    panels: Sequence[tuple[str, str, dict[str, tuple[Sequence[float], Sequence[float]]]]],
+    width: int = WIDTH,
+    left: int = LEFT,
+) -> pygame.Surface:
+    """Panels side by side, each so wide, its curves from `left` on.
+
+    A panel: title, name of the x axis, {name of a line: (x, y)}.
+    """
+    target = pygame.Surface((width * len(panels), HEIGHT))
     target.fill(PAPER)
     for p, panel in enumerate(panels):
-        _panel(target, p * WIDTH, *panel)
+        box = pygame.Rect(p * width + left, TOP, width - left - RIGHT, HEIGHT - TOP - BOTTOM)
+        _panel(target, p * width, box, *panel)
     return target
 
 
-def _panel(target: pygame.Surface, left: int, title: str, x_name: str, lines: dict) -> None:
-    box = pygame.Rect(BOX).move(left, 0)
+def stacked(*parts: pygame.Surface) -> pygame.Surface:
+    """Surfaces under one another."""
+    heights = np.cumsum([0, *(part.get_height() for part in parts)])
+    target = pygame.Surface((max(part.get_width() for part in parts), int(heights[-1])))
+    target.fill(PAPER)
+    for part, y in zip(parts, heights, strict=False):
+        target.blit(part, (0, int(y)))
+    return target
+
+
+def _panel(target: pygame.Surface, left: int, box: pygame.Rect, title: str, x_name: str, lines: dict) -> None:
     text(target, title, (box.centerx, 10), 22, centre=True)
     text(target, x_name, (box.centerx, HEIGHT - 20), centre=True)
     xs, ys = (np.concatenate([np.asarray(line[i], float) for line in lines.values()]) for i in (0, 1))
