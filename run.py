@@ -76,13 +76,22 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return perform(args) or 0
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        goes_on = args.command in ("train", "sweep")
+        print("\nstopped" + "; the same command goes on from here" * goes_on, file=sys.stderr)
         return 1
     except Exception as error:
         if args.debug:
             raise
         text = str(error).strip() or type(error).__name__
-        if not type(error).__module__.startswith("wm_numpy"):
+        if isinstance(error, ModuleNotFoundError) and error.name in (
+            "numpy",
+            "gymnasium",
+            "vizdoom",
+            "Box2D",
+            "pygame",
+        ):
+            text = f"{text}: run `pip install -r requirements.txt`"
+        elif not type(error).__module__.startswith("wm_numpy"):
             text = f"{type(error).__name__}: {text} (--debug shows where)"
         print(f"run.py: {text}", file=sys.stderr)
         return 2 if type(error).__name__ == "SettingError" else 1
@@ -111,6 +120,9 @@ def perform(args: argparse.Namespace) -> int | None:
 
     from wm_numpy import agent, data, experiment, judge, report
 
+    mine = Path("runs") / str(getattr(args, "run", "")) / "config.json"
+    if mine.exists() and agent.run_folder(args.run).parent == agent.SHIPPED:
+        print(f"{args.run}: the weights that come with the package; your own run is {mine.parent}", flush=True)
     match args.command:
         case "train":
             if args.stage not in experiment.STAGES:
@@ -121,7 +133,14 @@ def perform(args: argparse.Namespace) -> int | None:
             run.run(experiment.STAGES[: experiment.STAGES.index(args.stage) + 1])
             if args.stage == "evaluate":
                 print(report.table(run.folder))
-                report.write(run.folder, run.folder)
+                try:
+                    from wm_numpy import pictures  # noqa: F401
+                except ImportError as error:  # the run is finished all the same
+                    print(f"no pictures: {error}")
+                else:
+                    report.write(run.folder, run.folder)
+                    print(f"pictures: {run.folder}")
+                print(f"now: python run.py play {run.folder}   (without a folder: the weights of the package)")
         case "sweep":
             changes, name = config.pairs(args.set), f"{Path(args.run).name}-sweep"
             if args.seed is not None:

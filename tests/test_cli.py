@@ -15,7 +15,7 @@ import pytest
 import run
 from tests.conftest import ROOT, TINY
 from wm_numpy import agent as agents
-from wm_numpy import data, play
+from wm_numpy import data, parallel, play
 from wm_numpy.agent import Agent
 
 
@@ -52,7 +52,10 @@ def sentence(capsys):
     [
         (["train", "chess"], "unknown task 'chess'"),
         (["train", "doom", "--preset", "huge"], "unknown preset 'huge'"),
-        (["train", "doom", "--set", "evolve.tua=1"], "unknown setting 'evolve.tua'"),
+        (["train", "doom", "--set", "evolve.tua=1"], "unknown setting 'evolve.tua': did you mean evolve.tau?"),
+        (["train", "doom", "--set", "tau=1"], "did you mean evolve.tau?"),
+        (["train", "doom", "--set", "batch=1"], "did you mean vae.batch or mdnrnn.batch?"),
+        (["train", "doom", "--set", "x.y=1"], "unknown setting 'x.y': `python run.py settings` lists them all"),
         (["train", "doom", "--set", "evolve.tau=hot"], "evolve.tau takes float"),
         (["train", "doom", "--set", "evolve.tau"], "KEY=VALUE"),
         (["train", "doom", "--seed", "-1"], "--seed -1: at least 0"),
@@ -104,6 +107,8 @@ def test_a_run_that_does_not_exist(sentence, command, tmp_path):
     "missing, command, code, said",
     [
         ("gymnasium pygame vizdoom Box2D", "settings", 0, "evolve.tau=1.0"),
+        ("gymnasium pygame vizdoom Box2D", "evaluate doom", 1, "run `pip install -r requirements.txt`"),
+        ("numpy", "settings", 1, "run `pip install -r requirements.txt`"),
         ("pygame vizdoom Box2D", "evaluate nowhere", 1, "nowhere is not a run folder"),
         ("pygame", "play doom --png x.png", 1, "run `pip install pygame-ce`"),
         ("vizdoom", "train doom --preset smoke", 1, "run `pip install vizdoom`"),
@@ -134,13 +139,20 @@ def test_debug_shows_where():
         run.main(["--debug", "evaluate", "nowhere"])
 
 
-def test_interrupt(monkeypatch, capsys):
-    def stop():
+@pytest.mark.parametrize(
+    "command", ["train doom", "sweep doom", "evaluate doom", "judge doom", "gradcheck", "settings"]
+)
+def test_interrupt(monkeypatch, capsys, command):
+    """Only what resumes is said to resume."""
+
+    def stop(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wm_numpy.config.help_text", stop)
-    assert run.main(["settings"]) == 1
-    assert "goes on from here" in capsys.readouterr().err
+    monkeypatch.setattr(run, "perform", stop)
+    assert run.main(command.split()) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("\nstopped")
+    assert ("the same command goes on from here" in said) == (command in ("train doom", "sweep doom"))
 
 
 # --------------------------------------------------------------------------------------------- damaged files
@@ -235,6 +247,32 @@ def test_a_foreign_folder(sentence, tmp_path):
     assert "thesis.txt" in sentence(*train(tmp_path / "thesis.txt"), code=1)
 
 
+HOLD = "import sys, time; from pathlib import Path; from wm_numpy.data import alone\n\
+with alone(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+
+
+def test_two_runs_in_one_folder(sentence, doom_run, copy_of, monkeypatch):
+    """The second says who is at work, until that one is dead, however it died."""
+    monkeypatch.setattr("wm_numpy.report.write", lambda folder, out: None)
+    folder = copy_of(doom_run)
+    first = subprocess.Popen([sys.executable, "-c", HOLD, folder], cwd=ROOT, stdout=subprocess.PIPE)
+    first.stdout.readline()
+    said = sentence(*train(folder), code=1)
+    assert f"process {first.pid} on " in said and f"is at work in {folder}" in said
+    said = sentence(*train(folder, "--set", "rounds=2"), code=1)
+    assert f"process {first.pid} on " in said and json.loads((folder / "config.json").read_text())["rounds"] == 1
+    first.kill()
+    first.communicate()
+    assert run.main([str(a) for a in train(folder)]) == 0
+
+
+def test_an_address_of_a_cluster(doom_run, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(parallel, "use_cluster", asked.append)
+    monkeypatch.setattr("wm_numpy.report.write", lambda folder, out: None)
+    assert run.main(["report", str(doom_run), "--executor", "tcp://there:8786"]) == 0 and asked == ["tcp://there:8786"]
+
+
 def test_no_disk(sentence, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**7))
@@ -252,6 +290,31 @@ def test_a_finished_run_prints_its_table(doom_run, copy_of, capsys):
         (line,) = [line for line in out.splitlines() if line.startswith(f"{name} ")]
         assert f"{results[who]['mean']:.1f}" in line and f"{results[who]['sd']:.1f}" in line
     assert "parameters: V 4,446,915" in out and "95 %" in out
+    (dream,) = [line for line in out.splitlines() if line.startswith("its own dream ")]
+    assert f"{results['dream']['mean']:.1f}" in dream and "at temperature 1.15, in frames survived" in out
+    assert f"now: python run.py play {out.split('pictures: ')[1].splitlines()[0]} " in out
+    assert "updates=3" in out and "epochs" not in out and "later_" not in out  # what has no effect is not said
+    assert "the first 32 nats of a frame" in out
+
+
+def test_a_finished_run_without_pygame(doom_run, copy_of):
+    """It has no pictures, and is finished all the same."""
+    argv = [str(a) for a in train(copy_of(doom_run))]
+    hide = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules['pygame'] = None"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{hide}; import run; sys.exit(run.main({argv!r}))"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no pictures: " in done.stdout and "pip install pygame-ce" in done.stdout and "now: " in done.stdout
+
+
+def test_shipped_weights_are_not_taken_for_a_run(doom_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("wm_numpy.report.write", lambda folder, out: None)
+    assert run.main(["report", "doom"]) == 0 and "your own run" not in capsys.readouterr().out
+    (tmp_path / "runs" / "doom").mkdir(parents=True)
+    shutil.copy(doom_run / "config.json", tmp_path / "runs" / "doom")
+    assert run.main(["report", "doom"]) == 0
+    assert "doom: the weights that come with the package; your own run is runs/doom" in capsys.readouterr().out
 
 
 def test_evaluate_reproduces_the_score_of_the_run(doom_run, tmp_path, capsys):

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, TINY, tiny_config
-from wm_numpy import data, experiment, train, vae
+from wm_numpy import config, data, experiment, parallel, rollout, train, vae
 from wm_numpy.agent import Agent, export
 from wm_numpy.cmaes import CMAES
-from wm_numpy.config import VAEConfig
+from wm_numpy.config import SettingError, VAEConfig
 from wm_numpy.core import Params
+from wm_numpy.data import DataError
 from wm_numpy.envs import random_policy
-from wm_numpy.experiment import PURPOSES, STAGES, Experiment, episode_seeds, score
-from wm_numpy.rollout import blind_rollouts
+from wm_numpy.experiment import PURPOSES, STAGES, Experiment, branch, episode_seeds, score
+from wm_numpy.rollout import blind_rollouts, real_rollouts
 from wm_numpy.train import RunError
 
 RESULTS = ("vae.npz", "mdnrnn.npz", "controller.npz")
@@ -85,9 +86,10 @@ def test_series_are_the_encoded_episodes(doom_run):
 
 def test_a_finished_run_is_left_alone(doom_run, copy_of, capsys):
     folder = copy_of(doom_run)
-    times = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "config.json"}
+    ours = ("config.json", ".lock")
+    times = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name not in ours}
     Experiment(tiny_config(), folder).run()
-    assert times == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != "config.json"}
+    assert times == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name not in ours}
     assert capsys.readouterr().out == ""
 
 
@@ -342,6 +344,117 @@ def test_a_stage_of_a_run_with_rounds(collected):
 
 
 # ------------------------------------------------------------------------------------------------ accidents
+
+
+def test_evolution_ends_where_it_has_a_reason(tmp_path):
+    """And goes on to no other end when it is asked again."""
+    lines, checked = [], []
+
+    def go(f):
+        cma = CMAES(np.zeros(3), 0.3, 6, seed=3)
+        state = tmp_path / "state.npz"
+        check = lambda mean, generation: checked.append(generation) or 1.0  # noqa: E731
+        fitness = lambda thetas, generation: np.full(len(thetas), f)  # noqa: E731
+        return train.evolve(cma, fitness, 300, state, lambda n, **figures: None, check, 1000, lines.append)
+
+    for _ in range(2):
+        assert go(-np.inf)[1] == 10 and checked == [10] and len(lines) == 1
+    assert "no further than generation 10" in lines[0] and "no candidate had a finite cost" in lines[0]
+
+
+def test_half_a_round_is_no_agent(doom_run, copy_of):
+    """V of the second round, M and C of the first."""
+    folder = copy_of(doom_run)
+    config = json.loads((folder / "config.json").read_text())
+    data.write(folder / "config.json", config | {"rounds": 2})
+    theta = Agent.load(folder).theta
+    arrays = data.read_arrays(folder / "vae.npz")
+    data.write(folder / "vae.npz", arrays | {"round": np.array(2)})
+    with pytest.raises(DataError, match="V, M and C are of rounds 2, 1 and 1.*`train` goes on"):
+        Agent.load(folder)
+    Agent.load(folder, theta)  # to evolve another C
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["vae.kl_tolerance=5", "rounds=1", "collect.episodes=9", "repeat=4", "evolve.later_sigma=1"]
+    + ["evolve.real_generations=2", "mdnrnn.gamma=0.5", "mdnrnn.value_head=true"],
+)
+def test_a_branch_refuses_what_it_would_ignore(doom_run, tmp_path, setting):
+    settings = dict([setting.split("=")])
+    with pytest.raises(SettingError, match=f"{next(iter(settings))} cannot be changed here"):
+        branch(doom_run, tmp_path / "branch", settings)
+    assert not (tmp_path / "branch").exists()
+
+
+def test_foreign_files_among_the_series(doom_run, copy_of, tmp_path):
+    """And a branch that was killed before it had its link, or whose link leads nowhere."""
+    folder = copy_of(doom_run)
+    (folder / "series" / ".DS_Store").write_text("mine")
+    out = tmp_path / "branch"
+    (out / "series").mkdir(parents=True)
+    data.write(out / "config.json", config.flat(branch(folder, tmp_path / "other", {"mdnrnn.updates": "1"}).config))
+    for _ in range(2):
+        branch(folder, out, {"mdnrnn.updates": "1"})
+        link = out / "series" / "1"
+        assert link.resolve() == (folder / "series" / "1").resolve() and (link / "000000.npy").is_file()
+        link.unlink()
+        link.symlink_to(tmp_path / "gone")
+    experiment = Experiment(tiny_config("doom", "rounds=2"), folder)
+    experiment._encode(2)
+    assert sorted(p.name for p in (folder / "series").iterdir()) == [".DS_Store", "2"]
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".DS_Store").write_text("mine")
+    Experiment(tiny_config(), tmp_path / "new")  # is as good as an empty folder
+
+
+def test_each_evaluation_says_whose_it_is(doom_run, copy_of, monkeypatch):
+    folder = copy_of(doom_run)
+    (folder / "results.json").unlink()
+    stages = []
+
+    def play(task, agent, seeds, log, stage, round_):
+        stages.append(stage)
+        return np.arange(2.0), np.arange(2.0)
+
+    monkeypatch.setattr("wm_numpy.experiment.play", play)
+    Experiment(tiny_config(), folder).run(STAGES[-1:])
+    assert stages == ["evaluate random", "evaluate agent"]
+
+
+def test_recorded_episodes_are_played_here(doom_run, tmp_path, monkeypatch):
+    """Not on a cluster, whose disks are others."""
+    asked, agent = [], Agent.load(doom_run)
+
+    def processes(function, jobs, *setup, executor=None, **how):
+        asked.append(executor)
+        return [(i, (np.zeros(1), np.zeros(1, int))) for i in range(len(jobs))]
+
+    monkeypatch.setattr(parallel, "processes", processes)
+    paths = [tmp_path / "0.npy"]
+    for recorded in (None, paths):
+        blind_rollouts("doom", np.array([1]), paths=recorded)
+        real_rollouts(agent, agent.theta[None], np.array([1]), paths=recorded)
+    assert asked == [None, None, parallel.SPAWN, parallel.SPAWN]
+
+
+def test_a_process_changes_its_environments_with_the_task(monkeypatch):
+    class Env:
+        def __init__(self, task, repeat):
+            self.made, self.closed = (task, repeat), False
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr(rollout, "make_env", Env)
+    monkeypatch.setattr(rollout, "_envs", [])
+    monkeypatch.setattr(rollout, "_kind", None)
+    first = rollout._environments("doom", 1, 2, keep=False)
+    assert rollout._environments("doom", 1, 1, keep=True) == first[:1]
+    for kind in (("doom", 4), ("carracing", 4)):
+        (env,) = rollout._environments(*kind, 1, keep=False)
+        assert env.env.made == kind and not env.env.closed
+    assert all(env.env.closed for env in first)
 
 
 @pytest.mark.parametrize("change", ["vae.updates=4", "evolve.tau=1.0", "collect.episodes=3"])

@@ -12,7 +12,7 @@ import numpy as np
 from .config import Config, flat, from_flat
 from .controller import Controller, controller_size
 from .core import Params
-from .data import DataError, read_arrays, write
+from .data import DataError, is_empty, read_arrays, write
 from .mdnrnn import MDNRNN
 from .tasks import TASKS
 from .vae import VAE
@@ -46,12 +46,17 @@ class Agent:
         z = config.vae.z_size
         h = config.mdnrnn.hidden
         try:
-            read_weights(folder / "vae.npz", v.params)
+            sight = read_weights(folder / "vae.npz", v.params)
             saved = read_weights(folder / "mdnrnn.npz", m.params, initial_latents=(2, -1, z))
             if theta is None:
                 path = folder / "adapted.npz"  # evolved on in the real environment
                 path = path if path.exists() else folder / "controller.npz"
-                theta = read_arrays(path, theta=(theta_size(config),))["theta"]
+                control = read_arrays(path, theta=(theta_size(config),))
+                theta = control["theta"]
+                rounds = [int(arrays.get("round", 1)) for arrays in (sight, saved, control)]
+                if config.rounds > 1 and len(set(rounds)) > 1:
+                    which = "V, M and C are of rounds {}, {} and {}".format(*rounds)
+                    raise DataError(f"{folder} is in the middle of a round ({which}): `train` goes on with it")
         except FileNotFoundError as error:
             raise DataError(f"{error.filename} is missing: the run is not finished, `train` goes on with it") from None
         memories = None
@@ -134,7 +139,7 @@ def export(run: str | Path, folder: Path) -> None:
     """Write a run's weights in float16, what `load` reads in a third of the space, beside its configuration."""
     agent = Agent.load(run)
     source = run_folder(run)  # `load` refuses what is damaged
-    if folder.exists() and any(folder.iterdir()):
+    if not is_empty(folder):
         raise DataError(f"{folder} is not empty: choose another folder")
     files = {name: read_arrays(source / name) for name in ("vae.npz", "mdnrnn.npz", "controller.npz")}
     files["controller.npz"]["theta"] = agent.theta  # the one that was adapted to reality, if there is one

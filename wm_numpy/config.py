@@ -6,6 +6,7 @@ The defaults are the paper's CarRacing experiment and, where the paper is silent
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
 from operator import attrgetter
 
 from .tasks import TASKS
@@ -254,7 +255,9 @@ def help_text() -> str:
 def _parsed(key: str, value):
     """`value`, which may be text, as the setting's own kind and within its range."""
     if key not in SETTINGS:
-        raise SettingError(f"unknown setting {key!r}: choose from {', '.join(SETTINGS)}")
+        near = [k for k in SETTINGS if k.endswith(f".{key}")] or get_close_matches(key, SETTINGS, n=1)
+        guess = f"did you mean {' or '.join(near)}? " if near else ""
+        raise SettingError(f"unknown setting {key!r}: {guess}`python run.py settings` lists them all")
     kind = type(SETTINGS[key].default)
     limits = SETTINGS[key].metadata
     try:

@@ -10,10 +10,20 @@ Nothing is held in memory but file names and lengths. A batch is drawn at random
 
 import json
 import os
-from collections.abc import Callable
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
 
 from .core import reparameterize_forward
 
@@ -39,6 +49,31 @@ def write(path: Path, content: np.ndarray | dict | list) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nothing is there but what begins with a dot, such as a Finder's .DS_Store."""
+    return not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir())
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process, until it ends however it ends; DataError says who holds it already."""
+    with open(folder / ".lock", "a+") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                file.seek(1 << 20)  # the text before it stays readable
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            who = file.read().strip() or "another process"
+            raise DataError(f"{who} is at work in {folder}: wait for it, or choose another --out") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%d %b %H:%M')},")
+        file.flush()
+        yield
 
 
 def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:

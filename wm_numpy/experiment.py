@@ -18,15 +18,17 @@ import numpy as np
 
 from .agent import Agent, load_config, new_mdnrnn, new_vae, read_weights, run_folder, theta_size
 from .cmaes import CMAES
-from .config import Config, EvolveConfig, Training, flat, from_flat
+from .config import Config, EvolveConfig, SettingError, Training, flat, from_flat
 from .core import Params
 from .data import (
     DataError,
     FrameBatches,
     Records,
     SeriesBatches,
+    alone,
     encoded,
     frame_dtype,
+    is_empty,
     read_arrays,
     series_dtype,
     write,
@@ -152,9 +154,10 @@ class Experiment:
             if other:
                 what = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in other[:3])
                 raise RunError(f"{folder} holds a run of another configuration ({what}): choose another --out")
-        elif folder.exists() and any(folder.iterdir()):
+        elif not is_empty(folder):
             raise RunError(f"{folder} is not empty and not a run folder: choose another --out")
-        write(path, mine)
+        else:
+            write(path, mine)
         self.log = Log(folder)
         actions = TASKS[config.task].action_size
         self.frame_dtype = frame_dtype(actions)
@@ -183,7 +186,12 @@ class Experiment:
         return weights
 
     def run(self, stages: Sequence[str] = STAGES) -> None:
-        """These stages of every round, those that are complete left out."""
+        """These stages of every round, those that are complete left out; by one process at a time."""
+        with alone(self.folder):
+            write(self.folder / "config.json", flat(self.config))
+            self._run(stages)
+
+    def _run(self, stages: Sequence[str]) -> None:
         here = sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file())
         needed = self.disk_needed() / 1e9
         free = (shutil.disk_usage(self.folder).free + here) / 1e9
@@ -260,7 +268,7 @@ class Experiment:
             return
         v = new_vae(self.config)
         read_weights(self.folder / "vae.npz", v.params)
-        for old in (self.folder / "series").glob("*"):
+        for old in (self.folder / "series").glob("[0-9]*"):
             if old.name != folder.name:
                 shutil.rmtree(old)  # of an older V
         done = np.cumsum(episodes.steps[missing])
@@ -362,7 +370,7 @@ class Experiment:
         cma = CMAES(mean, c.sigma, c.population, seed=seed)
         state = self._state(path, round_)
         with self.log.progress(stage, round_, c.generations, "generations") as report:
-            theta, generation = evolve(cma, fitness, c.generations, state, report, check, c.check_every)
+            theta, generation = evolve(cma, fitness, c.generations, state, report, check, c.check_every, self.log.line)
         self._finish(path, round_, theta=theta, generation=np.array(generation))
 
     def _state(self, result: Path, round_: int) -> Path:
@@ -395,7 +403,7 @@ class Experiment:
                 returns, _ = dream_rollouts(agent, agent.theta[None], episode_seeds("evaluate", n, c.seed))
                 results[who] = score(returns) | {"tau": c.evolve.tau}
             else:
-                results[who] = evaluate(c.task, agent, n, c.seed, self.log, round_)
+                results[who] = evaluate(c.task, agent, n, c.seed, self.log, round_, who)
             write(path, results)
 
 
@@ -420,23 +428,36 @@ def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:
     """
     parent = run_folder(run)
     before = load_config(parent)
-    experiment = Experiment(from_flat(flat(before) | settings | {"rounds": 1}), folder)
-    shared = ["vae.npz", "mdnrnn.npz"] if experiment.config.mdnrnn == before.mdnrnn else ["vae.npz"]
+    config = from_flat(flat(before) | settings)
+    for key in settings:  # what would be written down, and ignored
+        changed = flat(config)[key] != flat(before)[key]
+        of_series = key.startswith(("vae.", "collect.")) or key in ("repeat", "mdnrnn.gamma", "mdnrnn.value_head")
+        if key in ("rounds", "evolve.real_generations") or ".later_" in key or (of_series and changed):
+            why = f"only C, or M on the series of {run}, is made anew"
+            raise SettingError(f"{key} cannot be changed here, where {why}: `train` another run")
+    config = replace(config, rounds=1, evolve=replace(config.evolve, real_generations=0))
+    experiment = Experiment(config, folder)
+    shared = ["vae.npz", "mdnrnn.npz"] if config.mdnrnn == before.mdnrnn else ["vae.npz"]
     for name in shared:
         if not (folder / name).exists():
             write(folder / name, read_arrays(parent / name))
-    if len(shared) == 1 and not (folder / "series").exists():
-        series = list(parent.glob("series/*"))
+    link = folder / "series" / "1"
+    if len(shared) == 1 and not link.exists():
+        series = list(parent.glob("series/[0-9]*"))
         if not series:
             raise RunError(f"{parent} has no series for another M to learn from: name a run folder that `train` made")
-        (folder / "series").mkdir()
-        (folder / "series" / "1").symlink_to(series[0].resolve())
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)  # to series that are gone
+        link.symlink_to(series[0].resolve())
     return experiment
 
 
-def evaluate(task: str, agent: Agent | None, episodes: int, seed: int, log: Log, round_: int = 1) -> dict:
+def evaluate(
+    task: str, agent: Agent | None, episodes: int, seed: int, log: Log, round_: int = 1, who: str = "agent"
+) -> dict:
     """Play real episodes on seeds used for nothing else -> score() with the seed and the mean length."""
-    returns, lengths = play(task, agent, episode_seeds("evaluate", episodes, seed), log, "evaluate", round_)
+    seeds = episode_seeds("evaluate", episodes, seed)
+    returns, lengths = play(task, agent, seeds, log, f"evaluate {who}", round_)
     return score(returns) | {"length": float(lengths.mean()), "seed": seed}
 
 

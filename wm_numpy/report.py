@@ -25,13 +25,20 @@ def header(config: Config, folder: Path, disk: float) -> str:
     """The resolved configuration, the parameter counts and the bytes on disk that a run needs."""
     lines = [f"{config.task}, preset {config.preset}, seed {config.seed} -> {folder}"]
     sections = defaultdict(list)
-    for key, value in configuration.flat(config).items():
+    values = configuration.flat(config)
+    for key, value in values.items():
         section, _, name = key.rpartition(".")
+        if name == "epochs" and values[f"{section}.updates"] or name.startswith("later_") and config.rounds == 1:
+            continue  # without effect
         sections[section or "run"].append(f"{name}={value}")
     lines += [f"  {section:9} {' '.join(pairs)}" for section, pairs in sections.items()]
     v = new_vae(config).params.size
     m = new_mdnrnn(config).params.size
     lines.append(f"  parameters: V {v:,}  M {m:,}  C {theta_size(config):,}; disk: about {disk / 1e9:.1f} GB")
+    floor = config.vae.z_size * config.vae.kl_tolerance
+    lines.append(
+        f"  kl: V pays nothing for the first {floor:g} nats of a frame (vae.kl_tolerance), and stays about there"
+    )
     return "\n".join(lines)
 
 
@@ -42,7 +49,7 @@ def score_line(name: str, result: dict) -> str:
 
 
 def table(folder: Path) -> str:
-    """The random policy and the agent on the reported episodes."""
+    """The random policy and the agent on the reported episodes; the agent in its own dream, which it was evolved in."""
     path = folder / "results.json"
     results = read_results(path)
     try:
@@ -56,6 +63,9 @@ def table(folder: Path) -> str:
     heading = f"{task.title}, real episodes of at most {task.max_steps:,} frames"
     columns = f"{'':14} {'episodes':>8} {'mean':>9} {'SD':>8}   95 % interval of the mean"
     note = f"solved: a mean of {task.solved_at} over 100 episodes; the paper's agent: {task.paper}"
+    if "dream" in results:
+        rows.append(score_line("its own dream", results["dream"]))
+        note += f"\nits own dream: at temperature {results['dream']['tau']:g}, in {task.reward}"
     return "\n".join([heading, columns, *rows, note])
 
 

@@ -72,7 +72,8 @@ def real_rollouts(
     p, e = np.indices(shape).reshape(2, -1)
     groups = [slice(first, first + GROUP) for first in range(0, p.size, GROUP)]
     jobs = [(thetas[p[g]], seeds[e[g]], noise, spread, paths and paths[g]) for g in groups]
-    return _joined(_play_all(_play_group, jobs, log, progress, _set_agent, (agent,)), shape)
+    here = parallel.SPAWN if paths else None  # to a disk that the next stage can read
+    return _joined(_play_all(_play_group, jobs, log, progress, here, _set_agent, (agent,)), shape)
 
 
 def blind_rollouts(
@@ -92,12 +93,16 @@ def blind_rollouts(
     """
     make_policy = make_policy or partial(random_policy, task)
     jobs = [(task, repeat, int(seed), paths and paths[i], min_length, make_policy) for i, seed in enumerate(seeds)]
-    return _joined(_play_all(_play_blind, jobs, log, progress), len(seeds))
+    here = parallel.SPAWN if paths else None
+    return _joined(_play_all(_play_blind, jobs, log, progress, here), len(seeds))
 
 
-def _play_all(play: Callable, jobs: list[tuple], log: Callable, progress: Callable, *setup) -> list[Rollouts]:
+def _play_all(
+    play: Callable, jobs: list[tuple], log: Callable, progress: Callable, executor: Callable | None, *setup
+) -> list[Rollouts]:
     results = [None] * len(jobs)
-    for i, result in parallel.processes(partial(_guarded, play), jobs, *setup, retry=(EnvironmentDied,), log=log):
+    how = {"retry": (EnvironmentDied,), "log": log, "executor": executor}
+    for i, result in parallel.processes(partial(_guarded, play), jobs, *setup, **how):
         results[i] = result
         progress(np.size(result[0]))
     return results
@@ -111,7 +116,8 @@ def _joined(results: list[Rollouts], shape: int | tuple[int, int]) -> Rollouts:
 # ------------------------------------------------------------------------------------------ inside a worker process
 
 _agent: Agent | None = None
-_envs: list[Recorder] = []  # of one task, as a process lives for one call; kept: an engine starts for half a second
+_envs: list[Recorder] = []  # kept: an engine starts for half a second
+_kind = None  # their task and repeat: on a cluster a process lives for more than one run
 
 
 def _set_agent(agent: Agent) -> None:
@@ -120,6 +126,10 @@ def _set_agent(agent: Agent) -> None:
 
 
 def _environments(task: str, repeat: int, n: int, keep: bool) -> list[Recorder]:
+    global _kind
+    if _kind != (task, repeat):
+        _close()
+        _kind = task, repeat
     # one after the other: started on threads, 8 engines need half the time, but ViZDoom has crashed at that
     _envs.extend(Recorder(make_env(task, repeat=repeat)) for _ in range(n - len(_envs)))
     for env in _envs:
@@ -132,9 +142,13 @@ def _guarded(play: Callable, *job):
     try:
         return play(*job)
     except EnvironmentDied:
-        while _envs:
-            _envs.pop().close()
+        _close()
         raise
+
+
+def _close() -> None:
+    while _envs:
+        _envs.pop().close()
 
 
 def _play_group(

@@ -72,8 +72,9 @@ def evolve(
     report: Callable,
     check: Callable[[np.ndarray, int], float],  # (mean (n,), generation) -> its score, larger is better
     check_every: int,  # generations between checks, and one at the end; 0: none
+    log: Callable[[str], None] = print,  # is told why it ended early
 ) -> tuple[np.ndarray, int]:
-    """Evolve C -> the theta to deploy and its generation.
+    """Evolve C -> the theta to deploy and its generation; it ends early where CMA-ES has a reason to stop.
 
     The distribution mean is deployed, never the luckiest sample: the mean of the best check, or the last mean when
     there are no checks.
@@ -85,17 +86,21 @@ def evolve(
         best = {name: saved[name] for name in best}
         cma.load_state_dict(saved)
     saved_at = time.monotonic()
-    while cma.generation < generations:
+    last = cma.generation >= generations or bool(cma.stop())
+    while not last:
         candidates = cma.ask()
         f = fitness(candidates, cma.generation)
         cma.tell(candidates, -f)
         figures = {"fitness": f.mean(), "min": f.min(), "max": f.max(), "std": f.std(), "sigma": cma.sigma}
-        last = cma.generation == generations
+        reasons = cma.stop()
+        last = cma.generation == generations or bool(reasons)
         if check_every and (last or cma.generation % check_every == 0):
             figures["check"] = score = check(cma.mean, cma.generation)
             if score > best["score"]:
                 best = {"theta": cma.mean.copy(), "score": score, "best_generation": cma.generation}
         report(cma.generation, **figures)
+        if reasons:
+            log(f"C is evolved no further than generation {cma.generation}: {'; '.join(reasons.values())}")
         if last or "check" in figures or time.monotonic() - saved_at > SAVE_SECONDS:
             write(state, cma.state_dict() | best)
             saved_at = time.monotonic()
