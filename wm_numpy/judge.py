@@ -332,7 +332,7 @@ def probe(agent: Agent, episodes: int = 16) -> dict[str, tuple[float, float]]:
             owner.append(world.rows)
             seen.append(np.concatenate([world.z, world.state[0], np.ones((len(world.rows), 1))], axis=1))
             facts.append([world.envs[row].game.truth() for row in world.rows])
-            features, *_ = world.step(act(features))
+            features, *_ = world.advance(act(features))
     seen, owner, facts = np.concatenate(seen), np.concatenate(owner), sum(facts, [])
     names = list(facts[0])
     facts = np.array([list(f.values()) for f in facts])
