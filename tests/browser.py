@@ -104,9 +104,8 @@ class Browser:
 
     def key(self, kind: str, code: str) -> None:
         """kind: keyDown or keyUp; code: ArrowLeft, KeyP, Space."""
-        self.call(
-            "Input.dispatchKeyEvent", type=kind, code=code, key={"Space": " "}.get(code, code.removeprefix("Key"))
-        )
+        name = {"Space": " ", "NumpadAdd": "+"}.get(code, code.removeprefix("Key"))
+        self.call("Input.dispatchKeyEvent", type=kind, code=code, key=name)
 
     def press(self, code: str) -> None:
         self.key("keyDown", code)

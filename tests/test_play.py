@@ -325,7 +325,7 @@ def test_the_page_in_a_browser(tmp_path):
             assert "dream" in browser.script("$('card').innerText") and browser.script("last.who") == "C"
             browser.key("keyDown", "ArrowLeft")
             browser.wait("last.who == 'you' && $('card').className == '' && last.steps > 5")  # it clears the stage
-            assert browser.script("last.seed") == 5 and browser.script("sent") == "[-1]"
+            assert browser.script("last.seed") == 5 and browser.script("sent") == "-1"
             light = browser.script("shown[0].context.getImageData(0, 0, 64, 64).data.reduce((sum, x) => sum + x, 0)")
             assert 64 * 64 * (255 + 3 * 20) < light < 64 * 64 * (255 + 3 * 200)
             browser.wait("last.over", 90)  # who runs to a wall and stays does not live long
