@@ -2,8 +2,10 @@
 
 import os
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -106,6 +108,29 @@ class Toy(gym.Env):
 
     def _frame(self):
         return np.full((64, 64, 3), self.t, np.uint8)
+
+
+def test_a_recorder_that_is_not_to_save_holds_no_frames():
+    env = Recorder(Toy(True, False))
+    frames = [weakref.ref(env.reset()[0])] + [weakref.ref(env.step(np.zeros(2))[0]) for _ in range(5)]
+    assert [frame() is None for frame in frames[1:]] == [True] * 5
+
+
+def test_a_folder_is_held_by_one_alone(tmp_path):
+    me = f"process {os.getpid()} on .* is at work in"
+    with data.alone(tmp_path), pytest.raises(DataError, match=me), data.alone(tmp_path):
+        pass
+    with data.alone(tmp_path):
+        pass
+
+
+def test_a_disk_without_locks(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(data, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4))
+    with pytest.warns(UserWarning, match="no lock on .*not supported"), data.alone(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("shows_end, truncate, seen", [(True, False, 1), (False, False, 0), (False, True, 1)])

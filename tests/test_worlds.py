@@ -649,6 +649,20 @@ def test_dreams_are_the_same_on_any_number_of_threads(workers, monkeypatch):
         assert all(np.array_equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
+def test_equal_candidates_meet_equal_dreams(monkeypatch):
+    """Luck is the same for all, whatever chunk they are in and whoever is beside them."""
+    agent = tiny_agent("carracing", "repeat=100")  # rewards of 0 to 75 are not cut
+    agent.m.params["reward.b"][...] = 20
+    one, others = agent.theta, np.random.default_rng(0).standard_normal((5, len(agent.theta)))
+    seeds = np.array([3, 1, 4, 1])
+    for chunk in (256, 8):
+        monkeypatch.setattr(rollouts, "CHUNK", chunk)
+        returns, _ = dream_rollouts(agent, np.stack([one, *others[:3], one, *others[3:], one]), seeds)
+        assert np.allclose(returns[[4, 7]], returns[0], rtol=1e-4)
+        assert np.allclose(returns[:, 1], returns[:, 3], rtol=1e-4)
+        assert len(np.unique(returns[0].round(2))) == 3 and np.ptp(returns[:, 0]) > 1
+
+
 def test_each_candidate_has_its_own_returns(monkeypatch):
     """The order of candidates and of chunks: a row is the same as when its chunk is played alone."""
     monkeypatch.setattr(rollouts, "CHUNK", 6)

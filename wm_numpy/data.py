@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,8 @@ def alone(folder: Path) -> Iterator[None]:
             file.seek(0)
             who = file.read().strip() or "another process"
             raise DataError(f"{who} is at work in {folder}: wait for it, or choose another --out") from None
+        except OSError as error:  # some network disks
+            warnings.warn(f"no lock on {folder} ({error}): see to it that no other process works there", stacklevel=3)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%d %b %H:%M')},")
         file.flush()
