@@ -51,13 +51,12 @@ def lstm_forward(
     """
     fits = x.ndim == 3 and h0.shape == c0.shape == (x.shape[1], len(b) // 4)
     fits = fits and w.shape == (x.shape[2] + h0.shape[1], 4 * h0.shape[1]) and b.shape == w.shape[1:]
-    if restart is None:
-        require(fits, "lstm", x=x, h0=h0, c0=c0, w=w, b=b)
-    else:
-        restart = np.asarray(restart, x.dtype)
-        fits = fits and restart.shape == x.shape[:2]
-        require(fits, "lstm", x=x, h0=h0, c0=c0, w=w, b=b, restart=restart)
-        restart = restart == 1
+    inputs = {"x": x, "h0": h0, "c0": c0, "w": w, "b": b}
+    if restart is not None:
+        inputs["restart"] = np.asarray(restart, x.dtype)
+        fits = fits and inputs["restart"].shape == x.shape[:2]
+        restart = inputs["restart"] == 1
+    require(fits, "lstm", **inputs)
     (T, B, I), H = x.shape, h0.shape[1]
     bias = b.copy()
     bias[H : 2 * H] += FORGET_BIAS

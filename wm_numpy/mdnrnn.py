@@ -10,17 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import parallel
+from . import core, parallel
 from .config import MDNRNNConfig
-from .core import (
-    Params,
-    bce_with_logits_backward,
-    bce_with_logits_forward,
-    linear_backward,
-    linear_forward,
-    squared_error_backward,
-    squared_error_forward,
-)
+from .core import Params, linear_backward, linear_forward
 from .lstm import lstm_backward, lstm_forward
 from .mdn import mixture_nll_backward, mixture_nll_forward, sample_mixture
 
@@ -59,15 +51,17 @@ class MDNRNN:
         self.z_size = z_size
         self.action_size = action_size
         self.heads = [name for name in HEADS if getattr(config, name + "_head")]
-        I, H = z_size + action_size + config.restart_input, config.hidden
+        I = z_size + action_size + config.restart_input
+        H = config.hidden
         mixture = 3 * config.mixtures * z_size
         shapes = {"lstm.w": (I + H, 4 * H), "lstm.b": (4 * H,), "mixture.w": (H, mixture), "mixture.b": (mixture,)}
         for name in self.heads:
             shapes |= {name + ".w": (H, 1), name + ".b": (1,)}
         self.params = Params(shapes, dtype=dtype)
-        for name, w in self.params.items() if rng is not None else ():
-            if name.endswith(".w"):  # Glorot uniform, each gate a layer by itself; zero biases
-                limit = np.sqrt(6 / ((I + 2 * H) if name == "lstm.w" else sum(w.shape)))
+        for name, w in self.params.items():
+            if rng is not None and name.endswith(".w"):  # Glorot uniform, each gate a layer by itself; zero biases
+                fans = I + 2 * H if name == "lstm.w" else sum(w.shape)
+                limit = np.sqrt(6 / fans)
                 w[...] = rng.uniform(-limit, limit, w.shape)
 
     # ----------------------------------------------------------------------------------- acting and dreaming
@@ -187,11 +181,11 @@ class MDNRNN:
             weight = scale[name] * targets.get(name + "_mask", 1.0)
             if name == "done":
                 weight *= 1 + (self.config.done_weight - 1) * targets[name]
-                losses[name], loss_cache = bce_with_logits_forward(y, targets[name], weight)
-                (dy,) = bce_with_logits_backward(1, loss_cache)
+                losses[name], loss_cache = core.bce_with_logits_forward(y, targets[name], weight)
+                (dy,) = core.bce_with_logits_backward(1, loss_cache)
             else:
-                losses[name], loss_cache = squared_error_forward(y, targets[name], weight)
-                (dy,) = squared_error_backward(1, loss_cache)
+                losses[name], loss_cache = core.squared_error_forward(y, targets[name], weight)
+                (dy,) = core.squared_error_backward(1, loss_cache)
             dh_head, grads[name + ".w"][...], grads[name + ".b"][...] = linear_backward(dy, linear_cache)
             dh += dh_head
 

@@ -14,27 +14,13 @@ Letters: N frames of a batch, M of a piece of it, Z latent dims; kernels (K, K, 
 
 import numpy as np
 
-from . import parallel
+from . import core, parallel
 from .config import VAEConfig
 from .conv import conv_backward, conv_forward, conv_transpose_backward, conv_transpose_forward
-from .core import (
-    Params,
-    gaussian_kl_backward,
-    gaussian_kl_forward,
-    linear_backward,
-    linear_forward,
-    relu_backward,
-    relu_forward,
-    reparameterize_backward,
-    reparameterize_forward,
-    sigmoid_backward,
-    sigmoid_forward,
-    squared_error_backward,
-    squared_error_forward,
-)
+from .core import Params, linear_backward, linear_forward, relu_backward, relu_forward
 
-PIECE = 50  # frames at a time for one thread
-WIDE_PIECE = 400  # outputs of deconv1 at a time for one thread
+PIECE = 50  # frames at a time for one thread; fixed, so that no result depends on the threads
+OUTPUTS = 400  # the same for outputs of deconv1
 
 
 class VAE:
@@ -67,13 +53,12 @@ class VAE:
         if self.config.start == "glorot" or name in ("mu", "logvar"):  # TensorFlow's default, and so the authors'
             limit = np.sqrt(6 / (taps * (inputs + outputs)))
             return rng.uniform(-limit, limit, shape)
-        # variance 1 / fan-in, half of He's: ...
-        fan = taps * inputs
+        fan_in = taps * inputs
         if name == "deconv1":
-            fan = outputs  # every pixel of it meets one tap
+            fan_in = outputs  # of a transposed layer C is the output; each pixel meets one tap here
         elif name.startswith("deconv"):
-            fan = taps * outputs / 4  # and with stride 2 a quarter of them
-        return rng.standard_normal(shape) / np.sqrt(fan)
+            fan_in = taps * outputs / 4  # and a quarter of the taps where stride 2 makes them overlap
+        return rng.standard_normal(shape) / np.sqrt(fan_in)  # half of He's variance
 
     def centre(self, colour: np.ndarray) -> None:
         """Make conv1 answer zero to a frame of this one colour (3,), in [0, 1]: V learns faster from there."""
@@ -135,42 +120,43 @@ class VAE:
             return self._piece(frames[s], noise[s], None if weight is None else weight[s], n)
 
         pieces = parallel.threads(piece, parallel.cut(n, PIECE))
-        losses, parts, wide = zip(*pieces, strict=True)
+        losses, parts, rows = zip(*pieces, strict=True)
+        error, reconstruction, kl = (float(sum(shares)) for shares in zip(*losses, strict=True))
+        loss = error + self.config.kl_weight * kl
         grads = Params(p.shapes, np.empty_like(p.flat))
         for name in parts[0]:
             grads[name][...] = sum(part[name] for part in parts)  # in the order of the pieces
-        h, da = (np.concatenate(rows) for rows in zip(*wide, strict=True))
+        h, da = (np.concatenate(parts) for parts in zip(*rows, strict=True))
         self._deconv1_gradient(h, da, grads)
-        loss, reconstruction, kl = (float(sum(part)) for part in zip(*losses, strict=True))
         return dict(loss=loss, reconstruction=reconstruction, kl=kl), grads.flat
 
     def _piece(self, frames: np.ndarray, noise: np.ndarray, weight: np.ndarray | None, n: int) -> tuple:
-        """M frames of a batch of n -> their share of the three losses, of the gradients by name, and deconv1's rows."""
+        """M of a batch's n frames -> their shares of weighted error, error, KL; their gradients; deconv1's h, da."""
         x = self._load(frames)  # (M, 64, 64, 3)
-        share = len(x) / n  # what a mean over the piece is of one over the batch
-        weight = np.asarray(1.0 if weight is None else weight[..., None], x.dtype) / n
+        weight = 1 / n if weight is None else weight[..., None] / n  # sums become means over the batch
         floor = self.config.kl_tolerance * self.config.z_size
         g = {}
 
         (mu, logvar), encode_cache = self._encode(x)  # (M, Z)
-        z, sample_cache = reparameterize_forward(mu, logvar, noise)
+        z, sample_cache = core.reparameterize_forward(mu, logvar, noise)
         y, decode_cache = self._decode(z)  # (M, 64, 64, 3)
-        error, error_cache = squared_error_forward(y, x, weight)
-        kl, kl_cache = gaussian_kl_forward(mu, logvar, floor)
+        error, error_cache = core.squared_error_forward(y, x, weight)
+        kl, kl_cache = core.gaussian_kl_forward(mu, logvar, floor)
 
-        dmu_kl, dlogvar_kl = gaussian_kl_backward(self.config.kl_weight * share, kl_cache)
-        (dy,) = squared_error_backward(1, error_cache)
-        dz, wide = self._decode_backward(dy, decode_cache, g)
-        dmu, dlogvar = reparameterize_backward(dz, sample_cache)
+        dkl = self.config.kl_weight * len(x) / n  # kl is a mean over the piece
+        dmu_kl, dlogvar_kl = core.gaussian_kl_backward(dkl, kl_cache)
+        (dy,) = core.squared_error_backward(1, error_cache)
+        dz, rows = self._decode_backward(dy, decode_cache, g)
+        dmu, dlogvar = core.reparameterize_backward(dz, sample_cache)
         self._encode_backward(dmu + dmu_kl, dlogvar + dlogvar_kl, encode_cache, g)
 
-        loss = error + self.config.kl_weight * share * kl
-        plain = error if weight.ndim == 0 else squared_error_forward(y, x, 1 / n)[0]
-        return (loss, plain, kl * len(x) / n), g, wide
+        plain = error if np.ndim(weight) == 0 else core.squared_error_forward(y, x, 1 / n)[0]
+        return (error, plain, kl * len(x) / n), g, rows
 
     def _deconv1_gradient(self, h: np.ndarray, da: np.ndarray, grads: Params) -> None:
-        """deconv1 has three quarters of V's weights: their gradient is made once for the whole batch, from h (N, 1024)
-        and da (N, 3200), not once for every piece, and cut along its outputs. It saves a tenth of an update.
+        """Put deconv1's gradient into grads. Three quarters of all weights are there, so it is not made once for every
+        piece, but once for the batch, from the layer's input h (N, 1024) and its output's gradient da (N, 3200), and
+        cut along the outputs. That saves a tenth of an update.
         """
         w, b = _on_one_pixel(self.params)
         dw, _ = _on_one_pixel(grads)
@@ -179,7 +165,7 @@ class VAE:
         def outputs(s: slice) -> None:
             _, dw[:, s], db[s] = linear_backward(da[:, s], (h, w[:, s]), need_dx=False)
 
-        parallel.threads(outputs, parallel.cut(len(db), WIDE_PIECE))
+        parallel.threads(outputs, parallel.cut(len(db), OUTPUTS))
         grads["deconv1.b"][...] = db.reshape(25, 128).sum(axis=0)
 
     # --------------------------------------------------------------------------------------- the two networks
@@ -226,13 +212,13 @@ class VAE:
         x, deconv3 = conv_transpose_forward(x, p["deconv3.w"], p["deconv3.b"])  # (M, 30, 30, 32)
         x, relu3 = relu_forward(x)
         x, deconv4 = conv_transpose_forward(x, p["deconv4.w"], p["deconv4.b"])  # (M, 64, 64, 3)
-        y, sigmoid = sigmoid_forward(x)
+        y, sigmoid = core.sigmoid_forward(x)
         return y, (dense, deconv1, relu1, deconv2, relu2, deconv3, relu3, deconv4, sigmoid)
 
     def _decode_backward(self, dy: np.ndarray, cache: tuple, g: dict) -> tuple[np.ndarray, tuple]:
         """dy (M, 64, 64, 3) -> dz (M, Z), and what deconv1's gradient is made of; puts the decoder's others into g."""
         dense, deconv1, relu1, deconv2, relu2, deconv3, relu3, deconv4, sigmoid = cache
-        (dx,) = sigmoid_backward(dy, sigmoid)
+        (dx,) = core.sigmoid_backward(dy, sigmoid)
         dx, g["deconv4.w"], g["deconv4.b"] = conv_transpose_backward(dx, deconv4)
         (dx,) = relu_backward(dx, relu3)
         dx, g["deconv3.w"], g["deconv3.b"] = conv_transpose_backward(dx, deconv3)
