@@ -300,7 +300,9 @@ def test_lives_of_the_same_policies_in_both_worlds(no_reality):
     assert found["left", "reality"][1].tolist() == [60, 60] and found["C", "reality"][1].tolist() == [9, 9]
 
 
-def test_table(no_reality):
+def test_table(no_reality, monkeypatch):
+    sight = [("bearing, near", "R2", {"mu": 0.75, "z": 0.5})]
+    monkeypatch.setattr("wm_numpy.sight.figures", lambda agent, episodes: sight)
     text = table(tiny_agent("doom", "mdnrnn.value_head=true"), 2, [1.0])
     blocks = [block.splitlines() for block in text.split("\n\n")]
     assert [line.split()[0] for line in blocks[0][1:]] == [
@@ -308,7 +310,8 @@ def test_table(no_reality):
     ]  # fmt: skip
     assert [line.split()[0] for line in blocks[1][2:]] == ["5", "20", "50"] and "C: told" not in blocks[1][1]
     assert blocks[2][0].endswith("episodes of C") and "C: told" in blocks[3][1] and "AUC" in blocks[3][1]
-    assert [line[:10].strip() for line in blocks[4][2:]] == [
+    assert blocks[4][1].split() == ["bearing,", "near", "R2", "mu", "0.750", "z", "0.500"]
+    assert [line[:10].strip() for line in blocks[5][2:]] == [
         p for p in ("collecting", "left", "middle", "right", "to and fro", "C") for _ in ("reality", "dream")
     ]
 

@@ -246,6 +246,7 @@ class TakeCover(Task):
     facts = TASKS["doom"]
     crop_size = (100, 160)
     metadata = {"render_modes": ["rgb_array"], "render_fps": 35}
+    tells_positions = False  # of the player and all objects; an agent never gets them
 
     def _open(self):
         import vizdoom
@@ -258,7 +259,9 @@ class TakeCover(Task):
         game.set_doom_skill(4)
         game.set_mode(vizdoom.Mode.PLAYER)
         game.set_available_buttons([vizdoom.Button.MOVE_LEFT, vizdoom.Button.MOVE_RIGHT])
-        game.set_available_game_variables([])
+        place = [vizdoom.GameVariable.POSITION_X, vizdoom.GameVariable.POSITION_Y]
+        game.set_available_game_variables(place if self.tells_positions else [])
+        game.set_objects_info_enabled(self.tells_positions)
         game.set_screen_format(vizdoom.ScreenFormat.RGB24)
         # In 64 x 64 the same fireballs are seen as with 320 x 240, which takes three times as long.
         game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)

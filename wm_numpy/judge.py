@@ -9,6 +9,7 @@ What the figures say, and how to read them:
 - Closed loop: C itself from the same moments. What it collects in the dream above what its recorded actions collect
   there is what it exploits. And whole lives of the same policies in both worlds, distribution beside distribution.
 - CarRacing: speed, angle to the road and distance from its middle, as far as they can be read off [z h] by a line.
+- Doom: the fireballs, in view and out of it (sight.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import sight
 from .agent import Agent
 from .config import SettingError
 from .data import Records, advantage, encoded, frame_dtype, series_dtype, transitions
@@ -51,6 +53,11 @@ def table(agent: Agent, episodes: int, taus: Sequence[float]) -> str:
     if agent.config.task == "carracing":
         lines.append(f"{'read off by a line, R2':24} {'z':>8} {'[z h]':>8}")
         lines += [f"  {fact:22} {z:8.3f} {zh:8.3f}" for fact, (z, zh) in probe(agent).items()]
+        lines.append("")
+    else:
+        lines.append(f"fireballs read off by a line, on {episodes} episodes of a policy that sees them all")
+        for what, measure, told in sight.figures(agent, episodes):
+            lines.append(f"  {what:36} {measure:4}" + "".join(f"{who:>14} {x:5.3f}" for who, x in told.items()))
         lines.append("")
     lines.append(f"whole lives; reward: {TASKS[agent.config.task].reward}")
     quartiles = "{:>20} {:>20}".format("a step: 25, 50, 75 %", "steps: 25, 50, 75 %")

@@ -1,0 +1,68 @@
+"""What an agent sees and remembers: the game's fireballs, the probes, and the whole on a tiny agent."""
+
+import numpy as np
+import pytest
+
+from tests.conftest import tiny_agent
+from wm_numpy.sight import OF_FIREBALL, Fireballs, Seeing, auc, figures, r2
+
+
+def balls() -> Fireballs:
+    """Three: straight ahead; to the right and drifting left; out of view on the left. All 10 units a tic."""
+    ahead, aside, drift = np.array([100.0, 300, 50]), np.array([5.0, 150, -80]), np.array([0.0, -4, 1])
+    return Fireballs(ahead, aside, np.full(3, -10.0), drift)
+
+
+def test_where_and_when_fireballs_pass():
+    b = balls()
+    assert b.tics.tolist() == [10, 30, 5] and b.passing.tolist() == [5, 30, -75]
+    assert b.in_view.tolist() == [True, True, False]
+    assert b.bearing(60, 250) == 0.05 and b.bearing(250, 450) == 0.5 and np.isnan(b.bearing(450, 900))
+    every = np.ones(3, bool)
+    assert b.hits(0, 12, every) and not b.hits(0, 12, ~b.in_view) and not b.hits(12, 32, every)
+    of_each = OF_FIREBALL[
+        [5, 6, 1], [1, 3, 0]
+    ]  # rows: 0 to 18, 18 to 35, -120 to -60; columns: 6 to 12, 20 to 32, to 6
+    assert b.pull(every) == pytest.approx(of_each.sum()) and b.pull(b.in_view) == pytest.approx(of_each[:2].sum())
+
+
+def test_probes_know_what_is_there_and_nothing_else():
+    rng = np.random.default_rng(0)
+    x, test = rng.standard_normal((4000, 5)) * 3 + 1, np.arange(4000) % 4 == 1
+    y = x @ rng.standard_normal(5) + 2
+    assert r2(x, y, test) > 0.999 and auc(x, (y > 2.0).astype(float), test) > 0.99
+    noise = rng.standard_normal(4000)
+    assert abs(r2(x, noise, test)) < 0.02 and abs(auc(x, (noise > 1).astype(float), test) - 0.5) < 0.05
+
+
+def test_the_game_tells_where_fireballs_are():
+    env = Seeing()
+    env.reset(seed=3)
+    _, _, start = env.fireballs()
+    tracks = {}
+    for t in range(150):
+        *_, terminated, _, _ = env.step(np.array([1.0]))
+        if terminated:
+            break
+        b, names, place = env.fireballs()
+        for name, ahead, passing in zip(names, b.ahead, b.passing + place, strict=True):
+            tracks.setdefault(name, []).append((t, ahead, passing))
+    env.close()
+    assert place < start - 100  # to the right is down the y axis
+    long = [np.array(track) for track in tracks.values() if len(track) > 20]
+    assert long
+    for t, ahead, passing in (track.T for track in long):
+        speed = -np.diff(ahead) / np.diff(t)
+        assert (speed > 5).all() and (speed <= 10.1).all()
+        assert np.ptp(passing) < 2  # it flies straight
+
+
+def test_figures_of_a_tiny_agent():
+    rows = list(figures(tiny_agent("doom", "repeat=4"), 2))
+    assert len(rows) == 7 and {measure for _, measure, _ in rows} == {"R2", "AUC"}
+    for _, measure, told in rows[:-1]:
+        assert list(told) == ["mu", "z", "zch"]
+        assert all(np.isnan(x) or x <= 1 for x in told.values())
+        assert measure == "R2" or all(np.isnan(x) or x >= 0 for x in told.values())
+    name, _, told = rows[-1]
+    assert "policy" in name and 0.3 < told["in view now"] < told["ever in view"] <= 1
