@@ -410,6 +410,10 @@ def test_an_animation_holds_its_pictures(tmp_path):
         shown = palette[unfilter(part, width)][24:, :, :].astype(int)
         assert np.abs(shown[::2, :10:2] - moment["a"]).max() <= 2 and (shown[1::2] == shown[::2]).all()
         assert np.abs(shown[::2, 10 + pictures.GAP :: 2] - moment["b"]).max() <= 2
+    ramp = np.broadcast_to(np.arange(2, 254, 36, dtype=np.uint8)[:, None, None], (7, 5, 3))  # every row brighter
+    _, (_, plte), _, _, (_, data), _ = chunks(pictures.animation([{"a": ramp}], 20, scale=1))
+    shown = np.frombuffer(plte, np.uint8).reshape(256, 3)[unfilter(data, 5)][24:].astype(int)
+    assert np.abs(shown - ramp).max() <= 2
     pictures.save(png, tmp_path / "a.png")
     assert pygame.image.load(str(tmp_path / "a.png")).get_size() == (width, height)
 
