@@ -82,7 +82,8 @@ def conv_transpose_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple
     """conv_transpose_plain, fast: x (N, h, w, O), w (K, K, C, O), b (C,) -> y (N, 2h + K - 2, 2w + K - 2, C)."""
     fits = x.ndim == w.ndim == 4 and w.shape[0] == w.shape[1] and x.shape[3] == w.shape[3]
     require(fits and b.shape == w.shape[2:3], "conv_transpose", x=x, w=w, b=b)
-    (n, height, width, _), (K, _, C, _) = x.shape, w.shape
+    n, height, width, _ = x.shape
+    K, _, C, _ = w.shape
     H, W = 2 * height + K - 2, 2 * width + K - 2
     y = np.empty((n, H + K % 2, W + K % 2, C), x.dtype)
     for part in _blocks(x, w):
@@ -131,7 +132,8 @@ def _scatter(y: np.ndarray, w: np.ndarray, image: np.ndarray, b: np.ndarray | fl
     of the kernel adds to a row of squares is one long run of memory (10 x faster on the decoder's last layers).
     Where K is odd the image has one row and column more than the patches; pixels beyond 2 (h + k - 1) are left alone.
     """
-    (n, height, width, O), (K, _, C, _) = y.shape, w.shape
+    n, height, width, O = y.shape
+    K, _, C, _ = w.shape
     k = (K + 1) // 2
     squares = scratch("squares", (n, height + k - 1, width + k - 1, 2, 2, C), y.dtype)
     squares[...] = b

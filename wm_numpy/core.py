@@ -61,7 +61,7 @@ _local = threading.local()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype, reuse: bool = True) -> np.ndarray:
-    """np.empty, in what lies under that name in this thread's scratch space, to be used again and again.
+    """np.empty, but in this thread's scratch space: who asks for the same name again gets the same memory again.
 
     Fresh memory costs a page fault per 4 KB. `reuse` false: fresh all the same, for what must outlive the next call.
     """
@@ -85,8 +85,8 @@ def require(fits: bool, op: str, **inputs: np.ndarray) -> None:
 
 @contextmanager
 def small_buffer():
-    """Before NumPy works on runs of memory shorter than its buffer it copies them. In here, or in a function that this
-    decorates, the buffer is small: three times faster on rows of a few hundred numbers.
+    """NumPy copies runs of memory that are shorter than its buffer before it works on them. Inside this context, or a
+    function it decorates, the buffer is small: three times faster on rows of a few hundred numbers.
     """
     kept = np.setbufsize(256)
     try:

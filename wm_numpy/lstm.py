@@ -57,7 +57,8 @@ def lstm_forward(
         fits = fits and inputs["restart"].shape == x.shape[:2]
         restart = inputs["restart"] == 1
     require(fits, "lstm", **inputs)
-    (T, B, I), H = x.shape, h0.shape[1]
+    T, B, I = x.shape
+    H = h0.shape[1]
     bias = b.copy()
     bias[H : 2 * H] += FORGET_BIAS
 
@@ -94,7 +95,8 @@ def lstm_backward(dy: tuple[np.ndarray, np.ndarray], cache: tuple, need_dx: bool
     """dy = (dh (T, B, H), dc_last (B, H)) -> dx (T, B, I) if needed, dh0, dc0 (B, H), dw (I+H, G), db (G,)."""
     dh_all, dc = dy
     xh, gates, c, restart, w, reuse = cache
-    (T, B, H), I = dh_all.shape, len(w) - dh_all.shape[2]
+    T, B, H = dh_all.shape
+    I = len(w) - H
     dx = np.empty((T, B, I), w.dtype) if need_dx else None
     dw = np.zeros_like(w)
     db = np.zeros(4 * H, w.dtype)

@@ -6,11 +6,13 @@
              and at last a sigmoid: sides 1 -> 5 -> 13 -> 30 -> 64, channels 128-64-32-3
 
 The loss is the squared error summed over the pixels, plus the KL divergence, both averaged over the batch. With a
-weight of 1 on the KL the error is the -log p of a Gaussian whose variance is 1/2 in every pixel, so V ignores objects a
-few pixels wide. `kl_weight` is twice the variance meant (beta-VAE, Higgins et al. 2017).
+weight of 1 on the KL, the error is -log p of a Gaussian whose variance is 1/2 in every pixel: V ignores objects a few
+pixels wide. `kl_weight` is twice the variance that is meant (beta-VAE, Higgins et al. 2017).
 
 Letters: N frames of a batch, M of a piece of it, Z latent dims; kernels (K, K, C, O), C on the larger image's side.
 """
+
+import math
 
 import numpy as np
 
@@ -40,8 +42,9 @@ class VAE:
         }  # fmt: skip
         shapes = {}
         for name, shape in weights.items():
+            *_, C, O = shape
             shapes[name + ".w"] = shape
-            shapes[name + ".b"] = shape[2:3] if name.startswith("deconv") else shape[3:] or shape[1:]
+            shapes[name + ".b"] = (C,) if name.startswith("deconv") else (O,)
         self.params = Params(shapes, dtype=dtype)
         if rng is not None:
             for name, shape in weights.items():
@@ -49,16 +52,17 @@ class VAE:
 
     def _initial(self, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """Initial weights of a layer; all biases are zero."""
-        taps, inputs, outputs = np.prod(shape[:-2]), *shape[-2:]
+        *kernel, C, O = shape
+        taps = math.prod(kernel)
         if self.config.start == "glorot" or name in ("mu", "logvar"):  # TensorFlow's default, and so the authors'
-            limit = np.sqrt(6 / (taps * (inputs + outputs)))
+            limit = math.sqrt(6 / (taps * (C + O)))
             return rng.uniform(-limit, limit, shape)
-        fan_in = taps * inputs
+        fan_in = taps * C
         if name == "deconv1":
-            fan_in = outputs  # of a transposed layer C is the output; each pixel meets one tap here
+            fan_in = O  # the input of a transposed layer; a pixel of its output meets one tap here
         elif name.startswith("deconv"):
-            fan_in = taps * outputs / 4  # and a quarter of the taps where stride 2 makes them overlap
-        return rng.standard_normal(shape) / np.sqrt(fan_in)  # half of He's variance
+            fan_in = taps * O / 4  # and a quarter of the taps where they overlap at stride 2
+        return rng.standard_normal(shape) / math.sqrt(fan_in)  # half of He's variance
 
     def centre(self, colour: np.ndarray) -> None:
         """Make conv1 answer zero to a frame of this one colour (3,), in [0, 1]: V learns faster from there."""
