@@ -300,6 +300,15 @@ def test_memories_are_recorded_moments_with_what_went_before(batches):
         assert restart.tolist() == [float(k == 6 - before and t <= 6) for k in range(7)]
 
 
+def test_memories_are_moments_at_which_not_all_is_lost(tmp_path):
+    """A car far out on the grass: a dream that begins there says nothing of C."""
+    lost = series(0, 40)
+    lost["reward"][10:] = 0
+    data.write(tmp_path / "000000.npy", lost)
+    m = SeriesBatches(Records(tmp_path, series_dtype(Z, A)), batch=2, window=8, seed=(4, 2)).memories(200, 12)
+    assert set(m["mu"][:, -1, 1].astype(int).tolist()) == set(range(10 + data.LIVELY))
+
+
 def test_discounted_returns_by_hand():
     reward = np.array([1.0, 0, 2])
     assert data.discounted(reward, 0.5, ended=True).tolist() == [1.5, 1, 2, 0]

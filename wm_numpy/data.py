@@ -28,6 +28,8 @@ except ImportError:  # Windows
 
 from .core import reparameterize_forward
 
+LIVELY = 8  # steps: where they brought nothing, all may be lost
+TRIES = 100  # draws of a moment before any is taken
 RENAMED = {"starts": "initial_latents", "vector": "theta"}  # arrays of older run folders
 
 
@@ -288,14 +290,18 @@ class SeriesBatches:
         """n recorded moments with the steps before each, for M to be warmed by -> arrays (n, steps + 1, ...).
 
         mu and logvar of the moment itself are the last; where an episode was younger, what stands before its first
-        step is zeros, and restart is 1 at that step.
+        step is zeros, and restart is 1 at that step. Nothing can be learnt where all is lost (a car far out on the
+        grass), so moments before which LIVELY steps brought nothing are drawn again.
         """
         rng = np.random.default_rng([*self.seed, 1])
         arrays = {name: [] for name in ("mu", "logvar", "action", "restart")}
         for _ in range(n):
-            file, at = self.moment(rng)
-            first = max(0, at - steps)
-            records = self.series.read(file, first, at + 1)
+            for _ in range(TRIES):
+                file, at = self.moment(rng)
+                first = max(0, at - steps)
+                records = self.series.read(file, first, at + 1)
+                if at < LIVELY or records["reward"][-1 - LIVELY : -1].any():
+                    break
             restart = np.zeros(len(records), np.float32)
             restart[0] = first == 0
             missing = steps + 1 - len(records)
