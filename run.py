@@ -164,7 +164,8 @@ def perform(args: argparse.Namespace) -> int | None:
             if args.png:
                 judge.draw(player, args.png)
             else:
-                print(judge.table(player, args.episodes, taus))
+                for line in judge.table(player, args.episodes, taus):
+                    print(line, flush=True)
         case "play":
             from wm_numpy import play
 

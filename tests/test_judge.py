@@ -303,7 +303,7 @@ def test_lives_of_the_same_policies_in_both_worlds(no_reality):
 def test_table(no_reality, monkeypatch):
     sight = [("bearing, near", "R2", {"mu": 0.75, "z": 0.5})]
     monkeypatch.setattr("wm_numpy.sight.figures", lambda agent, episodes: sight)
-    text = table(tiny_agent("doom", "mdnrnn.value_head=true"), 2, [1.0])
+    text = "\n".join(table(tiny_agent("doom", "mdnrnn.value_head=true"), 2, [1.0]))
     blocks = [block.splitlines() for block in text.split("\n\n")]
     assert [line.split()[0] for line in blocks[0][1:]] == [
         "nll", "gaussian", "recall", "precision", "value_r2", "advantage_r", "reward_r"

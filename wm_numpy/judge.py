@@ -34,40 +34,39 @@ from .worlds import Dream, RealWorld
 
 HORIZONS = (5, 20, 50, 100, 200)  # steps into the dream
 MOMENTS, DREAMS = 256, 4  # that are replayed; dreams of each
-FRAMES = 12  # of a picture
+FRAMES, SMOOTH = 12, 5  # of a picture; steps that a point of its curves is the mean of
 BEFORE = 20  # steps whose reward goes on, if nothing changes
 
 
-def table(agent: Agent, episodes: int, taus: Sequence[float]) -> str:
-    """All figures as text."""
-    lines, real = [], {}
+def table(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[str]:
+    """All figures as lines of text."""
+    real = {}
     for name, policy in (("collecting", collecting_policy(agent.config)), ("C", None)):
         real[name] = series = [in_latents(agent, episode) for episode in recorded(agent, policy, episodes)]
         who = "C" if policy is None else "the policy that collects data"
-        lines.append(f"M on {episodes} held-out episodes of {who}")
+        yield f"M on {episodes} held-out episodes of {who}"
         figures = judge(agent, as_batches(series))
-        lines += [f"  {figure:24} {value:8.3f}" for figure, value in figures.items()]
-        lines += ["", f"the same, open loop{' and C closed loop' * (policy is None)}, tau 1"]
-        lines += columns(open_loop(agent, series, closed=policy is None))
-        lines.append("")
+        yield from [f"  {figure:24} {value:8.3f}" for figure, value in figures.items()]
+        yield from ["", f"the same, open loop{' and C closed loop' * (policy is None)}, tau 1"]
+        yield from columns(open_loop(agent, series, closed=policy is None))
+        yield ""
     if agent.config.task == "carracing":
-        lines.append(f"{'read off by a line, R2':24} {'z':>8} {'[z h]':>8}")
-        lines += [f"  {fact:22} {z:8.3f} {zh:8.3f}" for fact, (z, zh) in probe(agent).items()]
-        lines.append("")
+        yield f"{'read off by a line, R2':24} {'z':>8} {'[z h]':>8}"
+        yield from [f"  {fact:22} {z:8.3f} {zh:8.3f}" for fact, (z, zh) in probe(agent).items()]
+        yield ""
     else:
-        lines.append(f"fireballs read off by a line, on {episodes} episodes of a policy that sees them all")
+        yield f"fireballs read off by a line, on {episodes} episodes of a policy that sees them all"
         for what, measure, told in sight.figures(agent, episodes):
-            lines.append(f"  {what:36} {measure:4}" + "".join(f"{who:>14} {x:5.3f}" for who, x in told.items()))
-        lines.append("")
-    lines.append(f"whole lives; reward: {TASKS[agent.config.task].reward}")
+            yield f"  {what:36} {measure:4}" + "".join(f"{who:>14} {x:5.3f}" for who, x in told.items())
+        yield ""
+    yield f"whole lives; reward: {TASKS[agent.config.task].reward}"
     quartiles = "{:>20} {:>20}".format("a step: 25, 50, 75 %", "steps: 25, 50, 75 %")
-    lines.append(f"{'policy':10} {'world':11} {'reward +- SD [95 % of the mean]':34} {quartiles}")
+    yield f"{'policy':10} {'world':11} {'reward +- SD [95 % of the mean]':34} {quartiles}"
     for policy, world, returns, lengths in lives(agent, episodes, taus, real):
         mean = "{mean:.1f} +- {sd:.1f} [{ci95[0]:.1f}, {ci95[1]:.1f}]".format(**score(returns))
         pace, steps = (np.quantile(x, (0.25, 0.5, 0.75)) for x in (returns / lengths, lengths))
         quartiles = " ".join(f"{q:6.2f}" for q in pace) + " " + " ".join(f"{q:6.0f}" for q in steps)
-        lines.append(f"{policy:10} {world:11} {mean:34} {quartiles}")
-    return "\n".join(lines)
+        yield f"{policy:10} {world:11} {mean:34} {quartiles}"
 
 
 def columns(rows: list[dict[str, float]]) -> list[str]:
@@ -374,6 +373,8 @@ def draw(agent: Agent, path: Path, episodes: int = 8) -> None:
     known = np.isfinite(series["value"][1:])
     if known.any():
         lines["what came"] = seconds[known], series["value"][1:][known]
-    steps = {"reward": (seconds[1:], batch["reward"][0, 1:]), "advantage": (seconds[1:], a)}
+    smooth = np.ones(SMOOTH) / SMOOTH
+    steps = {"reward": batch["reward"][0, 1:], f"advantage (means of {SMOOTH} steps)": a}
+    steps = {name: (seconds[1:], np.convolve(x, smooth, "same")) for name, x in steps.items()}
     under = [pictures.curves([("", "seconds", part)], strip.get_width(), pictures.NAME) for part in (lines, steps)]
     pictures.save(pictures.stacked(strip, *under), path)
