@@ -215,7 +215,7 @@ def test_a_weight_on_every_pixel(rng):
         v.params.flat[:] = theta
         return v.loss_and_grad(frames, noise, weight)[0]["loss"]
 
-    assert check_vector(loss, at, gradient, rng, directions=4) < 1e-6
+    assert check_vector(loss, at, gradient, rng, directions=2) < 1e-6
 
 
 def test_the_better_start(rng):

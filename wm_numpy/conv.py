@@ -124,7 +124,7 @@ def _gather(x: np.ndarray, K: int) -> np.ndarray:
     return patches.reshape(-1, K * K * C)
 
 
-@small_buffer()
+@small_buffer
 def _scatter(y: np.ndarray, w: np.ndarray, image: np.ndarray, b: np.ndarray | float = 0.0) -> None:
     """image (N, H, W, C) = b + the sum of patches y w^T, each in its place.  y (N, h, w, O), w (K, K, C, O).
 

@@ -33,7 +33,7 @@ def lstm_plain(x, h, c, w, b, restart=None) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(hs), c
 
 
-@small_buffer()
+@small_buffer
 def lstm_forward(
     x: np.ndarray,
     h0: np.ndarray,
@@ -90,7 +90,7 @@ def lstm_forward(
     return (h, c[T]), (xh, gates, c, restart, w, reuse)
 
 
-@small_buffer()
+@small_buffer
 def lstm_backward(dy: tuple[np.ndarray, np.ndarray], cache: tuple, need_dx: bool = True) -> tuple:
     """dy = (dh (T, B, H), dc_last (B, H)) -> dx (T, B, I) if needed, dh0, dc0 (B, H), dw (I+H, G), db (G,)."""
     dh_all, dc = dy
