@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, TINY, tiny_config
-from wm_numpy import config, data, experiment, parallel, rollout, train, vae
+from wm_numpy import config, data, envs, experiment, parallel, rollout, train, vae
 from wm_numpy.agent import Agent, export
 from wm_numpy.cmaes import CMAES
 from wm_numpy.config import SettingError, VAEConfig
@@ -446,7 +446,7 @@ def test_a_process_changes_its_environments_with_the_task(monkeypatch):
         def close(self):
             self.closed = True
 
-    monkeypatch.setattr(rollout, "make_env", Env)
+    monkeypatch.setattr(envs, "make_env", Env)
     monkeypatch.setattr(rollout, "_envs", [])
     monkeypatch.setattr(rollout, "_kind", None)
     first = rollout._environments("doom", 1, 2, keep=False)

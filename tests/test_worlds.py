@@ -10,8 +10,10 @@ from gymnasium.utils.env_checker import check_env
 from tests.conftest import tiny_agent
 from wm_numpy import rollout as rollouts
 from wm_numpy.data import DataError
+from wm_numpy.faces import DreamEnv
+from wm_numpy.faces import VectorDream as Dream
+from wm_numpy.faces import VectorReality as RealWorld
 from wm_numpy.rollout import dream_rollouts, rollout
-from wm_numpy.worlds import Dream, DreamEnv, RealWorld
 
 Z, H = 6, 8
 

@@ -1,6 +1,7 @@
 """The paper's rollout, batched: many candidates, many episodes, in either world; it cannot tell which it is in.
 
-Then the same over all cores: groups of dreams on threads, groups of real episodes on processes.
+Then the same over all cores: groups of dreams on threads, groups of real episodes on processes. What real episodes
+alone need, Gymnasium and an engine, is imported where they begin: a dream needs NumPy alone.
 Letters: P population, E episodes, n = P * E.
 """
 
@@ -13,7 +14,6 @@ import numpy as np
 from . import parallel
 from .agent import Agent
 from .data import Recorder
-from .envs import EnvironmentDied, make_env, random_policy
 from .worlds import Dream, RealWorld, World
 
 CHUNK = 256  # dreams that one thread steps together
@@ -91,6 +91,8 @@ def blind_rollouts(
     Each episode has a policy of its own, make_policy(rng); by default the one that scores are compared with. An
     episode shorter than min_length is replaced by another (authors' extract.py). repeat: frames of a step.
     """
+    from .envs import random_policy
+
     make_policy = make_policy or partial(random_policy, task)
     jobs = [(task, repeat, int(seed), paths and paths[i], min_length, make_policy) for i, seed in enumerate(seeds)]
     here = parallel.SPAWN if paths else None
@@ -100,6 +102,8 @@ def blind_rollouts(
 def _play_all(
     play: Callable, jobs: list[tuple], log: Callable, progress: Callable, executor: Callable | None, *setup
 ) -> list[Rollouts]:
+    from .envs import EnvironmentDied
+
     results = [None] * len(jobs)
     how = {"retry": (EnvironmentDied,), "log": log, "executor": executor}
     for i, result in parallel.processes(partial(_guarded, play), jobs, *setup, **how):
@@ -126,6 +130,8 @@ def _set_agent(agent: Agent) -> None:
 
 
 def _environments(task: str, repeat: int, n: int, keep: bool) -> list[Recorder]:
+    from .envs import make_env
+
     global _kind
     if _kind != (task, repeat):
         _close()
@@ -139,6 +145,8 @@ def _environments(task: str, repeat: int, n: int, keep: bool) -> list[Recorder]:
 
 def _guarded(play: Callable, *job):
     """After an environment's death its process makes new ones."""
+    from .envs import EnvironmentDied
+
     try:
         return play(*job)
     except EnvironmentDied:

@@ -1,17 +1,14 @@
-"""The real world and the dreamt one behind ONE interface: a gymnasium VectorEnv whose observation is what C sees.
+"""The real world and the dreamt one behind ONE interface: n episodes at once, and of each what C sees.
 
 RealWorld is environments + V + M; Dream is M alone. All that differs is where the next z comes from, one method.
+NumPy alone; faces.py makes Gymnasium environments of them.
 
 Letters: n environments, Z latent, F features, A action, H hidden.
 """
 
 from collections.abc import Callable, Sequence
 
-import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
 from .agent import Agent, feature_size
 from .config import flat, from_flat
@@ -57,23 +54,20 @@ class Noise:
         return numbers
 
 
-class World(VectorEnv):
+class World:
     """What the two worlds share: M's state, C's features, and the rows that are still alive.
 
-    Autoreset is disabled: who has ended is begun anew by `reset(options={"reset_mask": mask})`, mask (n,) bool, or
-    with all others by `reset()`. `step` is of all; `advance` of those alive, while the others stand still, with
-    reward 0, and cost nothing. The agent's C is not used.
+    The methods are those of a Gymnasium vector environment without autoreset: who has ended is begun anew by
+    `reset(options={"reset_mask": mask})`, mask (n,) bool, or with all others by `reset()`. `step` is of all; `advance`
+    of those alive, while the others stand still, with reward 0, and cost nothing. The agent's C is not used.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
+    reset_needed = RuntimeError  # what a step after an end raises
 
     def __init__(self, agent: Agent, num_envs: int):
         self.agent, self.m, self.num_envs = agent, agent.m, num_envs
         self._features = np.zeros((num_envs, feature_size(agent.config)), np.float32)
-        self.single_observation_space = Box(-np.inf, np.inf, self._features.shape[1:])  # float32, as all
-        self.single_action_space = Box(-1, 1, (agent.m.action_size,))
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.np_random = np.random.default_rng()  # of seeds that are not given
         self.normal = Noise(num_envs, np.random.Generator.standard_normal, self.m.z_size)
         self.steps = 0  # since all began
         self.born = np.zeros(num_envs, int)  # at which of them each began
@@ -126,21 +120,22 @@ class World(VectorEnv):
         """Actions (n, A) -> features (n, F), rewards, terminations, truncations (n,), {}.
 
         Raises:
-            gymnasium.error.ResetNeeded: an environment has ended, or not begun.
+            RuntimeError: an environment has ended, or not begun.
             ValueError: the actions are not finite numbers of that shape.
         """
         if 0 < len(self.rows) < self.num_envs:
             ended = np.setdiff1d(np.arange(self.num_envs), self.rows).tolist()
-            raise gym.error.ResetNeeded(f"environments {ended} have ended: reset them before the next step")
+            raise self.reset_needed(f"environments {ended} have ended: reset them before the next step")
         return self.advance(actions)
 
     def advance(self, actions: np.ndarray):
-        """As `step`, but environments that have ended stand still; ResetNeeded where none is left."""
+        """As `step`, but environments that have ended stand still; RuntimeError where none is left."""
         if not len(self.rows):
-            raise gym.error.ResetNeeded("all environments have ended, or not begun: call reset before step")
+            raise self.reset_needed("all environments have ended, or not begun: call reset before step")
         rows, actions = self.rows, np.asarray(actions, np.float32)
-        if actions.shape != self.action_space.shape or not np.isfinite(actions).all():
-            raise ValueError(f"actions must be finite numbers of shape {self.action_space.shape}, not {actions}")
+        shape = self.num_envs, self.m.action_size
+        if actions.shape != shape or not np.isfinite(actions).all():
+            raise ValueError(f"actions must be finite numbers of shape {shape}, not {actions}")
         rewards = np.zeros(self.num_envs, np.float64)
         terminations, truncations = np.zeros((2, self.num_envs), bool)
         action = np.clip(actions[rows], -1, 1)
@@ -181,9 +176,9 @@ class World(VectorEnv):
 
 
 class RealWorld(World):
-    """n environments of envs.py, seen through V and remembered by M."""
+    """n environments, such as those of envs.py, seen through V and remembered by M."""
 
-    def __init__(self, agent: Agent, envs: Sequence[gym.Env]):
+    def __init__(self, agent: Agent, envs: Sequence):
         super().__init__(agent, len(envs))
         self.envs = list(envs)
 
@@ -201,7 +196,8 @@ class RealWorld(World):
             z[on] = self._sample(*self.agent.v.encode(frames[on]), self.rows[on])
         return z, rewards, terminated, truncated
 
-    def close_extras(self, **kwargs):
+    def close(self) -> None:
+        """Close the environments."""
         for env in self.envs:
             env.close()
 
@@ -272,54 +268,3 @@ class Dream(World):
             value = np.clip(self.m.predict(self.state[0]).value, *self.value_range)
             reward = reward + cut * self.survival[self.rows] * value
         return z, reward, done, cut
-
-
-class DreamEnv(gym.Env):
-    """One dream of a trained M, as a Gymnasium environment: `gymnasium.make("wm_numpy/Dream-v0", run="runs/doom")`.
-
-    Description: nothing is simulated but by M, which was trained on episodes of the task and predicts what comes next.
-    Action Space: Box(-1, 1, (A,)): the task's own, 3 for CarRacing, 1 for Doom.
-    Observation Space: Box(-inf, inf, (F,)): what the run's C sees, z, [z h] or [z c h]. `render()` decodes z.
-    Rewards: M's expected reward of the step where it has a reward head (CarRacing's are tiles); else 1 per frame.
-    Starting State: a recorded first frame, drawn by the seed, and zero memory; or a recorded moment (`memories`).
-    Episode End: where M has a done head, terminated when its logit is above 0, or as `evolve.done_odds` draws it;
-        truncated at the step limit.
-    Arguments: run: a run folder, or the name of weights that come with the package; tau, horizon: as of `Dream`.
-    """
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
-
-    def __init__(self, run: str, tau: float | None = None, horizon: int | None = None, render_mode: str | None = None):
-        self.render_mode = render_mode
-        self.world = Dream(Agent.load(run), 1, tau, horizon)
-        self.observation_space = self.world.single_observation_space
-        self.action_space = self.world.single_action_space
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
-        super().reset(seed=seed)
-        features, _ = self.world.reset(seed=int(self.np_random.integers(2**31 - 1)))
-        return features[0], {}
-
-    def step(self, action: np.ndarray):
-        features, reward, terminated, truncated, _ = self.world.step(np.asarray(action)[None])
-        return features[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
-
-    def render(self) -> np.ndarray | None:
-        """What M sees now, decoded by V: (64, 64, 3) uint8."""
-        if self.render_mode is None:
-            return None
-        z = self.world._features[:, : self.world.agent.config.vae.z_size]
-        return np.round(self.world.agent.v.decode(z)[0] * 255).astype(np.uint8)
-
-
-def dream_vec(run: str, num_envs: int = 1, **arguments) -> Dream:
-    """`gymnasium.make_vec("wm_numpy/Dream-v0", num_envs, run="runs/doom")`: one batch in place of n environments."""
-    return Dream(Agent.load(run), num_envs, **arguments)
-
-
-gym.register(
-    "wm_numpy/Dream-v0",
-    entry_point="wm_numpy.worlds:DreamEnv",
-    vector_entry_point="wm_numpy.worlds:dream_vec",
-    disable_env_checker=True,
-)
