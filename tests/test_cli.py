@@ -291,7 +291,10 @@ def test_a_finished_run_prints_its_table(doom_run, copy_of, capsys):
         assert f"{results[who]['mean']:.1f}" in line and f"{results[who]['sd']:.1f}" in line
     assert "parameters: V 4,446,915" in out and "95 %" in out
     (dream,) = [line for line in out.splitlines() if line.startswith("its own dream ")]
-    assert f"{results['dream']['mean']:.1f}" in dream and "at temperature 1.15, in frames survived" in out
+    assert (
+        f"{results['dream']['mean']:.1f}" in dream
+        and "its own dream: of at most 20 steps at temperature 1.15, in frames survived" in out
+    )
     assert f"now: python run.py play {out.split('pictures: ')[1].splitlines()[0]} " in out
     assert "updates=3" in out and "epochs" not in out and "later_" not in out  # what has no effect is not said
     assert "the first 32 nats of a frame" in out

@@ -401,7 +401,7 @@ class Experiment:
             agent = None if who == "random" else Agent.load(self.folder, theta)
             if who == "dream":  # the same agent in its own dream
                 returns, _ = dream_rollouts(agent, agent.theta[None], episode_seeds("evaluate", n, c.seed))
-                results[who] = score(returns) | {"tau": c.evolve.tau}
+                results[who] = score(returns) | {"tau": c.evolve.tau, "steps": c.evolve.horizon or c.max_steps}
             else:
                 results[who] = evaluate(c.task, agent, n, c.seed, self.log, round_, who)
             write(path, results)

@@ -64,8 +64,10 @@ def table(folder: Path) -> str:
     columns = f"{'':14} {'episodes':>8} {'mean':>9} {'SD':>8}   95 % interval of the mean"
     note = f"solved: a mean of {task.solved_at} over 100 episodes; the paper's agent: {task.paper}"
     if "dream" in results:
-        rows.append(score_line("its own dream", results["dream"]))
-        note += f"\nits own dream: at temperature {results['dream']['tau']:g}, in {task.reward}"
+        dream = results["dream"]
+        rows.append(score_line("its own dream", dream))
+        cut = f" of at most {dream['steps']} steps" if "steps" in dream else ""  # older results do not say
+        note += f"\nits own dream:{cut} at temperature {dream['tau']:g}, in {task.reward}"
     return "\n".join([heading, columns, *rows, note])
 
 
