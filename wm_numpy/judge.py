@@ -2,12 +2,14 @@
 
 What the figures say, and how to read them:
 - M step by step: likelihood per latent dimension beside that of a Gaussian that knows nothing; recall and precision of
-  the end; the reward told against the one received; how much of the variance of what was still to come V explains, and
-  whether a step's advantage foretells that more, or less, will come than V expected.
+  the end; the reward told against the one received; how much of the variance of what was still to come the value
+  explains; whether a step's advantage foretells, better than its bare reward, that more will come than was expected.
 - Open loop: recorded actions replayed in dreams that begin in a memory. M knows the world for as many steps as its
-  error of z is below both baselines, the reward told is the true one, and it tells the moments that pay from others.
-- Closed loop: C itself from the same moments. What it collects in the dream above what its recorded actions collect
-  there is what it exploits. And whole lives of the same policies in both worlds, distribution beside distribution.
+  error of z is below both baselines, and the reward told is the true one, in sum and moment by moment. The actions fit
+  the road and the fireballs that came. A dream invents others where the first frames end, so that there even a perfect
+  M tells less reward and more ends than were true.
+- Closed loop: C itself, from the same moments, meets what the dream invents. What it is told there above what was true
+  is what it exploits. And whole lives of the same policies in both worlds, distribution beside distribution.
 - CarRacing: speed, angle to the road and distance from its middle, as far as they can be read off [z h] by a line.
 - Doom: the fireballs, in view and out of it (sight.py).
 """
