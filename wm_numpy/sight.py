@@ -79,6 +79,16 @@ class Seeing(TakeCover):
         return Fireballs(*np.array(rows).reshape(-1, 4).T), [o.id for o in flying], y
 
 
+class Watched(RealWorld):
+    """A real world that keeps what V says: mu (n, Z)."""
+
+    def _sample(self, mu, logvar, rows):
+        if len(rows) == self.num_envs:
+            self.mu = np.zeros((self.num_envs, self.m.z_size), np.float32)
+        self.mu[rows] = mu
+        return super()._sample(mu, logvar, rows)
+
+
 def figures(agent: Agent, episodes: int) -> Iterator[tuple[str, str, dict[str, float]]]:
     """What is asked, the measure (R2: 1 is perfect; AUC: 0.5 is a guess), and what each reader gets.
 
@@ -122,19 +132,23 @@ def _set_agent(agent: Agent) -> None:
 def _watch(seeds: np.ndarray) -> dict[str, np.ndarray]:
     """Episodes of the all-seeing policy with random holds -> what the agent has and what is true, step by step."""
     envs = [Seeing(repeat=_agent.config.repeat) for _ in seeds]
-    world, rows = RealWorld(_agent, envs), []
+    world, rows = Watched(_agent, envs), []
     features, _ = world.reset(seed=seeds)
     rngs = [np.random.default_rng([int(seed), 1]) for seed in seeds]
     action, left = np.zeros(len(seeds)), np.zeros(len(seeds))
     seen = [set() for _ in seeds]
     while len(world.rows):
-        mu, _ = _agent.v.encode(np.stack([envs[i].frame for i in world.rows]))
-        for i, code in zip(world.rows, mu, strict=True):
+        for i in world.rows:
             balls, names, place = envs[i].fireballs()
             seen[i] |= {name for name, visible in zip(names, balls.in_view, strict=True) if visible}
             ever = np.array([name in seen[i] for name in names], bool)
             every = np.ones(len(names), bool)
-            row = {"episode": seeds[i], "features": features[i].copy(), "mu": code, "pull": balls.pull(every)}
+            row = {
+                "episode": seeds[i],
+                "features": features[i].copy(),
+                "mu": world.mu[i].copy(),
+                "pull": balls.pull(every),
+            }
             row |= {"in view now": balls.pull(balls.in_view), "ever in view": balls.pull(ever)}
             for name, first, last in (("under 250 units", 60, 250), ("250 to 450 units", 250, 450)):
                 row["bearing, " + name] = balls.bearing(first, last)
