@@ -318,7 +318,7 @@ def test_a_job_of_a_cluster_is_retried_and_a_dead_worker_replaced(on_cluster, tm
 
 def test_a_generation_on_a_cluster_equals_one_here(on_cluster, workers):
     workers(2)
-    agent = tiny_agent("doom")
+    agent = tiny_agent("doom", "repeat=8")
     vectors = np.random.default_rng(0).standard_normal((3, len(agent.theta)))
     seeds = np.array([3, 1, 4])  # 9 episodes: a group of 8, and one
     there = rollout.real_rollouts(agent, vectors, seeds)
