@@ -197,9 +197,9 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         ],
         "quick": [
             _CAR, _CAR_DREAM,
-            "collect.episodes=200 collect.later_episodes=48 vae.updates=1500 vae.later_updates=300",
-            "mdnrnn.updates=1500 mdnrnn.later_updates=700 evolve.generations=40 evolve.later_generations=20",
-            "evaluate.episodes=50",
+            "collect.episodes=500 collect.later_episodes=96 vae.updates=2000 vae.later_updates=500",
+            "mdnrnn.updates=2500 mdnrnn.later_updates=1500 evolve.generations=30 evolve.later_generations=20",
+            "evolve.check_every=10 evaluate.episodes=50",
         ],
         "smoke": [_CAR, _SMOKE, "collect.episodes=2 repeat=4"],
     },
