@@ -445,6 +445,8 @@ def test_export_keeps_the_agent(sentence, doom_run, tmp_path):
 def test_the_weights_that_come_with_the_package(capsys, tmp_path):
     agent = Agent.load("doom")
     assert (agent.v.params.flat.size, agent.m.params.flat.size, agent.theta.size) == (4_446_915, 1_678_785, 1_088)
-    assert sum(f.stat().st_size for f in agents.SHIPPED.rglob("*")) < 20e6
+    car = Agent.load("carracing")  # its M has heads for reward and value
+    assert (car.v.params.flat.size, car.m.params.flat.size, car.theta.size) == (4_348_547, 422_368 + 2 * 257, 867)
+    assert sum(f.stat().st_size for f in agents.SHIPPED.rglob("*")) < 25e6
     assert run.main(["evaluate", "doom", "--episodes", "2", "--json", str(tmp_path / "score.json")]) == 0
     assert {"mean", "sd", "ci95", "episodes"} <= json.loads((tmp_path / "score.json").read_text()).keys()
