@@ -119,6 +119,8 @@ def figures(agent: Agent, episodes: int) -> Iterator[tuple[str, str, dict[str, f
     pull = steps["pull"]
     ceilings = {who: float(np.corrcoef(pull, steps[who])[0, 1] ** 2) for who in ("in view now", "ever in view")}
     yield "pull of the fireballs on the policy", "R2", read("pull", r2) | ceilings
+    for name in ("in view now", "out of view now"):
+        yield "pull of those " + name, "R2", read(name, r2)
 
 
 _agent: Agent | None = None
@@ -149,7 +151,8 @@ def _watch(seeds: np.ndarray) -> dict[str, np.ndarray]:
                 "mu": world.mu[i].copy(),
                 "pull": balls.pull(every),
             }
-            row |= {"in view now": balls.pull(balls.in_view), "ever in view": balls.pull(ever)}
+            row |= {"in view now": balls.pull(balls.in_view), "out of view now": balls.pull(~balls.in_view)}
+            row["ever in view"] = balls.pull(ever)
             for name, first, last in (("under 250 units", 60, 250), ("250 to 450 units", 250, 450)):
                 row["bearing, " + name] = balls.bearing(first, last)
             for name, first, last in (("within 12 tics", 0, 12), ("in 12 to 32 tics", 12, 32)):
