@@ -56,7 +56,7 @@ def collected(doom_run, tmp_path):
 
 def test_a_run_leaves_what_it_says(doom_run):
     assert {p.name for p in doom_run.iterdir()} == {
-        "config.json", "episodes", "series", "log.jsonl", "results.json", *RESULTS
+        "config.json", "episodes", "series", "log.jsonl", "results.json", ".lock", *RESULTS
     }  # fmt: skip  # no state, no half-written file
     assert [p.name for p in sorted((doom_run / "episodes").iterdir())] == ["000000.npy", "000001.npy"]
     results = json.loads((doom_run / "results.json").read_text())
