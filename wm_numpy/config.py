@@ -184,7 +184,7 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         "paper": [_DOOM],
         "laptop": [_DOOM, _LAPTOP, _DOOM_LAPTOP],
         # A young M dreams too kind a world, and only heat makes it hard enough to learn from: tau 2.
-        "quick": [_DOOM, _QUICK, "collect.episodes=200 collect.hold=60 evolve.tau=2"],
+        "quick": [_DOOM, _QUICK, "collect.episodes=200 collect.hold=60 evolve.tau=2 evolve.episodes=8"],
         "smoke": [_DOOM, _SMOKE, "collect.episodes=4 collect.min_length=1"],
     },
     "carracing": {
