@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
-    # Taken before the command or after it: suppressed defaults, lest the one place undo the other.
+    # Taken before the command or after it: SUPPRESS keeps the subparser's default from overwriting the global flag.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     common.add_argument("--workers", type=int, metavar="N", help="threads and processes; all cores")

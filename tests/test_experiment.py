@@ -283,7 +283,7 @@ def test_a_later_round_may_be_smaller(doom_run, copy_of):
     assert [r["step"] for r in steps if r["round"] == 2][-1] == 2
 
 
-def test_rounds_have_equal_shares_of_a_batch_where_asked(doom_run, copy_of):
+def test_rounds_have_equal_shares_of_a_batch_where_asked():
     config = tiny_config("doom", "rounds=3", "collect.episodes=4", "collect.later_episodes=2", "vae.fair=true")
     weights = Experiment.__new__(Experiment)
     weights.config = config

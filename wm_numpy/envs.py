@@ -255,7 +255,7 @@ class TakeCover(Task):
         self.deaths = tuple(getattr(vizdoom, f"{name}Exception") for name in dead)
         self.game = game = vizdoom.DoomGame()
         game.load_config(os.path.join(vizdoom.scenarios_path, "take_cover.cfg"))
-        # What the figures of the paper hang on is set here, whatever the file says or will say.
+        # What the figures of the paper depend on is set here, whatever the file says or will say.
         game.set_doom_skill(4)
         game.set_mode(vizdoom.Mode.PLAYER)
         game.set_available_buttons([vizdoom.Button.MOVE_LEFT, vizdoom.Button.MOVE_RIGHT])

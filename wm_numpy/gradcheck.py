@@ -173,7 +173,7 @@ def check_vector(
 def _scales(x: np.ndarray, name: str = "x") -> np.ndarray:
     """What the step of each entry is a fraction of: its own size, but of those below 1 that of the largest, or 1."""
     if getattr(x, "dtype", None) != np.float64:
-        raise ValueError(f"{name}: gradient checks need float64 inputs, lest rounding hide real mistakes")
+        raise ValueError(f"{name}: gradient checks need float64 inputs: rounding would hide real mistakes")
     if not x.size:
         raise ValueError(f"{name} is empty: there is nothing to check")
     size = np.abs(x)

@@ -196,8 +196,8 @@ def _play_blind(
         env.reset(seed=seed if attempt == 0 else int(rng.integers(2**28)))
         while not over:
             _, reward, terminated, truncated, _ = env.step(policy())
-            total = total + reward
-            length = length + 1
+            total += reward
+            length += 1
             over = terminated or truncated
         if length >= min_length:
             break

@@ -19,7 +19,7 @@ BLOCK = 16  # steps whose noise is drawn at a time, for one episode
 
 
 class Noise:
-    """Random numbers for the n rows of a batch; what a row gets hangs on its own seed alone.
+    """Random numbers for the n rows of a batch; what a row gets depends on its own seed alone.
 
     draw: rng, shape, dtype -> numbers, such as np.random.Generator.random; size: numbers per row and step; key:
     another for other numbers from the same seeds. Rows of equal seeds that begin together, candidates that meet the
