@@ -283,6 +283,20 @@ def test_a_later_round_may_be_smaller(doom_run, copy_of):
     assert [r["step"] for r in steps if r["round"] == 2][-1] == 2
 
 
+def test_a_later_round_may_keep_v_and_what_it_encoded(doom_run, copy_of):
+    folder = copy_of(doom_run)
+    first = json.loads((folder / "config.json").read_text())
+    data.write(folder / "config.json", first | {"vae.rounds": 1})
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "series" / "1").iterdir()}
+    Experiment(tiny_config("doom", "rounds=2", "vae.rounds=1"), folder).run()
+    old = data.read_arrays(doom_run / "vae.npz")
+    new = data.read_arrays(folder / "vae.npz")
+    assert np.array_equal(old["weights"], new["weights"]) and int(new["round"]) == 2
+    after = {path.name: path.stat().st_mtime_ns for path in (folder / "series" / "2").iterdir()}
+    assert len(after) == 4 and before.items() < after.items()
+    assert not same(folder / "mdnrnn.npz", doom_run / "mdnrnn.npz")
+
+
 def test_rounds_have_equal_shares_of_a_batch_where_asked():
     config = tiny_config("doom", "rounds=3", "collect.episodes=4", "collect.later_episodes=2", "vae.fair=true")
     weights = Experiment.__new__(Experiment)

@@ -62,6 +62,7 @@ class VAEConfig(Training):
     foreground: float = setting(
         0.0, "a pixel's error counts 1 + this times its squared distance from the mean frame", 0
     )
+    rounds: int = setting(0, "rounds in which V learns; later ones keep it and encode new episodes alone; 0: all", 0)
     start: str = setting("glorot", "initial weights: the authors', or larger ones", choices=("glorot", "he"))
 
 
@@ -168,15 +169,14 @@ _LAPTOP = """
 # An evolved agent of Doom dies running into fireballs out of sight. Actions held for 10 steps hardly ever show that.
 _DOOM_LAPTOP = """
     collect.episodes=5000 collect.long_hold=60 mdnrnn.updates=4500 mdnrnn.decay=0.9994 evolve.check_every=5"""
-# A decision every 4 frames, V from a better start, dreams of 100 steps that begin in recorded moments, own data alone;
-# the worse half of the dreams is the fitness, as what an agent still lacks is to slow down in time.
+# A decision every 4 frames, V from a better start, dreams of 100 steps that begin in recorded moments, own data alone.
 _CAR_DREAM = """
     repeat=4
     vae.start=he vae.kl_weight=0.1 vae.kl_tolerance=1 vae.batch=32 vae.learning_rate=1e-3 vae.later_rate=3e-4
     vae.final_rate=1e-6 vae.cosine=true vae.fair=true
     mdnrnn.reward_weight=0.25 mdnrnn.batch=32 mdnrnn.window=48 mdnrnn.learning_rate=2e-3 mdnrnn.later_rate=1e-3
     mdnrnn.cosine=true
-    evolve.memories=1 evolve.horizon=100 evolve.episodes=24 evolve.worst=0.5 evolve.sigma=0.1 evolve.later_sigma=0.05
+    evolve.memories=1 evolve.horizon=100 evolve.episodes=24 evolve.sigma=0.1 evolve.later_sigma=0.05
     evolve.check_every=20 evolve.check_episodes=24
     collect.noise=0.3 collect.spread=0.05"""
 PRESETS: dict[str, dict[str, list[str]]] = {
@@ -200,7 +200,7 @@ PRESETS: dict[str, dict[str, list[str]]] = {
             "collect.episodes=500 collect.later_episodes=96 vae.updates=2000 vae.later_updates=500",
             # 10 generations: 20 and 30 in a dream of random data alone only find where it is wrong
             "mdnrnn.updates=2500 mdnrnn.later_updates=1500 evolve.generations=10 evolve.later_generations=20",
-            "evolve.check_every=10 evaluate.episodes=50",
+            "evolve.worst=0.5 evolve.check_every=10 evaluate.episodes=50",
         ],
         "smoke": [_CAR, _SMOKE, "collect.episodes=2 repeat=4"],
     },

@@ -237,10 +237,15 @@ class Experiment:
         play(c.task, agent, seeds, self.log, "collect", round_, n - len(missing), **how)
 
     def _vae(self, round_: int) -> None:
-        """Train V on the frames of all episodes so far."""
+        """Train V on the frames of all episodes so far, in the rounds in which it learns."""
         c = self.config.vae
         seed = self._seed("vae", round_)
         v = new_vae(self.config, np.random.default_rng(seed))
+        if self._vae_is_kept(round_):
+            path = self.folder / RESULTS["vae"]
+            read_weights(path, v.params)
+            self._finish(path, round_, weights=v.params.flat)
+            return
         episodes = Records(self.episodes, self.frame_dtype)
         batches = FrameBatches(episodes, c.batch, seed, self._weights(len(episodes.paths), c))
         some = FrameBatches(episodes, MEAN_OF, (*seed, 2))(0)
@@ -259,9 +264,16 @@ class Experiment:
 
         self._fit("vae", round_, v.params, loss_and_grad, batches.per_epoch)
 
+    def _vae_is_kept(self, round_: int) -> bool:
+        """Whether V stays as it was in the round before."""
+        return round_ > (self.config.vae.rounds or self.config.rounds)
+
     def _encode(self, round_: int) -> None:
         """Turn every frame of every episode into V's (mu, logvar)."""
         folder = self.folder / "series" / str(round_)
+        before = folder.with_name(str(round_ - 1))
+        if self._vae_is_kept(round_) and before.exists() and not folder.exists():
+            before.rename(folder)  # of the same V
         episodes = Records(self.episodes, self.frame_dtype)
         missing = [i for i, path in enumerate(episodes.paths) if not (folder / path.name).exists()]
         if not missing:
