@@ -238,7 +238,10 @@ def test_what_the_car_knows():
 
 
 class Lit:
-    """Frames as grey as the step; two facts: that grey, and something that nobody sees."""
+    """Frames as grey as the step; facts: that grey, which from step 50 on is off the road; and what nobody sees.
+
+    Near the end it faces backwards, where an angle cannot be told by a line.
+    """
 
     def __init__(self):
         self.game, self.rng = self, np.random.default_rng()
@@ -252,7 +255,9 @@ class Lit:
         return np.full((64, 64, 3), self.t, np.uint8), 0.0, self.t == self.length, False, {}
 
     def truth(self):
-        return {"distance": self.t / 10, "hidden": self.rng.standard_normal()}
+        distance = self.t / 10 if self.t < 50 else (-1) ** self.t * 20
+        angle = self.t / 40 if self.t < 45 else (-1) ** self.t * 3.0
+        return {"distance": distance, "angle": angle, "hidden": self.rng.standard_normal()}
 
     def close(self):
         self.t = None
@@ -264,8 +269,8 @@ def test_a_line_reads_off_what_is_there(monkeypatch):
     agent.v = SimpleNamespace(encode=lambda f: (grey(f), np.full((len(f), 6), -100, np.float32)))
     monkeypatch.setattr("wm_numpy.judge.make_env", lambda task, repeat: Lit())
     found = probe(agent, 10)
-    assert list(found) == ["distance", "hidden"]
-    assert min(found["distance"]) > 0.99 and max(found["hidden"]) < 0.05
+    assert list(found) == ["distance", "angle", "hidden"]
+    assert min(found["distance"] + found["angle"]) > 0.99 and max(found["hidden"]) < 0.05
 
 
 def made_up(agent, n: int = 2, steps: int = 60):

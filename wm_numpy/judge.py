@@ -38,6 +38,7 @@ HORIZONS = (5, 20, 50, 100, 200)  # steps into the dream
 MOMENTS, DREAMS = 256, 4  # that are replayed; dreams of each
 FRAMES, SMOOTH = 12, 5  # of a picture; steps that a point of its curves is the mean of
 BEFORE = 20  # steps whose reward goes on, if nothing changes
+ROAD = 20 / 3  # from the middle of CarRacing's road to its edge, in its units
 
 
 def table(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[str]:
@@ -330,7 +331,8 @@ def lives(
 def probe(agent: Agent, episodes: int = 16) -> dict[str, tuple[float, float]]:
     """CarRacing's own facts read off z, and off [z h], by a line -> R2 of both by name.
 
-    Fitted on half of the episodes of C, judged on the other half; only where the road is in sight.
+    Fitted on half of the episodes of C, judged on the other half; only on the road and along it: an angle jumps from
+    pi to -pi where the car has turned round.
     """
     world = RealWorld(agent, [make_env(agent.config.task, repeat=agent.config.repeat) for _ in range(episodes)])
     seen, facts, owner, act = [], [], [], agent.controller()
@@ -344,8 +346,10 @@ def probe(agent: Agent, episodes: int = 16) -> dict[str, tuple[float, float]]:
     seen, owner, facts = np.concatenate(seen), np.concatenate(owner), sum(facts, [])
     names = list(facts[0])
     facts = np.array([list(f.values()) for f in facts])
-    near = np.abs(facts[:, names.index("distance")]) < 20
-    mine, other = near & (owner % 2 == 0), near & (owner % 2 == 1)
+    on_road = np.abs(facts[:, names.index("distance")]) < ROAD
+    along = np.abs(facts[:, names.index("angle")]) < np.pi / 2
+    mine = on_road & along & (owner % 2 == 0)
+    other = on_road & along & (owner % 2 == 1)
     found = []
     for x in (np.delete(seen, np.s_[agent.config.vae.z_size : -1], axis=1), seen):
         w = np.linalg.solve(x[mine].T @ x[mine] + np.eye(x.shape[1]), x[mine].T @ facts[mine])  # ridge
