@@ -40,15 +40,13 @@ def rollout(world: World, act: Callable, seeds: np.ndarray) -> Rollouts:
 
 def dream_rollouts(agent: Agent, thetas: np.ndarray, seeds: np.ndarray) -> Rollouts:
     """Every candidate, thetas (P, parameters of C), in the same dreams, seeds (E,), on all threads -> (P, E) each."""
-    most = -(-len(thetas) // 2)  # two chunks at least: work for two threads
-    per_chunk = min(most, max(1, CHUNK // len(seeds)))  # whole candidates
 
-    def play(first: int) -> Rollouts:
-        some = thetas[first : first + per_chunk]
-        world = Dream(agent, len(some) * len(seeds))
-        return rollout(world, agent.controller(some), np.tile(seeds, len(some)))
+    def play(some: slice) -> Rollouts:
+        few = thetas[some]
+        world = Dream(agent, len(few) * len(seeds))
+        return rollout(world, agent.controller(few), np.tile(seeds, len(few)))
 
-    chunks = parallel.threads(play, range(0, len(thetas), per_chunk))
+    chunks = parallel.threads(play, parallel.cut(len(thetas), max(1, CHUNK // len(seeds))))
     return _joined(chunks, (len(thetas), len(seeds)))
 
 
