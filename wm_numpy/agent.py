@@ -19,7 +19,7 @@ from .vae import VAE
 
 SHIPPED = Path(__file__).parent / "weights"
 RENAMED = {"vae.kl_floor": "vae.kl_tolerance"}  # settings of older run folders
-GONE = {"later_size", "vae.warmup", "mdnrnn.warmup", "evolve.chunk"}  # and those that no longer exist
+GONE = {"later_size", "vae.warmup", "mdnrnn.warmup", "evolve.chunk"}  # those no longer in use
 
 
 @dataclass
@@ -31,13 +31,14 @@ class Agent:
     m: MDNRNN
     theta: np.ndarray  # C's parameters, (n,)
     initial_latents: np.ndarray  # mu and logvar of recorded first frames, (2, N, Z)
-    memories: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # recorded moments: (mu, logvar) (2, N, Z), h, c
+    # recorded moments: (mu, logvar) (2, N, Z), h (N, H), c (N, H)
+    memories: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def load(cls, run: str | Path, theta: np.ndarray | None = None) -> "Agent":
         """The agent of a run folder, or of the weights of that name that come with the package.
 
-        Its C is replaced by `theta` where given. DataError: no such run, not finished, or damaged.
+        `theta` replaces its C, if given. DataError: no such run, or not finished, or damaged.
         """
         folder = run_folder(run)
         config = load_config(folder)
@@ -50,15 +51,17 @@ class Agent:
             saved = read_weights(folder / "mdnrnn.npz", m.params, initial_latents=(2, -1, z))
             if theta is None:
                 path = folder / "adapted.npz"  # evolved on in the real environment
-                path = path if path.exists() else folder / "controller.npz"
+                if not path.exists():
+                    path = folder / "controller.npz"
                 control = read_arrays(path, theta=(theta_size(config),))
                 theta = control["theta"]
                 rounds = [int(arrays.get("round", 1)) for arrays in (sight, saved, control)]
                 if config.rounds > 1 and len(set(rounds)) > 1:
-                    which = "V, M and C are of rounds {}, {} and {}".format(*rounds)
-                    raise DataError(f"{folder} is in the middle of a round ({which}): `train` goes on with it")
+                    what = "V, M and C are of rounds {}, {} and {}".format(*rounds)
+                    raise DataError(f"{folder} is mid-round, {what}: `train` goes on with it")
         except FileNotFoundError as error:
-            raise DataError(f"{error.filename} is missing: the run is not finished, `train` goes on with it") from None
+            what = f"{error.filename} is missing, the run is not finished"
+            raise DataError(f"{what}: `train` goes on with it") from None
         memories = None
         if "memory_z" in saved:
             shapes = {"memory_z": (2, -1, z), "memory_h": (-1, h), "memory_c": (-1, h)}
@@ -94,12 +97,13 @@ def theta_size(config: Config) -> int:
 
 
 def run_folder(run: str | Path) -> Path:
-    """The folder of a run, or of the weights that come with the package under that name; DataError: it is neither."""
+    """The folder of a run, or of weights of that name that come with the package; DataError: neither exists."""
     for folder in (Path(run), SHIPPED / str(run)):
         if (folder / "config.json").is_file():
             return folder
     shipped = ", ".join(sorted(f.parent.name for f in SHIPPED.glob("*/config.json")))
-    raise DataError(f"{run} is not a run folder (it has no config.json); weights come with the package for: {shipped}")
+    what = f"{run} is not a run folder: it has no config.json"
+    raise DataError(f"{what}; weights come with the package for {shipped}")
 
 
 def load_config(folder: Path) -> Config:
@@ -107,13 +111,14 @@ def load_config(folder: Path) -> Config:
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text())
-        return from_flat({RENAMED.get(key, key): value for key, value in values.items() if key not in GONE})
+        known = {key: value for key, value in values.items() if key not in GONE}
+        return from_flat({RENAMED.get(key, key): value for key, value in known.items()})
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path} is damaged or of another version ({error})") from None
 
 
 def read_weights(path: Path, params: Params, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Put the weights of vae.npz or mdnrnn.npz into params -> all arrays of the file, as read_arrays checks them."""
+    """Read the weights of vae.npz or mdnrnn.npz into params -> all arrays of the file, checked by read_arrays."""
     name = "params" if "params" in read_arrays(path) else "weights"
     arrays = read_arrays(path, **{name: params.flat.shape}, **shapes)
     params.flat[:] = arrays[name] if name == "weights" else _from_older_layout(arrays[name], params)
@@ -121,7 +126,7 @@ def read_weights(path: Path, params: Params, **shapes: tuple[int, ...]) -> dict[
 
 
 def _from_older_layout(old: np.ndarray, params: Params) -> np.ndarray:
-    """`params` of older files: kernels of even size in squares of 2 x 2 taps, deconv1 and mixture with other axes."""
+    """`params` of older files, with even-sized kernels in squares of 2 x 2 taps, other axes in deconv1 and mixture."""
     new = Params(params.shapes, np.empty_like(old))
     for (name, w), was in zip(new.items(), Params(params.shapes, old).values(), strict=True):
         if name == "deconv1.w":
@@ -136,13 +141,14 @@ def _from_older_layout(old: np.ndarray, params: Params) -> np.ndarray:
 
 
 def export(run: str | Path, folder: Path) -> None:
-    """Write a run's weights in float16, what `load` reads in a third of the space, beside its configuration."""
+    """Write a run's weights in float16 and its configuration: what `load` reads, in a third of the space."""
     agent = Agent.load(run)
     source = run_folder(run)  # `load` refuses what is damaged
     if not is_empty(folder):
         raise DataError(f"{folder} is not empty: choose another folder")
-    files = {name: read_arrays(source / name) for name in ("vae.npz", "mdnrnn.npz", "controller.npz")}
-    files["controller.npz"]["theta"] = agent.theta  # the one that was adapted to reality, if there is one
+    names = ("vae.npz", "mdnrnn.npz", "controller.npz")
+    files = {name: read_arrays(source / name) for name in names}
+    files["controller.npz"]["theta"] = agent.theta  # the one adapted to reality, if there is one
     for name, arrays in files.items():
         halves = {k: x.astype(np.float16) if x.dtype.kind == "f" else x for k, x in arrays.items()}
         if not all(np.isfinite(x).all() for x in halves.values()):

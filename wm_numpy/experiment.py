@@ -1,7 +1,7 @@
 """The paper's procedure (section 3.4): collect, V, encode, M, C, evaluate; round after round.
 
-Every stage looks at the run folder for what is there already, so that a run goes on where it was stopped. Whatever
-is random is drawn from the seed, the round and the place in the stage, never from what happened before.
+Every stage looks at what the run folder already holds, so that a stopped run goes on from there. Random numbers
+depend on the seed, the round and the place in the stage, never on what happened before.
 """
 
 import json
@@ -39,7 +39,7 @@ from .tasks import TASKS
 from .train import RunError, evolve, fit
 
 STAGES = ("collect", "vae", "encode", "mdnrnn", "evolve", "adapt", "evaluate")
-# what makes a stage complete; nothing but M reads what V encodes
+# The file that makes a stage complete. "encode" is, once M is trained: nothing else reads the series.
 RESULTS = {
     "vae": "vae.npz",
     "encode": "mdnrnn.npz",
@@ -48,9 +48,9 @@ RESULTS = {
     "adapt": "adapted.npz",
 }
 PURPOSES = ("collect", "evolve", "check", "evaluate")  # seeds of one purpose are used for no other
-MEAN_OF = 2000  # frames whose mean V is centred on, and whose distance from it tells the foreground
-STARTS = 1000  # recorded first frames, and as many recorded moments, that M keeps to start dreams from
-WARM = 24  # steps that M sees of an episode before a recorded moment
+MEAN_OF = 2000  # frames in the mean frame, which V is centred on and the foreground differs from
+STARTS = 1000  # first frames, and as many recorded moments, kept with M to start dreams from
+WARM = 24  # steps of the episode that M sees before a recorded moment
 
 
 def episode_seeds(purpose: str, n: int, *key: int) -> np.ndarray:
@@ -62,24 +62,26 @@ def episode_seeds(purpose: str, n: int, *key: int) -> np.ndarray:
 def collecting_policy(config: Config) -> Callable:
     """rng -> the random policy of one episode, as the first round collects with it."""
     c = config.collect
-    return partial(random_policy, config.task, hold=c.hold, long_hold=c.long_hold, repeat=config.repeat)
+    policy = partial(random_policy, config.task, repeat=config.repeat)
+    return partial(policy, hold=c.hold, long_hold=c.long_hold)
 
 
 def later(round_: int, first: float, other: float) -> float:
-    """A setting of the first round, or what it is in the others: the same where that is 0."""
+    """A setting's value in a round: `first` in round 1, then `other`, where 0 stands for the same."""
     return first if round_ == 1 or not other else other
 
 
 def score(returns: np.ndarray) -> dict[str, float]:
-    """Mean, standard deviation and 95 % interval of the mean (normal) of the returns of episodes."""
+    """Mean, standard deviation and 95 % interval of the mean (normal) of episodes' returns."""
+    n = np.size(returns)
     mean = float(np.mean(returns))
     sd = float(np.std(returns, ddof=1))
-    half = 1.96 * sd / np.sqrt(np.size(returns))
-    return {"mean": mean, "sd": sd, "ci95": [mean - half, mean + half], "episodes": np.size(returns)}
+    half = 1.96 * sd / np.sqrt(n)
+    return {"mean": mean, "sd": sd, "ci95": [mean - half, mean + half], "episodes": n}
 
 
 class Log:
-    """Progress for people, with rate and time left, and log.jsonl for programs: one object per record."""
+    """Progress for people, with rate and time left; log.jsonl for programs, one object per record."""
 
     def __init__(self, folder: Path | None = None):
         self.path = folder and folder / "log.jsonl"
@@ -99,7 +101,7 @@ class Log:
 
     @contextmanager
     def progress(self, stage: str, round_: int, total: int, unit: str):
-        """Gives `report(done, **figures)`; prints about twice a second on a terminal, now and then in a log."""
+        """Gives `report(done, **figures)`, which prints twice a second on a terminal, now and then in a log."""
         start = time.monotonic()
         shown = 0.0
         kept = 0.0
@@ -111,14 +113,15 @@ class Log:
             nonlocal shown, kept, text, pace, first
             now = time.monotonic()
             last = done >= total
-            first = first or (done, now)  # what a resumed stage had done before is not of this pace
+            first = first or (done, now)  # a resumed stage's pace counts from here
             if done > first[0]:
                 each = max(now - first[1], 1e-9) / (done - first[0])  # seconds
-                speed = f"{1 / each:.1f} {unit}/s" if each <= 1 else f"{each:.1f} s per {unit.removesuffix('s')}"
+                speed = f"{1 / each:.1f} {unit}/s"
+                if each > 1:
+                    speed = f"{each:.1f} s per {unit.removesuffix('s')}"
                 pace = f"{speed}  {(total - done) * each:.0f} s left  "
-            text = f"{stage:9} {done:,}/{total:,} {unit}  {pace}" + "  ".join(
-                f"{k} {v:.4g}" for k, v in figures.items()
-            )
+            told = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
+            text = f"{stage:9} {done:,}/{total:,} {unit}  {pace}{told}"
             if now - shown > (0.5 if self.terminal else 15) and not last:
                 self.line(text, end="" if self.terminal else "\n")
                 shown = now
@@ -132,9 +135,9 @@ class Log:
 
 
 class Experiment:
-    """A run folder, made when missing, and the stages that fill it.
+    """A run folder, made if missing, and the stages that fill it.
 
-    RunError: the folder is of another configuration (fewer rounds go on); in `run`: the disk is too small.
+    RunError: the folder is of another configuration (more rounds may follow); in `run`: the disk is too small.
     """
 
     def __init__(self, config: Config, folder: Path):
@@ -145,7 +148,9 @@ class Experiment:
         mine = flat(config)
         if path.exists():
             theirs = flat(load_config(folder))
-            free = {"rounds"} if mine["rounds"] >= theirs["rounds"] else set()  # a run can go on for more rounds
+            free = set()  # settings that may differ
+            if mine["rounds"] > theirs["rounds"]:
+                free.add("rounds")
             if theirs["rounds"] == 1:
                 free |= {key for key in mine if ".later_" in key}
             if not theirs["evolve.real_generations"]:
@@ -153,7 +158,7 @@ class Experiment:
             other = [k for k in mine if mine[k] != theirs[k] and k not in free]
             if other:
                 what = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in other[:3])
-                raise RunError(f"{folder} holds a run of another configuration ({what}): choose another --out")
+                raise RunError(f"{folder} holds another run ({what}): choose another --out")
         elif not is_empty(folder):
             raise RunError(f"{folder} is not empty and not a run folder: choose another --out")
         else:
@@ -164,17 +169,18 @@ class Experiment:
         self.series_dtype = series_dtype(config.vae.z_size, actions, config.mdnrnn.value_head)
 
     def disk_needed(self) -> float:
-        """Bytes, about, of all rounds' episodes and of one round's series."""
+        """About how many bytes the episodes of all rounds and the series of one take."""
         random, agent = TASKS[self.config.task].lengths
         frames = random * self._episodes(1) + agent * self._episodes(2) * (self.config.rounds - 1)
-        return frames / self.config.repeat * (self.frame_dtype.itemsize + self.series_dtype.itemsize) + 200e6
+        record = self.frame_dtype.itemsize + self.series_dtype.itemsize
+        return frames / self.config.repeat * record + 200e6
 
     def _episodes(self, round_: int) -> int:
         """How many a round collects."""
         return later(round_, self.config.collect.episodes, self.config.collect.later_episodes)
 
     def _weights(self, files: int, c: Training) -> np.ndarray | None:
-        """How much each of the first `files` episodes counts in a batch: rounds have equal shares, where asked."""
+        """How much each of the first `files` episodes counts in a batch, if rounds count equally."""
         if not c.fair:
             return None
         weights = np.zeros(files)
@@ -186,7 +192,7 @@ class Experiment:
         return weights
 
     def run(self, stages: Sequence[str] = STAGES) -> None:
-        """These stages of every round, those that are complete left out; by one process at a time."""
+        """Run these stages of every round that are not complete yet; one process at a time."""
         with alone(self.folder):
             write(self.folder / "config.json", flat(self.config))
             self._run(stages)
@@ -196,18 +202,20 @@ class Experiment:
         needed = self.disk_needed() / 1e9
         free = (shutil.disk_usage(self.folder).free + here) / 1e9
         if "collect" in stages and needed > free:
-            what = f"this run needs about {needed:.1f} GB in {self.folder}, where {free:.1f} GB are free"
-            raise RunError(f"{what}: choose another --out, or fewer collect.episodes")
+            what = f"this run needs about {needed:.1f} GB in {self.folder}"
+            mend = "choose another --out, or fewer collect.episodes"
+            raise RunError(f"{what}, where {free:.1f} GB are free: {mend}")
         for round_ in range(1, self.config.rounds + 1):
             for stage in stages:
                 complete = stage in RESULTS and self._round_of(RESULTS[stage]) >= round_
-                if not complete and (stage not in ("adapt", "evaluate") or round_ == self.config.rounds):
+                due = stage not in ("adapt", "evaluate") or round_ == self.config.rounds
+                if due and not complete:
                     getattr(self, f"_{stage}")(round_)
             if self._round_of("controller.npz") < round_:
                 return  # the next round needs this one's agent
 
     def _round_of(self, result: str) -> int:
-        """The round whose result a file holds; 0: there is none."""
+        """The round that a result file is of; 0: there is no file."""
         path = self.folder / result
         return int(read_arrays(path, round=())["round"]) if path.exists() else 0
 
@@ -215,12 +223,12 @@ class Experiment:
         return self.config.seed, round_, STAGES.index(stage)
 
     def _collect(self, round_: int) -> None:
-        """Play this round's episodes: random ones, later the agent's own with noise."""
+        """Play this round's episodes: random ones in round 1, later the agent's own, with noise."""
         c = self.config
         n = self._episodes(round_)
         before = sum(self._episodes(r) for r in range(1, round_))
         paths = [self.episodes / f"{before + i:06d}.npy" for i in range(n)]
-        # Agents play in groups of fixed members, so a group with a file missing is played again as a whole.
+        # Agents play in fixed groups, so a group with a missing file is played again as a whole.
         size = 1 if round_ == 1 else GROUP
         whole = [all(path.exists() for path in paths[i : i + size]) for i in range(0, n, size)]
         missing = [i for i in range(n) if not whole[i // size]]
@@ -228,7 +236,8 @@ class Experiment:
             return
         if round_ == 1:
             agent = None
-            how = {"min_length": c.collect.min_length, "make_policy": collecting_policy(c), "repeat": c.repeat}
+            policy = collecting_policy(c)
+            how = {"min_length": c.collect.min_length, "make_policy": policy, "repeat": c.repeat}
         else:
             agent = Agent.load(self.folder)
             how = {"noise": c.collect.noise, "spread": c.collect.spread}
@@ -283,30 +292,35 @@ class Experiment:
         for old in (self.folder / "series").glob("[0-9]*"):
             if old.name != folder.name:
                 shutil.rmtree(old)  # of an older V
+        gamma = self.config.mdnrnn.gamma
         done = np.cumsum(episodes.steps[missing])
         with self.log.progress("encode", round_, int(done[-1]), "frames") as report:
             for i, frames in zip(missing, done, strict=True):
-                write(
-                    folder / episodes.paths[i].name,
-                    encoded(episodes.read(i), self.series_dtype, v.encode, self.config.mdnrnn.gamma),
-                )
+                series = encoded(episodes.read(i), self.series_dtype, v.encode, gamma)
+                write(folder / episodes.paths[i].name, series)
                 report(int(frames))
 
     def _mdnrnn(self, round_: int) -> None:
-        """Train M on the series of all episodes so far, and keep where dreams can begin."""
+        """Train M on the series of all episodes so far, and store where dreams can begin."""
         c = self.config.mdnrnn
         seed = self._seed("mdnrnn", round_)
         m = new_mdnrnn(self.config, np.random.default_rng(seed))
         series = Records(self.folder / "series" / str(round_), self.series_dtype)
-        batches = SeriesBatches(series, c.batch, c.window, seed, self._weights(len(series.paths), c))
+        weights = self._weights(len(series.paths), c)
+        batches = SeriesBatches(series, c.batch, c.window, seed, weights)
+
+        def loss_and_grad(update: int):
+            return m.loss_and_grad(batches(update))
 
         def starts() -> dict[str, np.ndarray]:
-            firsts = np.concatenate([series.read(i, 0, 1) for i in range(min(STARTS, len(series.paths)))])
+            count = min(STARTS, len(series.paths))
+            firsts = np.concatenate([series.read(i, 0, 1) for i in range(count)])
             moments = batches.memories(STARTS, WARM)
             state = m.initial_state(STARTS)
             for t in range(WARM):
-                state = m.step(moments["mu"][:, t], moments["action"][:, t], state, moments["restart"][:, t])
-            first = moments["restart"][:, -1:] == 1  # a moment that is the first of its episode has no past
+                now = {name: x[:, t] for name, x in moments.items()}
+                state = m.step(now["mu"], now["action"], state, now["restart"])
+            first = moments["restart"][:, -1:] == 1  # the first frame of an episode has no past
             state = tuple(np.where(first, 0, part) for part in state)
             return {
                 "initial_latents": np.stack([firsts["mu"], firsts["logvar"]]),
@@ -315,18 +329,10 @@ class Experiment:
                 "memory_c": state[1],
             }
 
-        self._fit("mdnrnn", round_, m.params, lambda u: m.loss_and_grad(batches(u)), batches.per_epoch, starts)
+        self._fit("mdnrnn", round_, m.params, loss_and_grad, batches.per_epoch, starts)
 
-    def _fit(
-        self,
-        stage: str,
-        round_: int,
-        params: Params,
-        loss_and_grad: Callable,
-        per_epoch: int,
-        more: Callable[[], dict[str, np.ndarray]] = dict,
-    ) -> None:
-        """Fit V or M, from where the round before left it; `more` gives what else its file holds."""
+    def _fit(self, stage: str, round_: int, params: Params, loss_and_grad, per_epoch, more=dict):
+        """Fit V or M, from where the round before left it; more(): the other arrays of its file."""
         c = getattr(self.config, stage)
         path = self.folder / RESULTS[stage]
         if round_ > 1:
@@ -334,7 +340,8 @@ class Experiment:
         first = c.updates or c.epochs * per_epoch
         updates = later(round_, first, c.later_updates)
         rate = later(round_, c.learning_rate, c.later_rate)
-        c = replace(c, learning_rate=rate, decay=c.decay ** (first / updates))  # it falls as deep in a shorter round
+        decay = c.decay ** (first / updates)  # the rate falls as far in a shorter round
+        c = replace(c, learning_rate=rate, decay=decay)
         with self.log.progress(stage, round_, updates, "updates") as report:
             fit(params, loss_and_grad, updates, c, self._state(path, round_), report)
         self._finish(path, round_, weights=params.flat, **more())
@@ -348,16 +355,17 @@ class Experiment:
         self._evolution("evolve", round_, replace(c, sigma=sigma, generations=generations), mean)
 
     def _adapt(self, round_: int) -> None:
-        """Evolve the C of the last round on in the real environment, where asked; V and M stay as they are."""
+        """Evolve the last round's C further in the real environment, if asked; V and M stay as they are."""
         c = self.config.evolve
         if c.real_generations:
-            sigma = c.later_sigma or c.sigma
-            how = {"world": "real", "episodes": c.real_episodes, "generations": c.real_generations, "worst": 1.0}
-            self._evolution("adapt", round_, replace(c, sigma=sigma, **how), self._theta())
+            c = replace(c, world="real", worst=1.0, sigma=c.later_sigma or c.sigma)
+            c = replace(c, episodes=c.real_episodes, generations=c.real_generations)
+            self._evolution("adapt", round_, c, self._theta())
 
     def _theta(self) -> np.ndarray:
-        """C of the round before, or of the dream."""
-        return read_arrays(self.folder / RESULTS["evolve"], theta=(theta_size(self.config),))["theta"]
+        """C as the evolve stage left it."""
+        path = self.folder / RESULTS["evolve"]
+        return read_arrays(path, theta=(theta_size(self.config),))["theta"]
 
     def _evolution(self, stage: str, round_: int, c: EvolveConfig, mean: np.ndarray) -> None:
         """CMA-ES from a mean; fitness: the mean return of a candidate's worst episodes, less the penalty."""
@@ -371,39 +379,46 @@ class Experiment:
 
         def fitness(thetas: np.ndarray, generation: int) -> np.ndarray:
             seeds = episode_seeds("evolve", c.episodes, *seed, generation)
-            returns = real(thetas, seeds) if c.world == "real" else dream_rollouts(agent, thetas, seeds)[0]
+            if c.world == "real":
+                returns = real(thetas, seeds)
+            else:
+                returns, _ = dream_rollouts(agent, thetas, seeds)
             returns = np.sort(returns, axis=1)[:, :worst]
             return returns.mean(axis=1) - c.penalty * np.mean(thetas**2, axis=1)
 
         def check(theta: np.ndarray, generation: int) -> float:
-            seeds = episode_seeds("check", c.check_episodes, *seed)  # the same at every check: fewer lucky ones
+            # The same seeds at every check: fewer lucky ones.
+            seeds = episode_seeds("check", c.check_episodes, *seed)
             return float(real(theta[None], seeds).mean())
 
         cma = CMAES(mean, c.sigma, c.population, seed=seed)
         state = self._state(path, round_)
         with self.log.progress(stage, round_, c.generations, "generations") as report:
-            theta, generation = evolve(cma, fitness, c.generations, state, report, check, c.check_every, self.log.line)
+            theta, generation = evolve(
+                cma, fitness, c.generations, state, report, check, c.check_every, self.log.line
+            )
         self._finish(path, round_, theta=theta, generation=np.array(generation))
 
     def _state(self, result: Path, round_: int) -> Path:
-        """Where a stage keeps what it needs to resume: each round has its own, so that no later one takes it up."""
+        """The file that a stage resumes from: one per round, so that no later round picks it up."""
         return result.with_suffix(f".{round_}.state.npz")
 
     def _finish(self, result: Path, round_: int, **arrays: np.ndarray) -> None:
-        """The result first, then away with the state to resume from."""
+        """Write the result, and only then remove the state to resume from."""
         write(result, arrays | {"round": np.array(round_)})
         self._state(result, round_).unlink(missing_ok=True)
 
     def _evaluate(self, round_: int) -> None:
-        """Score the random policy and the agent, the one of the dream too where it was adapted, in results.json."""
+        """Score the random policy, the agent (before it was adapted, too) and its dream, in results.json."""
         path = self.folder / "results.json"
         c = self.config
-        n = self.config.evaluate.episodes
+        n = c.evaluate.episodes
         results = read_results(path) if path.exists() else {}
         if results.get("round") != round_:
             results = {"round": round_, "task": c.task, "preset": c.preset}
         adapted = (self.folder / RESULTS["adapt"]).exists()
-        if adapted and "agent" in results and "unadapted" not in results:  # scored before it was adapted
+        if adapted and "agent" in results and "unadapted" not in results:
+            # scored before it was adapted
             results["unadapted"] = results.pop("agent")
             results.pop("dream", None)
         for who in ("random", "unadapted", "agent", "dream"):
@@ -412,15 +427,17 @@ class Experiment:
             theta = self._theta() if who == "unadapted" else None
             agent = None if who == "random" else Agent.load(self.folder, theta)
             if who == "dream":  # the same agent in its own dream
-                returns, _ = dream_rollouts(agent, agent.theta[None], episode_seeds("evaluate", n, c.seed))
-                results[who] = score(returns) | {"tau": c.evolve.tau, "steps": c.evolve.horizon or c.max_steps}
+                seeds = episode_seeds("evaluate", n, c.seed)
+                returns, _ = dream_rollouts(agent, agent.theta[None], seeds)
+                steps = c.evolve.horizon or c.max_steps
+                results[who] = score(returns) | {"tau": c.evolve.tau, "steps": steps}
             else:
                 results[who] = evaluate(c.task, agent, n, c.seed, self.log, round_, who)
             write(path, results)
 
 
 def read_results(path: Path) -> dict:
-    """results.json of a run, as far as it has come."""
+    """results.json of a run, as far as the run has come."""
     try:
         results = json.loads(path.read_text())
         if results["task"] not in TASKS:
@@ -433,19 +450,19 @@ def read_results(path: Path) -> dict:
 
 
 def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:
-    """A run with the V and M of another, for C to be evolved and evaluated anew under other settings.
+    """A run with the V and M of another, to evolve and evaluate C under other settings.
 
-    `run`: what agent.run_folder takes; `settings`: what differs, {"evolve.tau": 1.0, ...}. Where they change M, it is
-    trained anew, on the series of that run.
+    `run`: what agent.run_folder takes; `settings`: what differs, {"evolve.tau": 1.0, ...}. If they change M, it is
+    trained again, on the series of that run.
     """
     parent = run_folder(run)
     before = load_config(parent)
     config = from_flat(flat(before) | settings)
-    for key in settings:  # what would be written down, and ignored
-        changed = flat(config)[key] != flat(before)[key]
-        of_series = key.startswith(("vae.", "collect.")) or key in ("repeat", "mdnrnn.gamma", "mdnrnn.value_head")
-        if key in ("rounds", "evolve.real_generations") or ".later_" in key or (of_series and changed):
-            why = f"only C, or M on the series of {run}, is made anew"
+    of_series = ("vae.", "collect.", "repeat", "mdnrnn.gamma", "mdnrnn.value_head")
+    for key in settings:  # refuse what would be written down, and ignored
+        changed = key.startswith(of_series) and flat(config)[key] != flat(before)[key]
+        if changed or key in ("rounds", "evolve.real_generations") or ".later_" in key:
+            why = f"only C, or M on the series of {run}, is trained"
             raise SettingError(f"{key} cannot be changed here, where {why}: `train` another run")
     config = replace(config, rounds=1, evolve=replace(config.evolve, real_generations=0))
     experiment = Experiment(config, folder)
@@ -457,7 +474,7 @@ def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:
     if len(shared) == 1 and not link.exists():
         series = list(parent.glob("series/[0-9]*"))
         if not series:
-            raise RunError(f"{parent} has no series for another M to learn from: name a run folder that `train` made")
+            raise RunError(f"{parent} has no series to train M on: name a run folder of `train`")
         link.parent.mkdir(exist_ok=True)
         link.unlink(missing_ok=True)  # to series that are gone
         link.symlink_to(series[0].resolve())
@@ -465,7 +482,7 @@ def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:
 
 
 def evaluate(
-    task: str, agent: Agent | None, episodes: int, seed: int, log: Log, round_: int = 1, who: str = "agent"
+    task: str, agent: Agent | None, episodes: int, seed: int, log: Log, round_=1, who="agent"
 ) -> dict:
     """Play real episodes on seeds used for nothing else -> score() with the seed and the mean length."""
     seeds = episode_seeds("evaluate", episodes, seed)
@@ -474,9 +491,9 @@ def evaluate(
 
 
 def play(
-    task: str, agent: Agent | None, seeds: np.ndarray, log: Log, stage: str, round_: int, done: int = 0, **options
+    task: str, agent: Agent | None, seeds: np.ndarray, log, stage: str, round_: int, done=0, **how
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Real episodes of the agent, of the random policy when there is none -> returns, lengths; with progress."""
+    """Real episodes of the agent, or of the random policy if it is None -> returns, lengths; with progress."""
     with log.progress(stage, round_, done + len(seeds), "episodes") as report:
 
         def progress(more: int) -> None:
@@ -485,5 +502,5 @@ def play(
             report(done)
 
         if agent is None:
-            return blind_rollouts(task, seeds, log.line, progress, **options)
-        return real_rollouts(agent, agent.theta[None], seeds, log.line, progress, **options)
+            return blind_rollouts(task, seeds, log.line, progress, **how)
+        return real_rollouts(agent, agent.theta[None], seeds, log.line, progress, **how)
