@@ -1,13 +1,13 @@
 """Convolution and transposed convolution of stride 2 without padding, forward and backward.
 
-Each stands first in its plain form, which is the definition, and then in the fast one, whose numbers are the same:
-matrix products over many patches at once. A patch is the K x K pixels that one entry of the smaller side sees.
+Each comes first in its plain form, the definition, then in the fast one with the same numbers: matrix products over
+many patches at once. A patch is the K x K pixels that one entry of the smaller side sees.
 
 The transposed convolution IS the transpose: its forward is the convolution's input gradient, and the other way
 round. So two primitives serve both, in both directions: `_gather` copies every patch into a row, for one product;
 `_scatter` makes the patches by products and adds them into the image, each in its place.
 
-Letters: N images; C channels of the image, the larger side; O channels of the smaller side, whose pixels are h x w;
+Letters: N images; C channels of the image, the larger side; O channels of the smaller side, of h x w pixels;
 K taps of a kernel (K, K, C, O) along each axis, k = (K + 1) // 2; r, s = 0, 1 a pixel within a square of 2 x 2.
 """
 
@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from .core import require, scratch, small_buffer, sum_rows
 
-BLOCK = 1 << 19  # numbers (2 MB): patches are made for so few images at a time that they stay in cache
+BLOCK = 1 << 19  # numbers (2 MB): patches of few enough images at a time to stay in cache
 
 
 # ------------------------------------------------------------------------------------------------ convolution
@@ -40,19 +40,19 @@ def conv_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarra
     fits = x.ndim == w.ndim == 4 and w.shape[0] == w.shape[1] and x.shape[3] == w.shape[2]
     fits = fits and b.shape == w.shape[3:] and min(x.shape[1:3]) >= len(w)
     require(fits, "conv", x=x, w=w, b=b)
-    K, O = len(w), w.shape[3]
+    K, _, _, O = w.shape
     y = np.empty((len(x), (x.shape[1] - K) // 2 + 1, (x.shape[2] - K) // 2 + 1, O), x.dtype)
-    bias = np.tile(b, y.shape[1] * y.shape[2])  # of a whole image: broadcasting over short runs is slow
+    bias = np.tile(b, y.shape[1] * y.shape[2])  # for a whole image: short runs broadcast slowly
     for part in _blocks(y, w):
         np.matmul(_gather(x[part], K), w.reshape(-1, O), out=y[part].reshape(-1, O))
         y[part].reshape(-1, bias.size)[...] += bias
     return y, (x, w)
 
 
-def conv_backward(dy: np.ndarray, cache: tuple, need_dx: bool = True) -> tuple[np.ndarray | None, ...]:
-    """dy (N, h, w, O) -> dx (N, H, W, C), or None where it is not needed, dw (K, K, C, O), db (O,)."""
+def conv_backward(dy: np.ndarray, cache: tuple, need_dx: bool = True) -> tuple:
+    """dy (N, h, w, O) -> dx (N, H, W, C), or None if not needed, dw (K, K, C, O), db (O,)."""
     x, w = cache
-    K, O = len(w), w.shape[3]
+    K, _, _, O = w.shape
     db = sum_rows(dy.reshape(-1, O))  # y = patches w + b
     dw = np.zeros((w.size // O, O), w.dtype)
     n, H, W, C = x.shape
@@ -91,11 +91,11 @@ def conv_transpose_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple
     return y[:, :H, :W], (x, w)
 
 
-def conv_transpose_backward(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def conv_transpose_backward(dy: np.ndarray, cache: tuple) -> tuple:
     """dy (N, 2h + K - 2, 2w + K - 2, C) -> dx (N, h, w, O), dw (K, K, C, O), db (C,)."""
     x, w = cache
-    K, O = len(w), w.shape[3]
-    db = sum_rows(dy.reshape(-1, dy.shape[3]))
+    K, _, C, O = w.shape
+    db = sum_rows(dy.reshape(-1, C))
     dw = np.zeros((w.size // O, O), w.dtype)
     dx = np.empty(x.shape, x.dtype)
     for part in _blocks(x, w):
@@ -109,7 +109,7 @@ def conv_transpose_backward(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray, n
 
 
 def _blocks(small: np.ndarray, w: np.ndarray) -> Iterator[slice]:
-    """Cut the images into blocks, by how many numbers the patches of one image are."""
+    """Cut the images into blocks, each with about BLOCK numbers of patches."""
     n, height, width, _ = small.shape
     step = max(1, BLOCK // (height * width * w.size // w.shape[3]))
     return (slice(i, i + step) for i in range(0, n, step))
@@ -128,9 +128,9 @@ def _gather(x: np.ndarray, K: int) -> np.ndarray:
 def _scatter(y: np.ndarray, w: np.ndarray, image: np.ndarray, b: np.ndarray | float = 0.0) -> None:
     """image (N, H, W, C) = b + the sum of patches y w^T, each in its place.  y (N, h, w, O), w (K, K, C, O).
 
-    Until it is complete the image is held in squares of 2 x 2 pixels. A patch begins with a square, so what one square
+    While it is summed the image is held in squares of 2 x 2 pixels. A patch begins with a square, so what one square
     of the kernel adds to a row of squares is one long run of memory (10 x faster on the decoder's last layers).
-    Where K is odd the image has one row and column more than the patches; pixels beyond 2 (h + k - 1) are left alone.
+    For odd K the image has one row and column more than the patches; pixels beyond 2 (h + k - 1) are left alone.
     """
     n, height, width, O = y.shape
     K, _, C, _ = w.shape

@@ -7,7 +7,7 @@ One contract for every pair, losses included:
 
 Pure functions; gradients carry the forward name with a `d` in front; a backward reads as its forward upside down.
 Operations take the dtype they are given: float32 to compute, float64 to check gradients (gradcheck.py).
-Convolutions stand in conv.py, the LSTM in lstm.py, the mixture density in mdn.py, under the same contract.
+Convolutions are in conv.py, the LSTM in lstm.py, the mixture density in mdn.py, under the same contract.
 
 Letters: B batch, I inputs, O outputs, Z latent dims.
 """
@@ -27,17 +27,18 @@ class Params(Mapping):
     shapes: name -> shape, in the order of the vector. flat: the vector to view; zeros of `dtype` when None.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], flat: np.ndarray | None = None, dtype=np.float32):
+    def __init__(self, shapes: dict[str, tuple], flat: np.ndarray | None = None, dtype=np.float32):
         self.shapes = dict(shapes)
-        sizes = [math.prod(s) for s in self.shapes.values()]
-        self.flat = np.zeros(sum(sizes), dtype) if flat is None else flat
-        if self.flat.shape != (sum(sizes),):
-            raise ValueError(f"the vector has shape {self.flat.shape}, these parameters need ({sum(sizes)},)")
-        ends = np.cumsum(sizes)
-        self._views = {
-            name: self.flat[end - size : end].reshape(shape)
-            for (name, shape), size, end in zip(self.shapes.items(), sizes, ends, strict=True)
-        }
+        size = sum(math.prod(shape) for shape in shapes.values())
+        self.flat = np.zeros(size, dtype) if flat is None else flat
+        if self.flat.shape != (size,):
+            raise ValueError(f"the vector has shape {self.flat.shape}, the parameters ({size},)")
+        self._views = {}
+        start = 0
+        for name, shape in shapes.items():
+            end = start + math.prod(shape)
+            self._views[name] = self.flat[start:end].reshape(shape)
+            start = end
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._views[name]
@@ -53,21 +54,22 @@ class Params(Mapping):
         """The number of parameters."""
         return self.flat.size
 
-    def __reduce__(self):
-        return Params, (self.shapes, self.flat)  # a copy in another process has views of its own vector again
+    def __reduce__(self):  # a copy in another process has views of its own vector again
+        return Params, (self.shapes, self.flat)
 
 
 _local = threading.local()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype, reuse: bool = True) -> np.ndarray:
-    """np.empty, but in this thread's scratch space: who asks for the same name again gets the same memory again.
+    """np.empty, but in this thread's scratch space: the same name gets the same memory again.
 
-    Fresh memory costs a page fault per 4 KB. `reuse` false: fresh all the same, for what must outlive the next call.
+    Fresh memory costs a page fault per 4 KB. `reuse` false: fresh memory, for what must outlive the next call.
     """
     if not reuse:
         return np.empty(shape, dtype)
-    space, size = vars(_local), math.prod(shape)
+    space = vars(_local)
+    size = math.prod(shape)
     if name not in space or space[name].size < size or space[name].dtype != dtype:
         space[name] = np.empty(size, dtype)
     return space[name][:size].reshape(shape)
@@ -84,8 +86,9 @@ def require(fits: bool, op: str, **inputs: np.ndarray) -> None:
 
 
 def small_buffer(function: Callable) -> Callable:
-    """Decorator: NumPy copies runs of memory that are shorter than its buffer before it works on them. Within the
-    function the buffer is small: three times faster on rows of a few hundred numbers.
+    """Decorator: a small NumPy buffer within the function, three times faster on rows of a few hundred numbers.
+
+    NumPy copies runs of memory that are shorter than its buffer before it works on them.
     """
 
     @wraps(function)
@@ -118,7 +121,9 @@ def spreads(weight: np.ndarray, shape: tuple[int, ...]) -> bool:
 # ---------------------------------------------------------------------------------------------- dense and elementwise
 
 
-def linear_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray, order: str = "C") -> tuple[np.ndarray, tuple]:
+def linear_forward(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, order: str = "C"
+) -> tuple[np.ndarray, tuple]:
     """y = x w + b.  x (..., B, I), w (..., I, O), b (..., O) -> y (..., B, O).
 
     Axes in front are layers side by side, such as a population's. order "F" lays y out column by column in memory.
@@ -131,13 +136,15 @@ def linear_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray, order: str = "C"
     return y, (x, w)
 
 
-def linear_backward(dy: np.ndarray, cache: tuple, need_dx: bool = True, need_dw: bool = True) -> tuple:
-    """dy (..., B, O) -> dx (..., B, I), dw (..., I, O), db (..., O); None for what is not needed, db goes with dw."""
+def linear_backward(
+    dy: np.ndarray, cache: tuple, need_dx: bool = True, need_dw: bool = True
+) -> tuple:
+    """dy (..., B, O) -> dx (..., B, I), dw (..., I, O), db (..., O); None where not needed (db goes with dw)."""
     x, w = cache
     dx = dw = db = None
     if need_dw:
         db = sum_rows(dy)  # y = x w + b
-        dw = np.matmul(x.swapaxes(-1, -2), dy, out=np.empty_like(w))  # laid out as w is
+        dw = np.matmul(x.swapaxes(-1, -2), dy, out=np.empty_like(w))  # in the memory layout of w
     if need_dx:
         dx = dy @ w.swapaxes(-1, -2)
     return dx, dw, db
@@ -146,7 +153,7 @@ def linear_backward(dy: np.ndarray, cache: tuple, need_dx: bool = True, need_dw:
 def relu_forward(x: np.ndarray) -> tuple[np.ndarray, tuple]:
     """y = max(x, 0), any shape."""
     require(True, "relu", x=x)
-    y = np.maximum(x, np.zeros(x.shape[1:], x.dtype))  # an array of zeros: 3 x faster than the number
+    y = np.maximum(x, np.zeros(x.shape[1:], x.dtype))  # 3 x faster than with the number 0
     return y, (y,)
 
 
@@ -157,7 +164,7 @@ def relu_backward(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray]:
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), right to the last digits however far out."""
+    """1 / (1 + exp(-x)), accurate to the last digits for any x."""
     y = np.negative(x)
     with np.errstate(over="ignore"):  # exp(-x) = inf gives 0, as it should
         np.exp(y, out=y)
@@ -181,9 +188,12 @@ def sigmoid_backward(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray]:
 # --------------------------------------------------------------------------------------- the Gaussian code of a frame
 
 
-def reparameterize_forward(mu: np.ndarray, logvar: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, tuple]:
-    """z = mu + exp(logvar / 2) noise: a sample of N(mu, exp(logvar)) whose randomness is given. All of one shape."""
-    require(mu.shape == logvar.shape == noise.shape, "reparameterize", mu=mu, logvar=logvar, noise=noise)
+def reparameterize_forward(
+    mu: np.ndarray, logvar: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, tuple]:
+    """z = mu + exp(logvar / 2) noise: a sample of N(mu, exp(logvar)), its noise given. All of one shape."""
+    fits = mu.shape == logvar.shape == noise.shape
+    require(fits, "reparameterize", mu=mu, logvar=logvar, noise=noise)
     std = np.exp(logvar / 2)
     return mu + std * noise, (std, noise)
 
@@ -194,11 +204,13 @@ def reparameterize_backward(dz: np.ndarray, cache: tuple) -> tuple[np.ndarray, n
     return dz, dz * noise * std / 2  # d std / d logvar = std / 2
 
 
-def gaussian_kl_forward(mu: np.ndarray, logvar: np.ndarray, floor: float = 0.0) -> tuple[float, tuple]:
+def gaussian_kl_forward(
+    mu: np.ndarray, logvar: np.ndarray, floor: float = 0.0
+) -> tuple[float, tuple]:
     """KL(N(mu, exp(logvar)) || N(0, 1)) of B samples (B, Z), summed over Z, at least `floor`, mean over B -> scalar.
 
-    The floor (the authors' kl_tolerance, 0.5 nats per latent dim) keeps V from collapsing: a sample whose KL lies
-    under it gets no gradient from this term.
+    The floor (the authors' kl_tolerance, 0.5 nats per latent dim) keeps V from collapsing: below it a sample gets
+    no gradient from this term.
     """
     require(mu.shape == logvar.shape and mu.ndim == 2, "gaussian_kl", mu=mu, logvar=logvar)
     var = np.exp(logvar)
@@ -214,13 +226,16 @@ def gaussian_kl_backward(dloss: float, cache: tuple) -> tuple[np.ndarray, np.nda
 
 
 # ----------------------------------------------------------------------------------------------------------- losses
-# A target may be of any kind of number. A weight makes the sum a mean over batch or steps; where it is 0, nothing
-# counts, not even a target that is not a number. It may have fewer or shorter axes than x, as in broadcasting.
+# Targets may have any numeric type. A weight makes the sum a mean over batch or steps, and broadcasts against x;
+# where it is 0, nothing counts, not even a target of nan.
 
 
-def squared_error_forward(x: np.ndarray, target: np.ndarray, weight: np.ndarray | float = 1.0) -> tuple[float, tuple]:
+def squared_error_forward(
+    x: np.ndarray, target: np.ndarray, weight: np.ndarray | float = 1.0
+) -> tuple[float, tuple]:
     """sum of weight * (x - target)^2 -> scalar.  x and target of one shape."""
-    target, weight = np.asarray(target, x.dtype), np.asarray(weight, x.dtype)
+    target = np.asarray(target, x.dtype)
+    weight = np.asarray(weight, x.dtype)
     fits = x.shape == target.shape and spreads(weight, x.shape)
     require(fits, "squared_error", x=x, target=target, weight=weight)
     diff = chosen(weight, x - target)
@@ -240,7 +255,8 @@ def bce_with_logits_forward(
 
     softplus(logit) - target * logit, in the form that does not overflow.
     """
-    target, weight = np.asarray(target, logit.dtype), np.asarray(weight, logit.dtype)
+    target = np.asarray(target, logit.dtype)
+    weight = np.asarray(weight, logit.dtype)
     fits = logit.shape == target.shape and spreads(weight, logit.shape)
     require(fits, "bce_with_logits", logit=logit, target=target, weight=weight)
     target = chosen(weight, target)

@@ -18,29 +18,34 @@ from .vae import VAE
 Case = Callable[[Rng], RelativeError]
 
 
-def _pair(module, op: str, *shapes: tuple[int, ...], constants: Callable = lambda rng: ()) -> tuple[str, Case]:
+def _pair(module, op: str, *shapes, constants: Callable = lambda rng: ()) -> tuple[str, Case]:
     """A case in element mode: random inputs of these shapes through op_forward and op_backward."""
 
     def case(rng: Rng) -> float:
-        forward, backward = getattr(module, f"{op}_forward"), getattr(module, f"{op}_backward")
-        return check_pair(forward, backward, *map(rng.standard_normal, shapes), rng=rng, constants=constants(rng))
+        forward = getattr(module, f"{op}_forward")
+        backward = getattr(module, f"{op}_backward")
+        inputs = [rng.standard_normal(shape) for shape in shapes]
+        return check_pair(forward, backward, *inputs, rng=rng, constants=constants(rng))
 
     return op, case
 
 
 def _whole_v(rng: Rng) -> float:
     v = VAE(VAEConfig(z_size=5), rng, np.float64)
-    frames, noise = rng.random((3, 64, 64, 3)), rng.standard_normal((3, 5))
+    frames = rng.random((3, 64, 64, 3))
+    noise = rng.standard_normal((3, 5))
     return _whole(v, lambda: v.loss_and_grad(frames, noise), rng, directions=4)
 
 
 def _whole_m(rng: Rng) -> float:
-    sizes = MDNRNNConfig(hidden=7, mixtures=4, restart_input=True, done_head=True, reward_head=True, value_head=True)
-    m, shape = MDNRNN(sizes, 5, 2, rng, np.float64), (3, 6)
-    batch = {name: rng.standard_normal((*shape, 5)) for name in ("z", "z_next")}
-    batch |= {"action": rng.standard_normal((*shape, 2)), "reward": rng.standard_normal(shape)}
-    batch |= {"value": rng.standard_normal(shape)}
-    batch |= {name: (rng.random(shape) < 0.4).astype(float) for name in ("done", "restart", "z_mask", "value_mask")}
+    heads = {"done_head": True, "reward_head": True, "value_head": True}
+    config = MDNRNNConfig(hidden=7, mixtures=4, restart_input=True, **heads)
+    m = MDNRNN(config, 5, 2, rng, np.float64)
+    batch = {name: rng.standard_normal((3, 6, 5)) for name in ("z", "z_next")}
+    batch["action"] = rng.standard_normal((3, 6, 2))
+    batch |= {name: rng.standard_normal((3, 6)) for name in ("reward", "value")}
+    for name in ("done", "restart", "z_mask", "value_mask"):
+        batch[name] = (rng.random((3, 6)) < 0.4).astype(float)
     return _whole(m, lambda: m.loss_and_grad(batch), rng, directions=30)
 
 
@@ -48,7 +53,7 @@ def _whole(model, loss_and_grad: Callable, rng: Rng, directions: int) -> Relativ
     """A case in projection mode: the whole loss, along random directions of the whole parameter vector."""
     for name, b in model.params.items():
         if name.endswith("b"):
-            b[...] = rng.uniform(-0.5, 0.5, b.shape)  # zero biases leave inputs of ReLU exactly on its kink
+            b[...] = rng.uniform(-0.5, 0.5, b.shape)  # at zero, ReLUs sit exactly on their kink
     at = model.params.flat.copy()
 
     def loss(vector: np.ndarray) -> float:
@@ -62,14 +67,19 @@ CASES: dict[str, Case] = dict([
     _pair(core, "linear", (2, 3, 5), (2, 5, 7), (2, 7)),
     _pair(core, "relu", (3, 5)),
     _pair(core, "sigmoid", (3, 5)),
-    _pair(core, "reparameterize", (3, 5), (3, 5), constants=lambda rng: (rng.standard_normal((3, 5)),)),
+    _pair(core, "reparameterize", (3, 5), (3, 5),
+          constants=lambda rng: (rng.standard_normal((3, 5)),)),
     _pair(core, "gaussian_kl", (3, 5), (3, 5), constants=lambda rng: (2.0,)),
-    _pair(core, "squared_error", (3, 5), constants=lambda rng: (rng.standard_normal((3, 5)), rng.random((3, 1)))),
-    _pair(core, "bce_with_logits", (3, 5), constants=lambda rng: (rng.random((3, 5)) < 0.5, rng.random((3, 1)))),
+    _pair(core, "squared_error", (3, 5),
+          constants=lambda rng: (rng.standard_normal((3, 5)), rng.random((3, 1)))),
+    _pair(core, "bce_with_logits", (3, 5),
+          constants=lambda rng: (rng.random((3, 5)) < 0.5, rng.random((3, 1)))),
     _pair(conv, "conv", (2, 7, 8, 3), (4, 4, 3, 5), (5,)),
     _pair(conv, "conv_transpose", (2, 3, 4, 7), (5, 5, 3, 7), (3,)),
-    _pair(lstm, "lstm", (3, 2, 5), (2, 7), (2, 7), (12, 28), (28,), constants=lambda rng: (rng.random((3, 2)) < 0.4,)),
-    _pair(mdn, "mixture_nll", *[(4, 5, 3)] * 3, constants=lambda rng: (rng.standard_normal((5, 3)), rng.random(3))),
+    _pair(lstm, "lstm", (3, 2, 5), (2, 7), (2, 7), (12, 28), (28,),
+          constants=lambda rng: (rng.random((3, 2)) < 0.4,)),
+    _pair(mdn, "mixture_nll", (4, 5, 3), (4, 5, 3), (4, 5, 3),
+          constants=lambda rng: (rng.standard_normal((5, 3)), rng.random(3))),
     ("whole loss of V", _whole_v),
     ("whole loss of M", _whole_m),
 ])  # fmt: skip

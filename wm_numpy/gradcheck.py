@@ -44,11 +44,12 @@ class RelativeError(float):
 
 
 def relative_error(claimed: np.ndarray, numerical: np.ndarray, name: str = "x") -> RelativeError:
-    """Largest difference over the largest entry of either: one scale for an array, or those near zero would shout.
+    """Largest difference over the largest entry of either: one scale per array, or entries near zero would dominate.
 
     Infinite where anything is not finite; ValueError for arrays that are empty or of two shapes.
     """
-    a, b = np.asarray(claimed), np.asarray(numerical)
+    a = np.asarray(claimed)
+    b = np.asarray(numerical)
     if a.shape != b.shape or not a.size:
         raise ValueError(f"{name}: gradients of shape {a.shape} and {b.shape} cannot be compared")
     finite = np.isfinite(a) & np.isfinite(b)
@@ -60,14 +61,17 @@ def relative_error(claimed: np.ndarray, numerical: np.ndarray, name: str = "x") 
     else:
         at = np.unravel_index(np.argmin(finite), a.shape)  # the first that is not
         error = RelativeError(np.inf)
-    error.input, error.index = name, tuple(map(int, at))
-    error.claimed, error.numerical = float(a[at]), float(b[at])
+    error.input = name
+    error.index = tuple(map(int, at))
+    error.claimed = float(a[at])
+    error.numerical = float(b[at])
     return error
 
 
 def numerical_gradient(f: Callable[[], float], x: np.ndarray, step: float = STEP) -> np.ndarray:
     """Element mode: df/dx for every entry of x (float64, changed in place and put back), f() a scalar of x."""
-    steps, gradient = step * _scales(x), np.empty_like(x)
+    steps = step * _scales(x)
+    gradient = np.empty_like(x)
     for i in np.ndindex(x.shape):
         kept = x[i]
         try:
@@ -124,8 +128,7 @@ def check_pair(
     errors = []
     for name, x, dx in zip(names, inputs, gradients, strict=False):
         if np.shape(dx) != x.shape:
-            shapes = f"{np.shape(dx)} for {name} of shape {x.shape}"
-            raise ValueError(f"{who} returned a gradient of shape {shapes}")
+            raise ValueError(f"{who} returned shape {np.shape(dx)} for {name} of shape {x.shape}")
         errors.append(relative_error(dx, numerical_gradient(projected, x), name))
     worst = max(errors)
     if changed:
@@ -135,25 +138,30 @@ def check_pair(
 
 
 def check_vector(
-    f: Callable, x: np.ndarray, gradient: np.ndarray, rng: Rng, directions: int = 20, step: float = 1e-6
+    f: Callable,
+    x: np.ndarray,
+    gradient: np.ndarray,
+    rng: Rng,
+    directions: int = 20,
+    step: float = 1e-6,
 ) -> RelativeError:
     """Projection mode: the claimed gradient (n,) at x (n,) of a loss f(x) -> its largest relative error.
 
     gradient . v is compared with the central difference of f along random directions v. Each is a random unit vector,
     which sees what the gradient left out, plus one along the gradient with a random share of every entry: without it
-    the difference drowns in the rounding of f when n is in the millions. f is deterministic, in float64, and far from
-    the kinks of its ReLUs, please: an input of exactly zero, as zero biases make them, has no derivative.
+    the difference drowns in the rounding of f when n is in the millions. f must be deterministic, in float64, and away
+    from the kinks of its ReLUs: an input of exactly zero, as zero biases give, has no derivative.
 
     Raises:
         ValueError: x is not float64 or empty, the gradient is of another shape, or there are no directions.
     """
     scales = _scales(x)
     if np.shape(gradient) != x.shape or x.ndim != 1:
-        shapes = f"{x.shape} and {np.shape(gradient)}"
-        raise ValueError(f"x and its gradient must be vectors of one length, not of shapes {shapes}")
+        raise ValueError(f"x {x.shape}, gradient {np.shape(gradient)}: not of one length")
     if directions < 1:
         raise ValueError(f"directions {directions}: at least 1")
-    x, gradient = x.copy(), np.array(gradient)  # f may write to the originals
+    x = x.copy()  # f may write to the original
+    gradient = np.array(gradient)
     if not np.isfinite(gradient).all():
         return relative_error(gradient, gradient, "gradient")
     along = gradient * scales
@@ -171,9 +179,9 @@ def check_vector(
 
 
 def _scales(x: np.ndarray, name: str = "x") -> np.ndarray:
-    """What the step of each entry is a fraction of: its own size, but of those below 1 that of the largest, or 1."""
+    """What each entry's step is a fraction of: its size, but at least min(1, the largest size); 1 if all are 0."""
     if getattr(x, "dtype", None) != np.float64:
-        raise ValueError(f"{name}: gradient checks need float64 inputs: rounding would hide real mistakes")
+        raise ValueError(f"{name}: gradient checks need float64: rounding would hide real mistakes")
     if not x.size:
         raise ValueError(f"{name} is empty: there is nothing to check")
     size = np.abs(x)
@@ -181,7 +189,7 @@ def _scales(x: np.ndarray, name: str = "x") -> np.ndarray:
 
 
 def _argument_names(function: Callable, count: int) -> list[str]:
-    """Names of its first arguments, "input 2" where it has none."""
+    """Names of the first arguments of a function, "input 2" where it has none."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # written in C
@@ -195,7 +203,8 @@ def _changes(names: Sequence[str], before: Sequence, after: Sequence) -> list[st
     found = []
     for name, a, b in zip(names, before, after, strict=True):
         if isinstance(a, np.ndarray):
-            found += [name] * (a.tobytes() != b.tobytes())
+            if a.tobytes() != b.tobytes():
+                found.append(name)
         elif isinstance(a, (tuple, list)):
             found += _changes([f"{name}[{i}]" for i in range(len(a))], a, b)
     return found

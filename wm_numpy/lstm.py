@@ -49,8 +49,9 @@ def lstm_forward(
     where it is 1 the state is zero BEFORE that step, whatever it was. reuse: results and cache lie in this thread's
     scratch space, good until its next call with reuse (5 % of an update).
     """
-    fits = x.ndim == 3 and h0.shape == c0.shape == (x.shape[1], len(b) // 4)
-    fits = fits and w.shape == (x.shape[2] + h0.shape[1], 4 * h0.shape[1]) and b.shape == w.shape[1:]
+    H = len(b) // 4
+    fits = x.ndim == 3 and h0.shape == c0.shape == (x.shape[1], H)
+    fits = fits and w.shape == (x.shape[2] + H, 4 * H) and b.shape == (4 * H,)
     inputs = {"x": x, "h0": h0, "c0": c0, "w": w, "b": b}
     if restart is not None:
         inputs["restart"] = np.asarray(restart, x.dtype)
@@ -58,11 +59,10 @@ def lstm_forward(
         restart = inputs["restart"] == 1
     require(fits, "lstm", **inputs)
     T, B, I = x.shape
-    H = h0.shape[1]
     bias = b.copy()
     bias[H : 2 * H] += FORGET_BIAS
 
-    # [x h] in one row: one product per step for both, of full depth (two products and their sum: 4 % slower)
+    # [x h] in one row: one product per step for both (two products and their sum: 4 % slower).
     xh = scratch("xh", (T, B, I + H), x.dtype, reuse)
     xh[:, :, :I] = x
     gates = scratch("gates", (T, B, 4 * H), x.dtype, reuse)
@@ -101,7 +101,7 @@ def lstm_backward(dy: tuple[np.ndarray, np.ndarray], cache: tuple, need_dx: bool
     dw = np.zeros_like(w)
     db = np.zeros(4 * H, w.dtype)
     dh_prev = np.zeros_like(dc)
-    # The gate gradients of some steps at a time: of all at once they would be as much memory as all the rest
+    # Gate gradients of a few steps at a time: those of all steps would take as much memory as all the rest.
     span = max(1, BLOCK // B)
     for last in range(T, 0, -span):
         first = max(0, last - span)

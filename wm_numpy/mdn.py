@@ -25,17 +25,23 @@ def mixture_nll_plain(logmix, mean, logstd, target, weight=1.0) -> float:
 
 
 def mixture_nll_forward(
-    logmix: np.ndarray, mean: np.ndarray, logstd: np.ndarray, target: np.ndarray, weight: np.ndarray | float = 1.0
+    logmix: np.ndarray,
+    mean: np.ndarray,
+    logstd: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | float = 1.0,
 ) -> tuple[float, tuple]:
     """sum of weight * -log p(target) in nats -> scalar, in logarithms, so that nothing under- or overflows.
 
     logmix (not normalised), mean, logstd (K, ...), target (...). weight, broadcast against target, makes
-    the sum a mean over dims and steps, 0 where there is no target (which may be nan there).
+    the sum a mean over dims and steps; it is 0 where there is no target (which may be nan there).
     """
-    target, weight = np.asarray(target, mean.dtype), np.asarray(weight, mean.dtype)
+    target = np.asarray(target, mean.dtype)
+    weight = np.asarray(weight, mean.dtype)
     fits = logmix.shape == mean.shape == logstd.shape and mean.shape[1:] == target.shape
     fits = fits and spreads(weight, target.shape)
-    require(fits, "mixture_nll", logmix=logmix, mean=mean, logstd=logstd, target=target, weight=weight)
+    inputs = dict(logmix=logmix, mean=mean, logstd=logstd, target=target, weight=weight)
+    require(fits, "mixture_nll", **inputs)
     largest = np.finfo(mean.dtype).max
     with np.errstate(over="ignore"):
         inv = np.exp(-logstd)  # (K, ...)
@@ -43,7 +49,7 @@ def mixture_nll_forward(
         u = chosen(weight, target) - mean
         u *= inv
         np.clip(u, -(largest**0.4), largest**0.4, out=u)  # u^2 stays finite; p is 0 there anyway
-    joint = u * u  # log softmax(logmix)_k N(target), short of what all k share
+    joint = u * u  # log softmax(logmix)_k N(target), without the terms that all k share
     joint *= -0.5
     joint += logmix
     joint -= logstd
@@ -84,15 +90,22 @@ def sample_plain(logmix, mean, logstd, tau, uniform, normal) -> np.ndarray:
 
 
 def sample_mixture(
-    logmix: np.ndarray, mean: np.ndarray, logstd: np.ndarray, tau: float, uniform: np.ndarray, normal: np.ndarray
+    logmix: np.ndarray,
+    mean: np.ndarray,
+    logstd: np.ndarray,
+    tau: float,
+    uniform: np.ndarray,
+    normal: np.ndarray,
 ) -> np.ndarray:
     """logmix, mean, logstd (K, ...) -> z (...) ~ p at temperature tau > 0: logmix / tau, std * sqrt(tau).
 
     As in the authors' doomrnn.py. The randomness is given: `uniform` (...) in [0, 1) chooses one component PER
     entry by inverse CDF; `normal` (...), standard normal, is how far from that component's mean the sample lies.
     """
-    fits = logmix.shape == mean.shape == logstd.shape and mean.shape[1:] == uniform.shape == normal.shape
-    require(fits, "sample_mixture", logmix=logmix, mean=mean, logstd=logstd, uniform=uniform, normal=normal)
+    fits = logmix.shape == mean.shape == logstd.shape
+    fits = fits and mean.shape[1:] == uniform.shape == normal.shape
+    inputs = dict(logmix=logmix, mean=mean, logstd=logstd, uniform=uniform, normal=normal)
+    require(fits, "sample_mixture", **inputs)
     cdf = logmix - logmix.max(axis=0)  # (K, ...)
     cdf *= 1 / tau
     np.exp(cdf, out=cdf)
