@@ -6,8 +6,8 @@
         es.tell(candidates, costs=[f(x) for x in candidates])  # lower is better; only their ORDER matters
     es.mean  # what to deploy
 
-The numbers in brackets are the tutorial's equations. One point differs: C is decomposed LAZINESS times more
-rarely, because at n = 867 and P = 64 one `eigh` costs as much as 15 whole generations without it.
+The numbers in brackets are the tutorial's equations. One point differs: C is decomposed LAZINESS times less
+often, because at n = 867 and P = 64 one `eigh` costs as much as 15 whole generations without it.
 
 Letters: n dimensions, P population.
 """
@@ -17,7 +17,10 @@ import json
 import numpy as np
 
 LAZINESS = 10  # of the tutorial's interval between decompositions, see Constants.interval
-SAVED = ("mean", "sigma", "p_sigma", "p_c", "C", "B", "D", "generation", "decomposed", "best", "worst", "sigma0")
+SAVED = (
+    "mean", "sigma", "p_sigma", "p_c", "C", "B", "D",
+    "generation", "decomposed", "best", "worst", "sigma0",
+)  # fmt: skip
 
 
 class Constants:
@@ -29,22 +32,25 @@ class Constants:
         mu_eff, mu_eff_minus = (w.sum() ** 2 / (w**2).sum() for w in (raw[:parents], raw[parents:]))
         self.mu_eff = mu_eff  # how many equally weighted parents would be as informative
         self.c_sigma = c_sigma = (mu_eff + 2) / (n + mu_eff + 5)  # (55) rate of the step-size path
-        self.d_sigma = 1 + 2 * max(0.0, np.sqrt((mu_eff - 1) / (n + 1)) - 1) + c_sigma  # damping of the step size
+        self.d_sigma = 1 + 2 * max(0.0, np.sqrt((mu_eff - 1) / (n + 1)) - 1) + c_sigma  # damping
         self.c_c = (4 + mu_eff / n) / (n + 4 + 2 * mu_eff / n)  # (56) rate of the covariance path
         self.c_1 = c_1 = 2 / ((n + 1.3) ** 2 + mu_eff)  # (57) rate of the rank-one update
-        self.c_mu = c_mu = min(1 - c_1, 2 * (0.25 + mu_eff + 1 / mu_eff - 2) / ((n + 2) ** 2 + mu_eff))  # (58) rank-mu
+        c_mu = 2 * (0.25 + mu_eff + 1 / mu_eff - 2) / ((n + 2) ** 2 + mu_eff)
+        self.c_mu = c_mu = min(1 - c_1, c_mu)  # (58) rate of the rank-mu update
         self.chi_n = np.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))  # E ||N(0, I)||
         alpha = min(
             1 + c_1 / c_mu,  # (50) the decay of C would vanish
             1 + 2 * mu_eff_minus / (mu_eff + 2),  # (51) as trustworthy as the positive ones
             (1 - c_1 - c_mu) / (n * c_mu),  # (52) C stays positive definite
         )
-        # (P,) by rank, best first: the first half recombines the mean, the rest are negative
-        self.weights = np.where(raw >= 0, raw / raw[raw > 0].sum(), alpha * raw / -raw[raw < 0].sum())  # (53)
+        positive = raw / raw[raw > 0].sum()
+        negative = alpha * raw / -raw[raw < 0].sum()
+        # (P,) by rank, best first: the first half moves the mean, the rest are negative
+        self.weights = np.where(raw >= 0, positive, negative)  # (53)
 
         # The tutorial decomposes every 1 / (10 n (c_1 + c_mu)) generations (n = 867, P = 64: 3), we every 25,
-        # in which C changes by about 1 / n. On rotated ellipsoids (2-5 seeds) no more evaluations at
-        # 10 times the interval (n = 10, 40, 100) or 20 (40, 100); Rosenbrock (n = 5) takes 1.6 x at 30.
+        # in which C changes by about 1 / n. Rotated ellipsoids (2-5 seeds) need no more evaluations at 10 times
+        # the interval (n = 10, 40, 100) or 20 (40, 100); Rosenbrock (n = 5) needs 1.6 x at 30.
         self.interval = max(1, int(LAZINESS / (10 * n * (c_1 + c_mu))))
 
         assert 1 <= mu_eff <= parents + 1e-9 and abs(self.weights[:parents].sum() - 1) < 1e-9
@@ -61,10 +67,12 @@ class CMAES:
         ValueError: the mean is not a finite vector, sigma not positive, or the population under 2.
     """
 
-    def __init__(self, mean: np.ndarray, sigma: float = 0.1, population: int | None = None, seed: int = 0):
+    def __init__(
+        self, mean: np.ndarray, sigma: float = 0.1, population: int | None = None, seed: int = 0
+    ):
         mean = np.array(mean, np.float64)
         if mean.ndim != 1 or not mean.size or not np.isfinite(mean).all():
-            raise ValueError(f"the mean must be a finite vector (n,), not one of shape {mean.shape}: {mean}")
+            raise ValueError(f"the mean must be a finite vector (n,), not {mean.shape}: {mean}")
         if not 0 < sigma < np.inf:
             raise ValueError(f"sigma must be positive and finite, not {sigma}")
         n = mean.size
@@ -72,16 +80,19 @@ class CMAES:
         if self.population < 2:
             raise ValueError(f"the population must be at least 2, not {self.population}")
         self.constants = Constants(n, self.population)
-        self.window = 10 + int(np.ceil(30 * n / self.population))  # generations that stop() looks back upon
+        self.window = 10 + int(np.ceil(30 * n / self.population))  # generations: stop()'s memory
         self.rng = np.random.default_rng(seed)
 
         # What changes from generation to generation: all of SAVED but sigma0.
         self.mean = mean  # (n,) centre of the distribution: what to deploy
         self.sigma = self.sigma0 = float(sigma)  # overall step size, now and at first
-        self.p_sigma = self.p_c = np.zeros(n)  # paths of successive steps: whitened for sigma, as they are for C
+        self.p_sigma = np.zeros(n)  # path of successive steps, whitened: moves sigma
+        self.p_c = np.zeros(n)  # path of successive steps: moves C
         self.C = np.eye(n)  # covariance; symmetric but for rounding: eigh reads its lower triangle
-        self.B, self.D = np.eye(n), np.ones(n)  # C = B D^2 B^T when last decomposed; eigenvectors in columns, D ascends
-        self.generation = self.decomposed = 0  # times that tell was called, now and when C was last decomposed
+        self.B = np.eye(n)  # eigenvectors, in columns: C = B D^2 B^T when last decomposed
+        self.D = np.ones(n)  # roots of the eigenvalues, ascending
+        self.generation = 0  # how often tell was called
+        self.decomposed = 0  # generation of the last decomposition
         self.best = np.empty(0)  # (<= window,) best cost of each of the latest generations
         self.worst = np.inf  # cost of the latest generation
         self._drawn = set()  # the latest candidates, as bytes
@@ -97,21 +108,23 @@ class CMAES:
     def tell(self, candidates: np.ndarray, costs: np.ndarray) -> None:
         """Move towards the candidates (P, n) of the lowest costs (P,); infinity is the worst.
 
-        Candidates that were not asked for, repaired or another's, are welcome: a step longer than it would have drawn
-        is shortened (Hansen, "Injecting External Solutions Into CMA-ES", arXiv:1110.4181), or C would explode.
+        Candidates that ask did not draw, repaired or from elsewhere, are welcome: too long a step is shortened
+        (Hansen, "Injecting External Solutions Into CMA-ES", arXiv:1110.4181), or C would explode.
 
         Raises:
             ValueError: wrong shapes, a candidate that is not finite, a NaN cost; nothing has changed then.
         """
-        k, n = self.constants, self.mean.size
-        x, costs = np.asarray(candidates, np.float64), np.asarray(costs, np.float64)
+        k = self.constants
+        n = self.mean.size
+        x = np.asarray(candidates, np.float64)
+        costs = np.asarray(costs, np.float64)
         wanted = (self.population, n)
         with np.errstate(over="ignore"):
             sound = x.shape == wanted and np.isfinite((x - self.mean) / self.sigma).all()
         if not sound:
             raise ValueError(f"tell needs finite candidates of shape {wanted}, got shape {x.shape}")
         if costs.shape != wanted[:1]:
-            raise ValueError(f"tell needs one cost per candidate, shape {wanted[:1]}, got {costs.shape}")
+            raise ValueError(f"tell needs one cost per candidate, {wanted[:1]}, got {costs.shape}")
         if (nan := np.flatnonzero(np.isnan(costs))).size:
             raise ValueError(f"the costs of candidates {nan.tolist()} are NaN and cannot be ranked")
 
@@ -129,9 +142,10 @@ class CMAES:
         self.mean = self.mean + self.sigma * y_w  # (42)
 
         # 3. Step size: grow when successive steps agree, shrink when they cancel.
-        turned = np.vstack([y_w, y[k.parents :]]) @ self.B / self.D  # D^-1 B^T y: in the axes of C, at unit variance
+        turned = np.vstack([y_w, y[k.parents :]]) @ self.B / self.D  # D^-1 B^T y: unit variance
         gain = np.sqrt(k.c_sigma * (2 - k.c_sigma) * k.mu_eff)
-        self.p_sigma = (1 - k.c_sigma) * self.p_sigma + gain * (self.B @ turned[0])  # (43) with C^-1/2 y_w
+        step = self.B @ turned[0]  # C^-1/2 y_w
+        self.p_sigma = (1 - k.c_sigma) * self.p_sigma + gain * step  # (43)
         length = np.linalg.norm(self.p_sigma)
         change = k.c_sigma / k.d_sigma * (length / k.chi_n - 1)
         self.sigma *= float(np.exp(min(1, change)))  # (44), by e at most, as in pycma
@@ -139,13 +153,16 @@ class CMAES:
         # 4. Covariance.
         self.generation += 1
         started = np.sqrt(1 - (1 - k.c_sigma) ** (2 * self.generation))
-        h_sigma = float(length / started < (1.4 + 2 / (n + 1)) * k.chi_n)  # 0: too long a step for p_c
-        self.p_c = (1 - k.c_c) * self.p_c + h_sigma * np.sqrt(k.c_c * (2 - k.c_c) * k.mu_eff) * y_w  # (45)
-        squared = np.einsum("pn,pn->p", turned[1:], turned[1:])  # ||C^-1/2 y||^2 of the negative ones
+        h_sigma = float(length / started < (1.4 + 2 / (n + 1)) * k.chi_n)  # 0: too long a step
+        gain = h_sigma * np.sqrt(k.c_c * (2 - k.c_c) * k.mu_eff)
+        self.p_c = (1 - k.c_c) * self.p_c + gain * y_w  # (45)
+        squared = np.einsum("pn,pn->p", turned[1:], turned[1:])  # ||C^-1/2 y||^2, worse half
         w = k.c_mu * k.weights
         w[k.parents :] *= n / (squared + 1e-300)  # (46) of a bad step only the direction counts
-        w, rows = np.append(k.c_1, w), np.vstack([self.p_c, y])  # rank one and rank mu in one product, (1 + P, n)
-        self.C *= 1 + k.c_1 * (1 - h_sigma) * k.c_c * (2 - k.c_c) - k.c_1 - k.c_mu * k.weights.sum()  # (47)
+        w = np.append(k.c_1, w)  # rank one and rank mu in one product
+        rows = np.vstack([self.p_c, y])  # (1 + P, n)
+        kept = 1 + k.c_1 * (1 - h_sigma) * k.c_c * (2 - k.c_c) - k.c_1 - k.c_mu * k.weights.sum()
+        self.C *= kept  # (47)
         self.C += rows.T @ (w[:, None] * rows)  # + c_1 p_c p_c^T + c_mu sum_i w_i y_i y_i^T
 
         # 5. What stop() looks at, and the decomposition when it is due.
@@ -161,28 +178,31 @@ class CMAES:
         if d2[0] < floor:
             d2 = np.maximum(d2, floor)
             self.C = (self.B * d2) @ self.B.T
-        self.D, self.decomposed = np.sqrt(d2), self.generation
+        self.D = np.sqrt(d2)
+        self.decomposed = self.generation
 
     def stop(self) -> dict[str, str]:
         """Why to stop, name -> sentence; empty: go on. Criteria and tolerances of appendix B.3."""
-        reasons, condition = {}, (self.D[-1] / self.D[0]) ** 2
+        reasons = {}
+        condition = (self.D[-1] / self.D[0]) ** 2
         deviation = self.sigma * np.sqrt(np.abs(np.diag(self.C)))  # (n,)
         if condition > 1e14:
             reasons["conditioncov"] = f"the condition of C is {condition:.1e}, above 1e14"
         if self.sigma * self.D[-1] > 1e4 * self.sigma0:
-            reasons["tolxup"] = "the distribution is over 1e4 times as wide as at first: sigma was too small"
+            reasons["tolxup"] = "over 1e4 times as wide as at first: sigma was too small"
         if max(deviation.max(), self.sigma * np.abs(self.p_c).max()) < 1e-12 * self.sigma0:
             reasons["tolx"] = "no coordinate moves by more than 1e-12 of the first sigma"
         if np.any(self.mean == self.mean + 0.2 * deviation):
-            reasons["noeffectcoord"] = "0.2 standard deviations no longer change some coordinate of the mean"
+            reasons["noeffectcoord"] = "0.2 standard deviations no longer move some coordinate"
         if len(self.best) >= 10 and np.isposinf(self.best[-10:]).all():
             reasons["infinite"] = "no candidate had a finite cost for 10 generations"
         if len(self.best) == self.window and np.isfinite(self.best).all():
-            spread, last = np.ptp(self.best), self.best[-1]
+            spread = np.ptp(self.best)
+            last = self.best[-1]
             if spread == 0:
-                reasons["equalfunvalues"] = f"the best cost stayed {last:g} for {self.window} generations"
+                reasons["equalfunvalues"] = f"best cost {last:g} for {self.window} generations"
             if max(spread, self.worst - last) < 1e-12:
-                reasons["tolfun"] = f"costs differed by less than 1e-12 over {self.window} generations"
+                reasons["tolfun"] = f"costs within 1e-12 for {self.window} generations"
         return reasons
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -196,9 +216,10 @@ class CMAES:
         missing = [name for name in (*SAVED, "population", "rng") if name not in state]
         if missing:
             raise ValueError(f"this is no state of CMAES: it lacks {', '.join(missing)}")
-        saved, here = (len(state["mean"]), int(state["population"])), (self.mean.size, self.population)
+        saved = (len(state["mean"]), int(state["population"]))
+        here = (self.mean.size, self.population)
         if saved != here:
-            raise ValueError(f"saved with (dimensions, population) {saved}, this optimiser has {here}")
+            raise ValueError(f"saved with (dimensions, population) {saved}, this one has {here}")
         for name in SAVED:
             array = np.array(state[name])
             setattr(self, name, array if array.ndim else array.item())

@@ -16,10 +16,9 @@ from .core import Params, linear_backward, linear_forward
 from .lstm import lstm_backward, lstm_forward
 from .mdn import mixture_nll_backward, mixture_nll_forward, sample_mixture
 
-PIECE = 50  # sequences that one thread works on at a time; fixed, so that no result depends on the threads
-ROWS = 256  # states whose mixtures are made at a time: they stay in cache, and never lie there for all steps
+PIECE = 50  # sequences for one thread at a time; fixed, so that no result depends on the threads
+ROWS = 256  # states whose mixtures are made at a time, so that they stay in cache
 HEADS = ("done", "reward", "value")  # the optional ones, a number each
-OUTPUTS = ("done_logit", "reward", "value")  # their names in a Prediction
 
 
 class Prediction(NamedTuple):
@@ -54,12 +53,13 @@ class MDNRNN:
         I = z_size + action_size + config.restart_input
         H = config.hidden
         mixture = 3 * config.mixtures * z_size
-        shapes = {"lstm.w": (I + H, 4 * H), "lstm.b": (4 * H,), "mixture.w": (H, mixture), "mixture.b": (mixture,)}
+        shapes = {"lstm.w": (I + H, 4 * H), "lstm.b": (4 * H,)}
+        shapes |= {"mixture.w": (H, mixture), "mixture.b": (mixture,)}
         for name in self.heads:
             shapes |= {name + ".w": (H, 1), name + ".b": (1,)}
         self.params = Params(shapes, dtype=dtype)
         for name, w in self.params.items():
-            if rng is not None and name.endswith(".w"):  # Glorot uniform, each gate a layer by itself; zero biases
+            if rng is not None and name.endswith(".w"):  # Glorot uniform, a gate being a layer
                 fans = I + 2 * H if name == "lstm.w" else sum(w.shape)
                 limit = np.sqrt(6 / fans)
                 w[...] = rng.uniform(-limit, limit, w.shape)
@@ -68,8 +68,7 @@ class MDNRNN:
 
     def initial_state(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """-> h, c (n, H): zeros."""
-        h, c = np.zeros((2, n, self.config.hidden), self.params.flat.dtype)
-        return h, c
+        return tuple(np.zeros((2, n, self.config.hidden), self.params.flat.dtype))
 
     def step(
         self, z: np.ndarray, action: np.ndarray, state: tuple, restart: np.ndarray | None = None
@@ -94,8 +93,8 @@ class MDNRNN:
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """h (n, H) after a step -> what came of that step: z_next (n, Z), reward (n,), done_logit (n,).
 
-        z_next is drawn at temperature tau by the randomness that is given: uniform in [0, 1) and standard normal,
-        (n, Z) each. reward is the expected one. Reward and done_logit are None where M has no such head.
+        z_next is drawn at temperature tau from the randomness given: uniform in [0, 1) and standard normal,
+        (n, Z) each. reward is the expected one. reward and done_logit are None where M has no such head.
         """
         y = self.predict(h)
         uniform, normal = (np.ascontiguousarray(x.T) for x in (uniform, normal))  # (Z, n)
@@ -116,8 +115,9 @@ class MDNRNN:
         x = [z, action]
         if self.config.restart_input:
             x.append(np.zeros((*z.shape[:2], 1)) if restart is None else restart[:, :, None])
-        x = np.concatenate(x, axis=2, dtype=self.params.flat.dtype)  # (T, n, I)
-        return lstm_forward(x, *state, self.params["lstm.w"], self.params["lstm.b"], restart, reuse=True)
+        p = self.params
+        x = np.concatenate(x, axis=2, dtype=p.flat.dtype)  # (T, n, I)
+        return lstm_forward(x, *state, p["lstm.w"], p["lstm.b"], restart, reuse=True)
 
     # ---------------------------------------------------------------------------------------------- training
 
@@ -127,7 +127,7 @@ class MDNRNN:
         Args:
             batch: z, z_next (B, T, Z), action (B, T, A), and (B, T) each: done, reward, value, where M has the
                 head; restart, 1 at an episode's first step; z_mask and value_mask, 0 where there is no z_next or no
-                value. The masks may be left out, and restart without restart_input.
+                value. The masks may be left out; so may restart, without restart_input.
 
         Returns:
             dict of loss = z + done + reward + value, those that M has: z in nats, mean over dims and steps; the
@@ -136,7 +136,7 @@ class MDNRNN:
         B, T = batch["z"].shape[:2]
         for name, x in batch.items():
             if x.shape[:2] != (B, T):
-                raise ValueError(f"{name} {x.shape} does not fit z {batch['z'].shape}: both begin with (B, T)")
+                raise ValueError(f"{name} {x.shape} and z {batch['z'].shape} differ in (B, T)")
 
         def mean_over_steps(mask: str) -> float:  # the weight of one step
             return 1 / max(1.0, float(np.sum(batch[mask]))) if mask in batch else 1 / (B * T)
@@ -148,18 +148,22 @@ class MDNRNN:
             "value": self.config.value_weight * mean_over_steps("value_mask"),
         }
         pieces = [{name: x[s] for name, x in batch.items()} for s in parallel.cut(B, PIECE)]
-        parts, grads = zip(*parallel.threads(lambda piece: self._piece(piece, scale), pieces), strict=True)
+        results = parallel.threads(lambda piece: self._piece(piece, scale), pieces)
+        parts, grads = zip(*results, strict=True)
         losses = {name: float(sum(part[name] for part in parts)) for name in parts[0]}
         for more in grads[1:]:
             np.add(grads[0], more, out=grads[0])
         return dict(loss=sum(losses.values()), **losses), grads[0]
 
-    def _piece(self, batch: dict[str, np.ndarray], scale: dict[str, float]) -> tuple[dict[str, float], np.ndarray]:
-        """b sequences' share of the losses and of the gradient; scale: what a step weighs in each loss."""
+    def _piece(self, batch: dict, scale: dict[str, float]) -> tuple[dict[str, float], np.ndarray]:
+        """The share of b sequences in the losses and in the gradient; scale: a step's weight in each loss."""
         grads = Params(self.params.shapes, np.zeros_like(self.params.flat))
         (h, c), lstm_cache = self._run_batch(batch)  # (T, b, H)
         rows = h.reshape(-1, h.shape[2])  # (T b, H)
-        targets = {k: x.swapaxes(0, 1).reshape(len(rows), -1).astype(h.dtype, copy=False) for k, x in batch.items()}
+        targets = {
+            name: x.swapaxes(0, 1).reshape(len(rows), -1).astype(h.dtype, copy=False)  # (T b, ...)
+            for name, x in batch.items()
+        }
 
         losses = {"z": 0.0}
         dh = np.empty_like(rows)
@@ -186,21 +190,27 @@ class MDNRNN:
             else:
                 losses[name], loss_cache = core.squared_error_forward(y, targets[name], weight)
                 (dy,) = core.squared_error_backward(1, loss_cache)
-            dh_head, grads[name + ".w"][...], grads[name + ".b"][...] = linear_backward(dy, linear_cache)
+            dh_head, dw, db = linear_backward(dy, linear_cache)
             dh += dh_head
+            grads[name + ".w"][...] = dw
+            grads[name + ".b"][...] = db
 
         dstates = dh.reshape(h.shape), np.zeros_like(c)
-        _, _, _, grads["lstm.w"][...], grads["lstm.b"][...] = lstm_backward(dstates, lstm_cache, need_dx=False)
+        _, _, _, dw, db = lstm_backward(dstates, lstm_cache, need_dx=False)
+        grads["lstm.w"][...] = dw
+        grads["lstm.b"][...] = db
         return losses, grads.flat
 
     def outputs(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """done_logit, reward, value (B, T) of every step, those that M has heads for: to be judged."""
+        """done_logit, reward, value (B, T) of every step, those that M has a head for."""
         (h, _), _ = self._run_batch(batch)
-        y = self.predict(h.reshape(-1, h.shape[2]))._asdict()
-        return {name: y[name].reshape(h.shape[:2]).T for name in OUTPUTS if y[name] is not None}
+        y = self.predict(h.reshape(-1, h.shape[2]))
+        found = {"done_logit": y.done_logit, "reward": y.reward, "value": y.value}
+        return {name: x.reshape(h.shape[:2]).T for name, x in found.items() if x is not None}
 
     def _run_batch(self, batch: dict[str, np.ndarray]) -> tuple:
         """_run over whole sequences from a zero state."""
-        z, action = batch["z"].swapaxes(0, 1), batch["action"].swapaxes(0, 1)  # (T, B, ...)
+        z = batch["z"].swapaxes(0, 1)  # (T, B, Z)
+        action = batch["action"].swapaxes(0, 1)  # (T, B, A)
         restart = batch["restart"].T if "restart" in batch else None
         return self._run(z, action, restart, self.initial_state(z.shape[1]))

@@ -4,11 +4,11 @@ import numpy as np
 
 from . import parallel
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # the paper's; TensorFlow 1, and so the authors' code, has the same
-CHUNK = 1 << 16  # floats: parameters, gradient and both moments of a chunk stay in L2 (whole vectors: 3 x slower)
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # the paper's, TensorFlow 1's and so the authors'
+CHUNK = 1 << 16  # floats: four vectors of this size stay in L2 (whole vectors: 3 x slower)
 
 
-def adam_plain(theta, gradient, m, v, t: int, learning_rate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def adam_plain(theta, gradient, m, v, t: int, learning_rate: float) -> tuple:
     """Step t = 1, 2, ... of algorithm 1 -> the new theta, m, v (all (size,)): the definition."""
     m = BETA1 * m + (1 - BETA1) * gradient
     v = BETA2 * v + (1 - BETA2) * gradient**2
@@ -20,8 +20,8 @@ def adam_plain(theta, gradient, m, v, t: int, learning_rate: float) -> tuple[np.
 class Adam:
     """First and second moments of the gradient (size,), and the step made of them.
 
-    With clip, every entry of the gradient is clipped to [-clip, clip] first (authors' rnn.py: 1.0 for M). The moments
-    lack the paper's factors 1 - beta, which come into the step instead: two passes over memory fewer.
+    With clip, every entry of the gradient is clipped to [-clip, clip] first (authors' rnn.py: 1.0 for M). The paper's
+    factors 1 - beta are applied to the step instead of to the moments: two passes over memory fewer.
     """
 
     def __init__(self, size: int, clip: float | None = None, dtype=np.float32):
@@ -41,7 +41,9 @@ class Adam:
 
         def move(first: int) -> None:
             part = slice(first, first + CHUNK)
-            m, v, g = self.m[part], self.v[part], gradient[part]
+            m = self.m[part]
+            v = self.v[part]
+            g = gradient[part]
             if self.clip is not None:
                 g = np.clip(g, -self.clip, self.clip)
             m *= BETA1

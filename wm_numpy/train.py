@@ -24,7 +24,7 @@ class RunError(RuntimeError):
 
 
 def learning_rate(settings: Training, update: int, updates: int) -> float:
-    """Adam's at an update: it falls from learning_rate to final_rate, by half a cosine or exponentially."""
+    """Adam's rate at an update: it falls from learning_rate to final_rate, by half a cosine or exponentially."""
     excess = settings.learning_rate - settings.final_rate
     if settings.cosine:
         return settings.final_rate + excess * (0.5 + 0.5 * np.cos(np.pi * update / updates))
@@ -33,7 +33,7 @@ def learning_rate(settings: Training, update: int, updates: int) -> float:
 
 def fit(
     params: Params,
-    loss_and_grad: Callable[[int], tuple[dict[str, float], np.ndarray]],  # what it draws depends on the update alone
+    loss_and_grad: Callable[[int], tuple[dict[str, float], np.ndarray]],
     updates: int,  # those of an interrupted run included
     settings: Training,
     state: Path,
@@ -41,11 +41,13 @@ def fit(
 ) -> None:
     """Adam, in place, by loss_and_grad: update -> losses by name, gradient (params.size,).
 
-    RunError: a loss or the gradient is not finite; `state` holds the last weights whose loss was.
+    What loss_and_grad draws must depend on the update alone. RunError: a loss or the gradient is not finite; the
+    weights in `state` are older, and good.
     """
     adam = Adam(params.size, clip=getattr(settings, "clip", None))  # V's gradient is not clipped
     if state.exists():
-        saved = read_arrays(state, weights=params.flat.shape, m=adam.m.shape, v=adam.v.shape, step_count=())
+        size = (params.size,)
+        saved = read_arrays(state, weights=size, m=size, v=size, step_count=())
         params.flat[:] = saved["weights"]
         adam.load_state_dict(saved)
     first = adam.step_count
@@ -54,10 +56,10 @@ def fit(
         losses, gradient = loss_and_grad(update)
         if not np.isfinite([*losses.values(), gradient @ gradient]).all():
             raise RunError(
-                f"the loss of update {update + 1} is not finite ({losses}): the last good weights are kept in "
-                f"{state}; try a smaller learning_rate in a new run folder"
+                f"the loss of update {update + 1} is not finite ({losses}): the last good weights "
+                f"are kept in {state}; try a smaller learning_rate in a new run folder"
             )
-        if update == first or time.monotonic() - saved_at > SAVE_SECONDS:  # weights whose loss is known to be finite
+        if update == first or time.monotonic() - saved_at > SAVE_SECONDS:  # their loss is finite
             write(state, {"weights": params.flat} | adam.state_dict())
             saved_at = time.monotonic()
         adam.step(params.flat, gradient, learning_rate(settings, update, updates))
@@ -65,17 +67,18 @@ def fit(
 
 
 def evolve(
-    cma: CMAES,  # minimises, so it is told minus the fitness
-    fitness: Callable[[np.ndarray, int], np.ndarray],  # (candidates (P, n), generation) -> (P,), larger is better
+    cma: CMAES,
+    fitness: Callable[[np.ndarray, int], np.ndarray],
     generations: int,  # those of an interrupted run included
     state: Path,
     report: Callable,
-    check: Callable[[np.ndarray, int], float],  # (mean (n,), generation) -> its score, larger is better
+    check: Callable[[np.ndarray, int], float],
     check_every: int,  # generations between checks, and one at the end; 0: none
     log: Callable[[str], None] = print,  # is told why it ended early
 ) -> tuple[np.ndarray, int]:
     """Evolve C -> the theta to deploy and its generation; it ends early where CMA-ES has a reason to stop.
 
+    fitness: candidates (P, n), generation -> (P,); check: mean (n,), generation -> its score; larger is better.
     The distribution mean is deployed, never the luckiest sample: the mean of the best check, or the last mean when
     there are no checks.
     """
@@ -90,18 +93,23 @@ def evolve(
     while not last:
         candidates = cma.ask()
         f = fitness(candidates, cma.generation)
-        cma.tell(candidates, -f)
-        figures = {"fitness": f.mean(), "min": f.min(), "max": f.max(), "std": f.std(), "sigma": cma.sigma}
+        cma.tell(candidates, -f)  # it minimises
+        figures = {"fitness": f.mean(), "min": f.min(), "max": f.max(), "std": f.std()}
+        figures["sigma"] = cma.sigma
         reasons = cma.stop()
         last = cma.generation == generations or bool(reasons)
         if check_every and (last or cma.generation % check_every == 0):
-            figures["check"] = score = check(cma.mean, cma.generation)
+            score = check(cma.mean, cma.generation)
+            figures["check"] = score
             if score > best["score"]:
                 best = {"theta": cma.mean.copy(), "score": score, "best_generation": cma.generation}
         report(cma.generation, **figures)
         if reasons:
-            log(f"C is evolved no further than generation {cma.generation}: {'; '.join(reasons.values())}")
+            why = "; ".join(reasons.values())
+            log(f"C is evolved no further than generation {cma.generation}: {why}")
         if last or "check" in figures or time.monotonic() - saved_at > SAVE_SECONDS:
             write(state, cma.state_dict() | best)
             saved_at = time.monotonic()
-    return (best["theta"], int(best["best_generation"])) if check_every else (cma.mean.copy(), cma.generation)
+    if check_every:
+        return best["theta"], int(best["best_generation"])
+    return cma.mean.copy(), cma.generation

@@ -22,7 +22,7 @@ from .conv import conv_backward, conv_forward, conv_transpose_backward, conv_tra
 from .core import Params, linear_backward, linear_forward, relu_backward, relu_forward
 
 PIECE = 50  # frames at a time for one thread; fixed, so that no result depends on the threads
-OUTPUTS = 400  # the same for outputs of deconv1
+OUTPUTS = 400  # outputs of deconv1 at a time, likewise
 
 
 class VAE:
@@ -35,7 +35,8 @@ class VAE:
         self.config = config
         Z = config.z_size
         weights = {
-            "conv1": (4, 4, 3, 32), "conv2": (4, 4, 32, 64), "conv3": (4, 4, 64, 128), "conv4": (4, 4, 128, 256),
+            "conv1": (4, 4, 3, 32), "conv2": (4, 4, 32, 64),
+            "conv3": (4, 4, 64, 128), "conv4": (4, 4, 128, 256),
             "mu": (1024, Z), "logvar": (1024, Z), "dense": (Z, 1024),
             "deconv1": (5, 5, 128, 1024), "deconv2": (5, 5, 64, 128),
             "deconv3": (6, 6, 32, 64), "deconv4": (6, 6, 3, 32),
@@ -51,10 +52,10 @@ class VAE:
                 self.params[name + ".w"][...] = self._initial(name, shape, rng)
 
     def _initial(self, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-        """Initial weights of a layer; all biases are zero."""
+        """Initial weights of a layer; all biases are zero. Glorot is TensorFlow's default, and so the authors'."""
         *kernel, C, O = shape
         taps = math.prod(kernel)
-        if self.config.start == "glorot" or name in ("mu", "logvar"):  # TensorFlow's default, and so the authors'
+        if self.config.start == "glorot" or name in ("mu", "logvar"):
             limit = math.sqrt(6 / (taps * (C + O)))
             return rng.uniform(-limit, limit, shape)
         fan_in = taps * C
@@ -109,11 +110,12 @@ class VAE:
 
         Returns:
             dict of loss = reconstruction + kl_weight * kl, each summed over pixels or dims and averaged over
-            frames; and the gradient of loss, flat like params.flat. With a weight the loss is of the weighted
-            error; `reconstruction` always tells the plain one.
+            frames; and the gradient of loss, flat like params.flat. With a weight the loss has the weighted
+            error, `reconstruction` always the plain one.
         """
         _check(frames)
-        n, p = len(frames), self.params
+        n = len(frames)
+        p = self.params
         if noise.shape != (n, self.config.z_size):
             raise ValueError(f"noise {noise.shape} is not of shape {(n, self.config.z_size)}")
         if weight is not None and weight.shape != frames.shape[:3]:
@@ -134,10 +136,10 @@ class VAE:
         self._deconv1_gradient(h, da, grads)
         return dict(loss=loss, reconstruction=reconstruction, kl=kl), grads.flat
 
-    def _piece(self, frames: np.ndarray, noise: np.ndarray, weight: np.ndarray | None, n: int) -> tuple:
+    def _piece(self, frames: np.ndarray, noise: np.ndarray, weight, n: int) -> tuple:
         """M of a batch's n frames -> their shares of weighted error, error, KL; their gradients; deconv1's h, da."""
         x = self._load(frames)  # (M, 64, 64, 3)
-        weight = 1 / n if weight is None else weight[..., None] / n  # sums become means over the batch
+        weight = 1 / n if weight is None else weight[..., None] / n  # for means over the batch
         floor = self.config.kl_tolerance * self.config.z_size
         g = {}
 
@@ -158,9 +160,10 @@ class VAE:
         return (error, plain, kl * len(x) / n), g, rows
 
     def _deconv1_gradient(self, h: np.ndarray, da: np.ndarray, grads: Params) -> None:
-        """Put deconv1's gradient into grads. Three quarters of all weights are there, so it is not made once for every
-        piece, but once for the batch, from the layer's input h (N, 1024) and its output's gradient da (N, 3200), and
-        cut along the outputs. That saves a tenth of an update.
+        """Put deconv1's gradient into grads, from the layer's input h (N, 1024) and its output's gradient da (N, 3200).
+
+        The layer holds three quarters of all weights, so its gradient is made once for the batch, cut along the
+        outputs, not once for every piece: that saves a tenth of an update.
         """
         w, b = _on_one_pixel(self.params)
         dw, _ = _on_one_pixel(grads)
@@ -188,7 +191,8 @@ class VAE:
         x = x.reshape(-1, 1024)
         mu, mu_cache = linear_forward(x, p["mu.w"], p["mu.b"])
         logvar, logvar_cache = linear_forward(x, p["logvar.w"], p["logvar.b"])
-        return (mu, logvar), (conv1, relu1, conv2, relu2, conv3, relu3, conv4, relu4, mu_cache, logvar_cache)
+        cache = (conv1, relu1, conv2, relu2, conv3, relu3, conv4, relu4, mu_cache, logvar_cache)
+        return (mu, logvar), cache
 
     def _encode_backward(self, dmu: np.ndarray, dlogvar: np.ndarray, cache: tuple, g: dict) -> None:
         """dmu, dlogvar (M, Z): puts the encoder's gradients into g."""
@@ -220,7 +224,7 @@ class VAE:
         return y, (dense, deconv1, relu1, deconv2, relu2, deconv3, relu3, deconv4, sigmoid)
 
     def _decode_backward(self, dy: np.ndarray, cache: tuple, g: dict) -> tuple[np.ndarray, tuple]:
-        """dy (M, 64, 64, 3) -> dz (M, Z), and what deconv1's gradient is made of; puts the decoder's others into g."""
+        """dy (M, 64, 64, 3) -> dz (M, Z), and deconv1's (h, da); puts the decoder's other gradients into g."""
         dense, deconv1, relu1, deconv2, relu2, deconv3, relu3, deconv4, sigmoid = cache
         (dx,) = core.sigmoid_backward(dy, sigmoid)
         dx, g["deconv4.w"], g["deconv4.b"] = conv_transpose_backward(dx, deconv4)
