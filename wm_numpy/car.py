@@ -1,10 +1,10 @@
 """CarRacing-v3 of gymnasium with the same physics and the same pixels, drawn several times faster.
 
 Gymnasium draws a 1000 x 800 picture, turns it upside down and shrinks it to 96 x 96. Nine tenths of the time
-goes into Python loops over some 800 polygons, of which ten are on screen, and into the score below the crop.
+goes into Python loops over some 800 polygons, ten of them on screen, and into the score below the crop.
 Here all corners are placed at once, only polygons that touch the crop are drawn, no score: 4 x faster.
 
-Needs Box2D and pygame, which envs.py asks for only when a car is wanted.
+Needs Box2D and pygame; envs.py imports it only when a car is wanted.
 """
 
 from math import hypot
@@ -16,16 +16,16 @@ from gymnasium.envs.box2d import car_racing
 from gymnasium.envs.box2d.car_racing import GRASS_DIM, PLAYFIELD, SCALE, WINDOW_H, WINDOW_W, ZOOM
 from pygame import gfxdraw
 
-ROWS, COLUMNS = 84, 96  # of gymnasium's 96 x 96; the 12 rows below show speed and score (the authors' crop)
-HIDDEN = WINDOW_H // 8  # those 12 rows on the 800-row canvas, which is drawn upside down: its first 100 rows
+ROWS, COLUMNS = 84, 96  # of 96 x 96; the 12 rows below show speed and score (the authors' crop)
+HIDDEN = WINDOW_H // 8  # those 12 rows on the upside-down canvas of 800 rows: its first 100
 MARGIN = 2  # pixels: an anti-aliased edge reaches one beyond its corners
-REACH = hypot(WINDOW_W / 2, WINDOW_H * 3 / 4) + MARGIN  # pixels from the car to the farthest corner of the screen
+REACH = hypot(WINDOW_W / 2, WINDOW_H * 3 / 4) + MARGIN  # pixels from the car to the far corner
 
 
 class CroppedCarRacing(car_racing.CarRacing):
-    """Gymnasium's continuous CarRacing whose observation is rows 0-83 of its own: (84, 96, 3) uint8.
+    """Gymnasium's continuous CarRacing; an observation is rows 0-83 of gymnasium's: (84, 96, 3) uint8.
 
-    While `blind` is true nothing is drawn, and an observation is the last one drawn: half of a step's time.
+    While `blind` is true nothing is drawn, and the observation is the last one drawn: half of a step's time.
     """
 
     blind = False
@@ -42,24 +42,28 @@ class CroppedCarRacing(car_racing.CarRacing):
     def _create_track(self) -> bool:
         if not super()._create_track():
             return False  # gymnasium draws another one
-        # In painting order, and colours by reference: a tile changes its colour when the car has touched it.
-        a, d, places = PLAYFIELD, GRASS_DIM, [GRASS_DIM * i for i in range(-20, 20, 2)]
+        a = PLAYFIELD
+        d = GRASS_DIM
         field = [(a, a), (a, -a), (-a, -a), (-a, a)]
+        places = [d * i for i in range(-20, 20, 2)]
         grass = [[(x + d, y), (x, y), (x, y + d), (x + d, y + d)] for x in places for y in places]
-        painted = [(field, self.bg_color), *((patch, self.grass_color) for patch in grass), *self.road_poly]
-        polygons, self._colors = zip(*painted, strict=True)
-        self._x, self._y = np.ascontiguousarray(np.transpose(polygons))  # (corner, polygon): quick min and max
+        # In painting order; colours by reference: a tile changes its colour when the car has touched it.
+        ground = [(field, self.bg_color), *((patch, self.grass_color) for patch in grass)]
+        polygons, self._colors = zip(*ground, *self.road_poly, strict=True)
+        self._x, self._y = np.ascontiguousarray(np.transpose(polygons))  # (corner, polygon)
         return True
 
     def truth(self) -> dict[str, float]:
         """What frames do not say: speed, angle to the road (radians, right is positive), distance from its middle."""
-        hull, track = self.car.hull, np.array(self.track)  # (N, 4): alpha, beta, x, y
+        hull = self.car.hull
+        track = np.array(self.track)  # (N, 4): alpha, beta, x, y
         beyond = np.array(hull.position) - track[:, 2:]
         nearest = np.argmin((beyond**2).sum(axis=1))
         beta = track[nearest, 1]
         side = np.array([np.cos(beta), np.sin(beta)])  # of the road, to the right
         angle = (beta - hull.angle + np.pi) % (2 * np.pi) - np.pi
-        return {"speed": hull.linearVelocity.length, "angle": angle, "distance": float(beyond[nearest] @ side)}
+        distance = float(beyond[nearest] @ side)
+        return {"speed": hull.linearVelocity.length, "angle": angle, "distance": distance}
 
     def _render(self, mode: str):
         if mode != "state_pixels":
@@ -67,13 +71,14 @@ class CroppedCarRacing(car_racing.CarRacing):
         if self.blind:
             return self._drawn
         # The camera, in gymnasium's own arithmetic: it zooms in during the first second.
-        position, angle = self.car.hull.position, -self.car.hull.angle
+        position = self.car.hull.position
+        angle = -self.car.hull.angle
         zoom = 0.1 * SCALE * max(1 - self.t, 0) + ZOOM * SCALE * min(self.t, 1)
         shift = pygame.math.Vector2(-position[0] * zoom, -position[1] * zoom).rotate_rad(angle)
         shift = (WINDOW_W / 2 + shift[0], WINDOW_H / 4 + shift[1])
 
-        # Place every corner at once, draw the polygons whose bounding box meets the crop.
-        cos, sin = pygame.math.Vector2(1, 0).rotate_rad(angle)  # pygame's rotation, special angles included
+        # Place every corner at once, draw the polygons with a bounding box that meets the crop.
+        cos, sin = pygame.math.Vector2(1, 0).rotate_rad(angle)  # with pygame's special angles
         x = (cos * self._x - sin * self._y) * zoom + shift[0]  # (corner, polygon)
         y = (sin * self._x + cos * self._y) * zoom + shift[1]
         seen = (x.max(0) > -MARGIN) & (x.min(0) < WINDOW_W + MARGIN)
@@ -88,8 +93,7 @@ class CroppedCarRacing(car_racing.CarRacing):
             gfxdraw.filled_polygon(self._canvas, polygon, color)
         self.car.draw(self._canvas, zoom, shift, angle, draw_particles=False)
 
-        # Shrinking goes sideways first, then down, so that the turn may come in between: 96 columns to
-        # flip, not 1000. And 700 rows to 84 is 800 to 96, exactly.
+        # Shrink sideways, flip, shrink down: so 96 columns are flipped, not 1000. 700 rows to 84 is 800 to 96, exactly.
         pygame.transform.smoothscale(self._visible, self._narrow.get_size(), self._narrow)
         flipped = pygame.transform.flip(self._narrow, False, True)
         pygame.transform.smoothscale(flipped, self._small.get_size(), self._small)

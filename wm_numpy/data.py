@@ -2,7 +2,7 @@
 
 The one time convention: an episode of T steps has T+1 frames and T actions. action[t] is chosen at frame[t];
 reward[t] and done[t] are what that very action brought, and frame[t+1] is what it led to. A file is one structured
-array of T+1 records, of which the last has a frame alone.
+array of T+1 records; the last has only a frame.
 
 Nothing is held in memory but file names and lengths. A batch is drawn at random, and is a pure function of
 (seed, update): so training goes on after a kill without any generator to restore.
@@ -28,9 +28,10 @@ except ImportError:  # Windows
 
 from .core import reparameterize_forward
 
-LIVELY = 8  # steps: where they brought nothing, all may be lost
+LIVELY = 8  # steps: if they brought nothing, the episode may be lost
 TRIES = 100  # draws of a moment before any is taken
 RENAMED = {"starts": "initial_latents", "vector": "theta"}  # arrays of older run folders
+MEND = "delete it, or move it away, and repeat the command"
 
 
 class DataError(ValueError):
@@ -55,13 +56,13 @@ def write(path: Path, content: np.ndarray | dict | list) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether nothing is there but what begins with a dot, such as a Finder's .DS_Store."""
+    """Whether there is no such folder, or nothing in it but dot files such as .DS_Store."""
     return not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir())
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Holds a folder for this process, until it ends however it ends; DataError says who holds it already."""
+    """Lock a folder until this process ends, however it ends; DataError says who holds it already."""
     with open(folder / ".lock", "a+") as file:
         try:
             if fcntl:
@@ -72,11 +73,13 @@ def alone(folder: Path) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             file.seek(0)
             who = file.read().strip() or "another process"
-            raise DataError(f"{who} is at work in {folder}: wait for it, or choose another --out") from None
+            raise DataError(f"{who} is at work in {folder}: wait or choose another --out") from None
         except OSError as error:  # some network disks
-            warnings.warn(f"no lock on {folder} ({error}): see to it that no other process works there", stacklevel=3)
+            danger = f"no lock on {folder} ({error}): let no other process work there"
+            warnings.warn(danger, stacklevel=3)
+        since = time.strftime("%d %b %H:%M")
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%d %b %H:%M')},")
+        file.write(f"process {os.getpid()} on {platform.node()}, since {since},")
         file.flush()
         yield
 
@@ -84,7 +87,7 @@ def alone(folder: Path) -> Iterator[None]:
 def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     """All arrays of an .npz; DataError unless those named are there, finite and of this shape, -1 for any length.
 
-    FileNotFoundError where there is no file.
+    FileNotFoundError: there is no such file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -93,7 +96,8 @@ def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
             if name not in arrays:
                 raise ValueError(f"it has no {name!r}")
             found = arrays[name].shape
-            if len(found) != len(shape) or any(n not in (-1, m) for n, m in zip(shape, found, strict=True)):
+            pairs = zip(shape, found, strict=False)
+            if len(found) != len(shape) or any(n not in (-1, m) for n, m in pairs):
                 raise ValueError(f"{name} has shape {found}, not {shape}")
             if not np.isfinite(arrays[name]).all():
                 raise ValueError(f"{name} holds values that are not numbers")
@@ -101,26 +105,26 @@ def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile, zlib, struct, ValueError: np.load raises them all
-        mend = "delete it, or move it away, and repeat the command that made it"
-        raise DataError(f"{path} is damaged or of another run ({error}): {mend}") from None
+        raise DataError(f"{path} is damaged or of another run ({error}): {MEND}") from None
 
 
 def frame_dtype(action_size: int) -> np.dtype:
     """A record of an episode. `seen` is false for a frame that never was: ViZDoom's after death."""
-    action = ("action", "f4", (action_size,))
-    return np.dtype([("frame", "u1", (64, 64, 3)), action, ("reward", "f4"), ("done", "?"), ("seen", "?")])
+    outcome = [("reward", "f4"), ("done", "?"), ("seen", "?")]
+    return np.dtype([("frame", "u1", (64, 64, 3)), ("action", "f4", (action_size,)), *outcome])
 
 
 def series_dtype(z_size: int, action_size: int, value: bool = False) -> np.dtype:
-    """A record of a series: an episode whose frames have become (mu, logvar); `value`: with the discounted returns."""
-    fields = [("mu", "f4", (z_size,)), ("logvar", "f4", (z_size,)), *frame_dtype(action_size).descr[1:]]
+    """A record of a series, an episode with its frames encoded; `value`: with the discounted returns."""
+    fields = [("mu", "f4", (z_size,)), ("logvar", "f4", (z_size,))]
+    fields += frame_dtype(action_size).descr[1:]
     if value:
         fields.append(("value", "f4"))
     return np.dtype(fields)
 
 
-def encoded(episode: np.ndarray, dtype: np.dtype, encode: Callable, gamma: float = 0.0) -> np.ndarray:
-    """The series of an episode, of a series_dtype; encode: frames -> mu, logvar, V's; gamma: discount of the value."""
+def encoded(episode: np.ndarray, dtype: np.dtype, encode: Callable, gamma: float = 0) -> np.ndarray:
+    """The series of an episode, of a series_dtype; encode: V's, frames -> mu, logvar; gamma: discount of the value."""
     series = np.zeros(len(episode), dtype)
     series["mu"], series["logvar"] = encode(episode["frame"])
     for name in episode.dtype.names[1:]:
@@ -146,16 +150,15 @@ def discounted(reward: np.ndarray, gamma: float, ended: bool, least: float = 0.0
 
 
 def advantage(reward: np.ndarray, value: np.ndarray, done: np.ndarray, gamma: float) -> np.ndarray:
-    """A[t] = reward[t] + gamma value[t + 1] - value[t]: by how much a transition was better than V expected.
+    """A[t] = reward[t] + gamma value[t + 1] - value[t]: how much better a transition was than M's value expected.
 
-    reward, done (T,), value (T + 1,) as M's head tells it at every frame -> (T,). Nothing comes after an end. Real
-    transitions and dreamt ones alike.
+    reward, done (T,), value (T + 1,), M's at every frame -> (T,); real and dreamt alike. Nothing comes after an end.
     """
     return reward + gamma * value[1:] * (1 - done) - value[:-1]
 
 
 class Recorder:
-    """An environment whose running episode can be saved; `keep`: hold its frames for that."""
+    """An environment that can save its running episode, if `keep` is true from the first step."""
 
     def __init__(self, env):
         self.env = env
@@ -180,7 +183,7 @@ class Recorder:
         """Write the episode."""
         records = np.zeros(len(self._frames), frame_dtype(len(self._steps[0][0])))
         records["frame"] = self._frames
-        records["action"][:-1], records["reward"][:-1], records["done"][:-1] = zip(*self._steps, strict=True)
+        records[["action", "reward", "done"]][:-1] = self._steps
         records["seen"] = True
         records["seen"][-1] = self.env.unwrapped.shows_end or not records["done"][-2]
         write(path, records)
@@ -208,19 +211,19 @@ class Records:
         try:
             mapped = np.lib.format.open_memmap(path, mode="r")
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} is damaged ({error}): delete it and repeat the command") from None
+            raise DataError(f"{path} is damaged ({error}): {MEND}") from None
         if mapped.dtype != self.dtype or mapped.ndim != 1 or len(mapped) < 2:
-            raise DataError(f"{path} is not an episode of this run: move it away and repeat the command")
+            raise DataError(f"{path} is not an episode of this run: {MEND}")
         return mapped.offset, len(mapped)
 
     def read(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Records start:stop of file i."""
         count = (self.steps[i] + 1 if stop is None else stop) - start
-        with open(self.paths[i], "rb", buffering=0) as file:  # np.load takes 20 times as long, to parse the header
+        with open(self.paths[i], "rb", buffering=0) as file:  # 20 x faster than np.load
             file.seek(self._offsets[i] + start * self.dtype.itemsize)
             data = file.read(count * self.dtype.itemsize)
         if len(data) != count * self.dtype.itemsize:
-            raise DataError(f"{self.paths[i]} is cut short: delete it and repeat the command")
+            raise DataError(f"{self.paths[i]} is cut short: {MEND}")
         return np.frombuffer(data, self.dtype)
 
 
@@ -230,7 +233,7 @@ class FrameBatches:
     weights (files,): how much the frames of a file count; all alike when None.
     """
 
-    def __init__(self, episodes: Records, batch: int, seed: tuple[int, ...], weights: np.ndarray | None = None):
+    def __init__(self, episodes: Records, batch: int, seed: tuple[int, ...], weights=None):
         self.episodes = episodes
         self.batch = batch
         self.seed = seed
@@ -241,18 +244,19 @@ class FrameBatches:
         rng = np.random.default_rng([*self.seed, update])
         files = np.searchsorted(self.ends, rng.random(self.batch), side="right")
         at = rng.integers(self.episodes.frames[files])
-        return np.concatenate([self.episodes.read(f, t, t + 1)["frame"] for f, t in zip(files, at, strict=True)])
+        frames = [self.episodes.read(i, t, t + 1)["frame"] for i, t in zip(files, at, strict=True)]
+        return np.concatenate(frames)
 
 
 class SeriesBatches:
     """update -> a batch for MDNRNN.loss_and_grad: windows of `window` steps, z drawn anew (authors' rnn.py).
 
-    A window begins anywhere in an episode. Where that ends, the beginning of another follows, the restart flag 1.
+    A window begins anywhere in an episode. Where that ends, the beginning of another follows, with the restart flag 1.
     weights (files,): how much the steps of a file count; all alike when None.
     """
 
     def __init__(
-        self, series: Records, batch: int, window: int, seed: tuple[int, ...], weights: np.ndarray | None = None
+        self, series: Records, batch: int, window: int, seed: tuple[int, ...], weights=None
     ):
         self.series = series
         self.batch = batch
@@ -266,7 +270,8 @@ class SeriesBatches:
         rng = np.random.default_rng([*self.seed, update])
         parts = [part for _ in range(self.batch) for part in self._window(rng)]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return {name: x.reshape(self.batch, self.window, *x.shape[1:]) for name, x in joined.items()}
+        shape = (self.batch, self.window)
+        return {name: x.reshape(*shape, *x.shape[1:]) for name, x in joined.items()}
 
     def moment(self, rng: np.random.Generator) -> tuple[int, int]:
         """A file and a step of it, at random."""
@@ -280,18 +285,19 @@ class SeriesBatches:
         missing = self.window
         while missing:
             count = min(missing, int(self.series.steps[file]) - start)
-            parts.append(transitions(self.series.read(file, start, start + count + 1), rng, restart=start == 0))
+            records = self.series.read(file, start, start + count + 1)
+            parts.append(transitions(records, rng, restart=start == 0))
             missing -= count
             file = int(np.searchsorted(self.by_files, rng.random(), side="right"))
             start = 0
         return parts
 
     def memories(self, n: int, steps: int) -> dict[str, np.ndarray]:
-        """n recorded moments with the steps before each, for M to be warmed by -> arrays (n, steps + 1, ...).
+        """n recorded moments with the steps before each, to warm M by -> arrays (n, steps + 1, ...).
 
-        mu and logvar of the moment itself are the last; where an episode was younger, what stands before its first
-        step is zeros, and restart is 1 at that step. Nothing can be learnt where all is lost (a car far out on the
-        grass), so moments before which LIVELY steps brought nothing are drawn again.
+        mu and logvar of the moment itself are the last. Where an episode is too young, zeros come before its first
+        step, and restart is 1 at that step. Nothing can be learnt where all is lost (a car far out on the grass), so
+        a moment is drawn again when the LIVELY steps before it brought nothing.
         """
         rng = np.random.default_rng([*self.seed, 1])
         arrays = {name: [] for name in ("mu", "logvar", "action", "restart")}
@@ -312,12 +318,12 @@ class SeriesBatches:
 
 
 def _cumulative(sizes: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """Sizes and weights of files (files,) -> where a uniform number in [0, 1) finds each of them."""
+    """Sizes and weights of files (files,) -> cumulative shares: a uniform number in [0, 1) draws a file."""
     shares = np.cumsum(sizes if weights is None else sizes * weights)
     return shares / shares[-1]
 
 
-def transitions(records: np.ndarray, rng: np.random.Generator, restart: bool) -> dict[str, np.ndarray]:
+def transitions(records: np.ndarray, rng: np.random.Generator, restart: bool) -> dict:
     """T+1 records of a series -> T transitions: the arrays of MDNRNN.loss_and_grad without the batch axis.
 
     z is drawn from N(mu, exp(logvar)); `restart`: the first step begins an episode.
@@ -335,7 +341,8 @@ def transitions(records: np.ndarray, rng: np.random.Generator, restart: bool) ->
         "restart": starts,
         "z_mask": records["seen"][1:].astype(np.float32),
     }
-    if "value" in records.dtype.names:  # of the frame that the step led to
-        known = np.isfinite(records["value"][1:])
-        parts |= {"value": np.nan_to_num(records["value"][1:]), "value_mask": known.astype(np.float32)}
+    if "value" in records.dtype.names:
+        value = records["value"][1:]  # of the frame that the step led to
+        parts["value"] = np.nan_to_num(value)
+        parts["value_mask"] = np.isfinite(value).astype(np.float32)
     return parts

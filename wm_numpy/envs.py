@@ -22,6 +22,7 @@ import numpy as np
 from .tasks import TASKS
 
 FRAME = (64, 64, 3)  # what V sees
+Policy = Callable[[], np.ndarray]  # -> action (A,) float32
 
 
 class EnvironmentDied(RuntimeError):
@@ -47,7 +48,7 @@ def resizer(height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
     bits = np.uint16(down + across)  # each sum of two doubles the total
 
     def resize(frame: np.ndarray) -> np.ndarray:
-        line = frame.ravel().astype(np.uint16)  # one long line: sums over the end of a row are never picked
+        line = frame.ravel().astype(np.uint16)  # sums over the end of a row are never picked
         for step in [row] * down + [3] * across:
             line = line[:-step] + line[step:]
         half = np.uint16(1 << bits >> 1)  # to round
@@ -56,7 +57,7 @@ def resizer(height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
     return resize
 
 
-# ------------------------------------- policies of one episode that see nothing: policy() -> action (A,) float32
+# --------------------------------------------------------------------- policies of one episode that see nothing
 
 
 def _walk(action: np.ndarray, rng: np.random.Generator, repeat: int) -> Iterator[np.ndarray]:
@@ -66,7 +67,8 @@ def _walk(action: np.ndarray, rng: np.random.Generator, repeat: int) -> Iterator
     """
     while True:
         yield action
-        action = (action + np.sqrt(repeat / 50) * rng.standard_normal(len(action))).clip(-1, 1).astype(np.float32)
+        change = np.sqrt(repeat / 50) * rng.standard_normal(len(action))
+        action = (action + change).clip(-1, 1).astype(np.float32)
 
 
 def _hold(action_size: int, rng: np.random.Generator, longest: int) -> Iterator[np.ndarray]:
@@ -88,32 +90,33 @@ def _swing(action: np.ndarray, steps: int) -> Iterator[np.ndarray]:
 
 def random_policy(
     task: str, rng: np.random.Generator, hold: int = 0, long_hold: int = 0, repeat: int = 1
-) -> Callable[[], np.ndarray]:
-    """At hold 0 a uniform action at every step, what scores are compared with; else the policy that collects data.
+) -> Policy:
+    """At hold 0 a uniform action every step, the baseline of scores; else the policy that collects data.
 
-    That is Brownian for CarRacing, for Doom uniform and held for up to so many steps, or for up to long_hold in half
-    of the episodes. A step is `repeat` frames.
+    That is Brownian for CarRacing; for Doom uniform actions, each held for up to `hold` steps, or up to `long_hold`
+    in half of the episodes. A step is `repeat` frames.
     """
     if long_hold and rng.random() < 0.5:
         hold = long_hold
     size = _class_of(task).facts.action_size
     if hold and task == "carracing":
-        first = rng.uniform(-1, 1, size)  # drawn now: a repeated episode draws its seed before the policy acts
+        first = rng.uniform(-1, 1, size)  # now, before a repeated episode draws its seed
         return partial(next, _walk(first.astype(np.float32), rng, repeat))
     return partial(next, _hold(size, rng, hold or 1))
 
 
-def fixed_policy(action: np.ndarray, rng: np.random.Generator | None = None) -> Callable[[], np.ndarray]:
-    """One action (A,) for the whole episode; draws nothing from its rng."""
+def fixed_policy(action: np.ndarray, rng: np.random.Generator | None = None) -> Policy:
+    """One action (A,) for the whole episode; rng is not used."""
     return np.asarray(action, np.float32).copy
 
 
-def to_and_fro(action: np.ndarray, rng: np.random.Generator, steps: int = 120) -> Callable[[], np.ndarray]:
+def to_and_fro(action: np.ndarray, rng: np.random.Generator, steps: int = 120) -> Policy:
     """An action (A,) for `steps`, its opposite for as many, again and again, from the middle in either direction.
 
-    In Take Cover 120 steps lead from wall to wall. Fireballs miss who runs, so it lives 800 steps and sees nothing.
+    In Take Cover 120 steps lead from wall to wall. Fireballs miss a runner: it lives 800 steps and sees nothing.
     """
-    return partial(next, _swing(np.asarray(action, np.float32) * np.float32(rng.choice((-1, 1))), steps))
+    first = np.asarray(action, np.float32) * np.float32(rng.choice((-1, 1)))
+    return partial(next, _swing(first, steps))
 
 
 # ------------------------------------------------------------------------------------------------------ the tasks
@@ -129,7 +132,9 @@ class Task(gym.Env):
         frames that an action lasts, of which the last is drawn. `frames` counts those of the episode.
     """
 
-    def __init__(self, render_mode: str | None = None, max_steps: int | None = None, repeat: int = 1):
+    def __init__(
+        self, render_mode: str | None = None, max_steps: int | None = None, repeat: int = 1
+    ):
         self.render_mode = render_mode
         self.repeat = repeat
         self.max_steps = max_steps or self.facts.max_steps
@@ -142,7 +147,7 @@ class Task(gym.Env):
             self._open()
         except (ImportError, gym.error.DependencyNotInstalled) as error:
             mend = f"run `pip install {self.facts.packages}`"
-            raise ImportError(f"{type(self).__name__} misses a package ({error}): {mend}.") from error
+            raise ImportError(f"{self.name} misses a package ({error}): {mend}.") from error
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
@@ -155,10 +160,11 @@ class Task(gym.Env):
 
     def step(self, action: np.ndarray):
         if self._over:
-            raise gym.error.ResetNeeded(f"the episode of {self.name} is over, or not begun: call reset before step")
+            raise gym.error.ResetNeeded(f"no episode of {self.name} runs: call reset before step")
         action = np.asarray(action, np.float64)
-        if action.shape != self.action_space.shape or not np.isfinite(action).all():
-            raise ValueError(f"an action of {self.name} is {self.action_space.shape} finite numbers, not {action}")
+        shape = self.action_space.shape
+        if action.shape != shape or not np.isfinite(action).all():
+            raise ValueError(f"an action of {self.name} is {shape} finite numbers, not {action}")
         count = min(self.repeat, self.max_steps - self.frames)
         with self._alive():
             self.crop, reward, terminated, info = self._act(action, count)
@@ -173,7 +179,8 @@ class Task(gym.Env):
         try:
             yield
         except self.deaths as error:  # how the game reports that it is broken
-            raise EnvironmentDied(f"The game of {self.name} has died ({error!r}): make a new environment.") from error
+            sentence = f"The game of {self.name} has died ({error!r}): make a new environment."
+            raise EnvironmentDied(sentence) from error
 
     def close(self):
         self.game.close()
@@ -205,7 +212,7 @@ class CarRacing(Task):
 
     def _start(self):
         self.game.np_random = self.np_random  # one generator, so that one seed decides everything
-        self._tiles = 0  # that have been paid for; the car stands on the first, and the first step pays
+        self._tiles = 0  # already rewarded; the first step rewards the one the car stands on
         return self.game.reset()
 
     def _act(self, action, count):
@@ -251,7 +258,8 @@ class TakeCover(Task):
     def _open(self):
         import vizdoom
 
-        dead = ("ViZDoomUnexpectedExit", "ViZDoomIsNotRunning", "ViZDoomError", "MessageQueue", "SharedMemory")
+        dead = ["ViZDoomUnexpectedExit", "ViZDoomIsNotRunning", "ViZDoomError"]
+        dead += ["MessageQueue", "SharedMemory"]
         self.deaths = tuple(getattr(vizdoom, f"{name}Exception") for name in dead)
         self.game = game = vizdoom.DoomGame()
         game.load_config(os.path.join(vizdoom.scenarios_path, "take_cover.cfg"))
@@ -296,8 +304,8 @@ class TakeCover(Task):
 
 # ViZDoom's engine is a process of its own. Left alone it outlives a killed parent for ever, and writes `_vizdoom` into
 # the current folder. So it is started through a script that asks Linux to kill it when its parent dies (1 is
-# PR_SET_PDEATHSIG, 9 SIGKILL), changes to a temporary folder, and becomes the engine. Where the parent has died before
-# the asking, there is nobody to play with: the script ends.
+# PR_SET_PDEATHSIG, 9 SIGKILL), changes to a temporary folder, and becomes the engine. If the parent died before that,
+# the script ends.
 _LAUNCH = """import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() == int(sys.argv[1]):
@@ -310,14 +318,15 @@ def _start_engine(game, engine: str) -> None:
     game.set_doom_config_path(os.devnull)  # else the engine writes `_vizdoom.ini` when it ends
     if sys.platform != "linux":
         return game.init()
-    # A folder mounted noexec runs no script, and of that ViZDoom dies without a word.
+    # In a folder mounted noexec no script can run, and ViZDoom dies without a word.
     folders = [tempfile.gettempdir(), "/dev/shm", os.path.expanduser("~")]
     runs = [f for f in folders if os.access(f, os.W_OK) and not os.statvfs(f).f_flag & os.ST_NOEXEC]
     if not runs:
         places = ", ".join(folders)
-        raise RuntimeError(f"No script can be run in {places} (noexec): set TMPDIR to a folder where one can.")
+        raise RuntimeError(f"No script can run in {places}: set TMPDIR to a folder where one can.")
     with tempfile.TemporaryDirectory(prefix="wm_numpy-", dir=runs[0]) as scratch:
-        command = shlex.join([sys.executable, "-IS", "-c", _LAUNCH, str(os.getpid()), scratch, engine])
+        python = [sys.executable, "-IS", "-c", _LAUNCH]
+        command = shlex.join([*python, str(os.getpid()), scratch, engine])
         script = Path(scratch, "engine")
         script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         script.chmod(0o700)

@@ -16,11 +16,12 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
 
 ATTEMPTS = 3  # how often one job, or a pool that brings no result at all, may die
-SPAWN = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))  # a fork copies locks in use
-_executor: Callable[..., Executor] = SPAWN  # where `processes` runs unless it is told
-_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # all cores
-
-
+# Spawned processes: a fork would copy locks in use.
+SPAWN = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
+_executor: Callable[..., Executor] = SPAWN  # where `processes` runs unless told otherwise
+_workers = os.cpu_count() or 1
+if hasattr(os, "sched_getaffinity"):
+    _workers = len(os.sched_getaffinity(0))  # the cores that this process may use
 _local = threading.local()  # .in_pool: this is a thread of the pool
 
 
@@ -54,7 +55,7 @@ def _pool(n: int) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork copies the pool, but not its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork does not copy its threads
 
 
 def cut(n: int, size: int) -> list[slice]:
@@ -69,7 +70,7 @@ def cut(n: int, size: int) -> list[slice]:
 def threads(function: Callable, pieces: Iterable) -> list:
     """[function(p) for p in pieces], on all threads, in order. The first exception of a piece is raised.
 
-    Inside another call the pieces are done one by one: the pool waiting for itself would wait for ever.
+    Inside another call the pieces are done one by one: a pool that waits for itself waits for ever.
     """
     pieces = list(pieces)
     if _workers == 1 or len(pieces) == 1 or hasattr(_local, "in_pool"):
@@ -88,11 +89,12 @@ def processes(
 ) -> Iterator[tuple[int, object]]:
     """(index, function(*job)) for all jobs, as they finish, each in one of the worker processes.
 
-    Every new process first calls setup(*arguments); these and the function must be importable by name. A worker that
-    dies, or a job that raises one of `retry`, costs a line in the log: the job is done again, and after ATTEMPTS times
-    that is a WorkerError. Workers live for one call: Box2D loses memory at every reset, 5 kB measured.
+    Every new process first calls setup(*arguments); these and the function must be importable by name. When a worker
+    dies, or a job raises one of `retry`, the log gets a line and the job is done again; the ATTEMPTS-th time it is a
+    WorkerError. Workers live for one call: Box2D leaks 5 kB at every reset.
     """
-    waiting, failures = dict(enumerate(jobs)), Counter()  # of each job, and of workers since the last result
+    waiting = dict(enumerate(jobs))
+    failures = Counter()  # of each job, and of workers since the last result
     while waiting:
         pool = (executor or _executor)(
             max_workers=min(_workers, len(waiting)), initializer=_start, initargs=(setup, arguments)
@@ -103,13 +105,15 @@ def processes(
                 try:
                     result = future.result()
                 except (BrokenProcessPool, *retry) as error:
-                    broken = isinstance(error, BrokenProcessPool)
-                    who, what = ("workers", "A worker process died.") if broken else (futures[future], str(error))
+                    if isinstance(error, BrokenProcessPool):
+                        who, what = "workers", "A worker process died."
+                    else:
+                        who, what = futures[future], str(error)
                     failures[who] += 1
                     if failures[who] == ATTEMPTS:
                         raise WorkerError(f"work failed {ATTEMPTS} times: {what}") from error
                     log(f"{what} Its work is repeated (attempt {failures[who] + 1} of {ATTEMPTS}).")
-                    if broken:
+                    if who == "workers":
                         break
                 else:
                     failures["workers"] = 0
@@ -120,7 +124,7 @@ def processes(
 
 
 def _start(setup: Callable | None, arguments: tuple) -> None:
-    """In a new worker: one thread, and an end when the parent ends, were it by kill -9."""
+    """In a new worker: one thread, and an end when the parent ends, even by kill -9."""
     set_workers(1)
     _end_with_parent()
     if setup is not None:
@@ -141,12 +145,12 @@ def cluster(address: str) -> Callable[..., Executor]:
     """What `processes` takes as executor, for the Dask scheduler at this address, such as "tcp://host:8786".
 
     On every machine `dask worker tcp://host:8786 --nthreads 1 --nworkers auto` must be able to import this package,
-    of the same version, and what the environments need. Dask does the work of workers that die again, elsewhere.
+    of the same version, and what the environments need. Where workers die, Dask repeats their work elsewhere.
     """
     try:
         from distributed import Client
     except ImportError as error:
-        raise ImportError(f"a cluster misses a package ({error}): run `pip install distributed`") from error
+        raise ImportError(f"a cluster needs `pip install distributed` ({error})") from error
     return partial(_Cluster, Client(address))
 
 
@@ -154,7 +158,7 @@ class _Cluster:
     """What `processes` needs of an Executor; the initializer and its arguments travel once to each worker."""
 
     def __init__(self, client, max_workers: int, initializer: Callable, initargs: tuple):
-        self.pool = client.get_executor(pure=False)  # the same job again is another, not the result that is known
+        self.pool = client.get_executor(pure=False)  # pure: a repeated job would not run again
         self.setup = client.scatter(partial(initializer, *initargs), broadcast=True, hash=False)
 
     def submit(self, function: Callable, *job):

@@ -5,19 +5,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Task:
-    """Sizes and limits of a task, and the scores to stand beside."""
+    """Sizes and limits of a task, and the scores to compare with."""
 
     title: str
     action_size: int  # A; every action lies in [-1, 1]
     max_steps: int  # frames after which an episode is cut
-    fps: int  # frames of a second of real play
+    fps: int  # frames per second of real play
     packages: str  # what pip installs for its environment
     shows_end: bool  # the frame after an end shows it; ViZDoom's is black
     solved_at: int  # mean return over 100 episodes
     paper: str  # the paper's agent
     random: str  # the paper's random policy
-    lengths: tuple[int, int]  # frames of an episode at random and of an agent's, about: for the disk
-    strip_from: int  # the frame that a strip of pictures begins at: before it little happens
+    lengths: tuple[int, int]  # rough frames of an episode, at random and an agent's: for the disk
+    strip_from: int  # the frame at which a strip of pictures begins: little happens before
     reward: str  # what M's reward head learns to predict
     reward_range: tuple[float, float]  # of a frame: a dream pays no more and no less
     # Mean fitness of the population in the authors' own training logs (their log/*.hist.json):
