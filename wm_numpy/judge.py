@@ -1,16 +1,16 @@
-"""M judged as a model, on real episodes of the collecting policy and of C that it never saw: may its dream be trusted?
+"""Can M's dream be trusted? M judged on real episodes of the collecting policy and of C that it never saw.
 
 What the figures say, and how to read them:
-- M step by step: likelihood per latent dimension beside that of a Gaussian that knows nothing; recall and precision of
-  the end; the reward told against the one received; how much of the variance of what was still to come the value
-  explains; whether a step's advantage foretells, better than its bare reward, that more will come than was expected.
+- M step by step: likelihood per latent dimension beside that of a fixed Gaussian; recall and precision of the end;
+  error of the reward; how much of the variance of the reward still to come the value explains; whether a step's
+  advantage predicts, better than its bare reward, that more will come than expected.
 - Open loop: recorded actions replayed in dreams that begin in a memory. M knows the world for as many steps as its
-  error of z is below both baselines, and the reward told is the true one, in sum and moment by moment. The actions fit
-  the road and the fireballs that came. A dream invents others where the first frames end, so that there even a perfect
-  M tells less reward and more ends than were true.
-- Closed loop: C itself, from the same moments, meets what the dream invents. What it is told there above what was true
-  is what it exploits. And whole lives of the same policies in both worlds, distribution beside distribution.
-- CarRacing: speed, angle to the road and distance from its middle, as far as they can be read off [z h] by a line.
+  error of z is below both baselines, and its reward is the true one, in sum and moment by moment. The actions fit the
+  road and the fireballs that really came. Beyond the first frames a dream invents others, so that even a perfect M
+  tells too little reward and too many ends there.
+- Closed loop: C itself acts in the dream, from the same moments. Reward it is told beyond the true one is what it
+  exploits. Then whole lives of the same policies in both worlds, distribution beside distribution.
+- CarRacing: speed, angle to the road and distance from its middle, as a linear probe reads them off [z h].
 - Doom: the fireballs, in view and out of it (sight.py).
 """
 
@@ -35,9 +35,11 @@ from .tasks import TASKS
 from .worlds import Dream, RealWorld
 
 HORIZONS = (5, 20, 50, 100, 200)  # steps into the dream
-MOMENTS, DREAMS = 256, 4  # that are replayed; dreams of each
-FRAMES, SMOOTH = 12, 5  # of a picture; steps that a point of its curves is the mean of
-BEFORE = 20  # steps whose reward goes on, if nothing changes
+MOMENTS = 256  # replayed
+DREAMS = 4  # of each moment
+FRAMES = 12  # of a picture
+SMOOTH = 5  # steps averaged in a point of its curves
+BEFORE = 20  # steps before a moment; a baseline: their reward goes on
 ROAD = 20 / 3  # from the middle of CarRacing's road to its edge, in its units
 
 
@@ -45,12 +47,15 @@ def table(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[str]:
     """All figures as lines of text."""
     real = {}
     for name, policy in (("collecting", collecting_policy(agent.config)), ("C", None)):
-        real[name] = series = [in_latents(agent, episode) for episode in recorded(agent, policy, episodes)]
+        series = [in_latents(agent, episode) for episode in recorded(agent, policy, episodes)]
+        real[name] = series
         who = "C" if policy is None else "the policy that collects data"
+        loops = "open loop and C closed loop" if policy is None else "open loop"
         yield f"M on {episodes} held-out episodes of {who}"
-        figures = judge(agent, as_batches(series))
-        yield from [f"  {figure:24} {value:8.3f}" for figure, value in figures.items()]
-        yield from ["", f"the same, open loop{' and C closed loop' * (policy is None)}, tau 1"]
+        for figure, value in judge(agent, as_batches(series)).items():
+            yield f"  {figure:24} {value:8.3f}"
+        yield ""
+        yield f"the same, {loops}, tau 1"
         yield from columns(open_loop(agent, series, closed=policy is None))
         yield ""
     if agent.config.task == "carracing":
@@ -60,24 +65,26 @@ def table(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[str]:
     else:
         yield f"fireballs read off by a line, on {episodes} episodes of a policy that sees them all"
         for what, measure, told in sight.figures(agent, episodes):
-            yield f"  {what:36} {measure:4}" + "".join(f"{who:>14} {x:5.3f}" for who, x in told.items())
+            cells = "".join(f"{who:>14} {x:5.3f}" for who, x in told.items())
+            yield f"  {what:36} {measure:4}{cells}"
         yield ""
     yield f"whole lives; reward: {TASKS[agent.config.task].reward}"
-    quartiles = "{:>20} {:>20}".format("a step: 25, 50, 75 %", "steps: 25, 50, 75 %")
+    quartiles = "a step: 25, 50, 75 %  steps: 25, 50, 75 %"
     yield f"{'policy':10} {'world':11} {'reward +- SD [95 % of the mean]':34} {quartiles}"
     for policy, world, returns, lengths in lives(agent, episodes, taus, real):
         mean = "{mean:.1f} +- {sd:.1f} [{ci95[0]:.1f}, {ci95[1]:.1f}]".format(**score(returns))
-        pace, steps = (np.quantile(x, (0.25, 0.5, 0.75)) for x in (returns / lengths, lengths))
-        quartiles = " ".join(f"{q:6.2f}" for q in pace) + " " + " ".join(f"{q:6.0f}" for q in steps)
-        yield f"{policy:10} {world:11} {mean:34} {quartiles}"
+        pace = " ".join(f"{q:6.2f}" for q in np.quantile(returns / lengths, (0.25, 0.5, 0.75)))
+        steps = " ".join(f"{q:6.0f}" for q in np.quantile(lengths, (0.25, 0.5, 0.75)))
+        yield f"{policy:10} {world:11} {mean:34} {pace} {steps}"
 
 
 def columns(rows: list[dict[str, float]]) -> list[str]:
-    """Rows of figures by name as lines, the names above."""
+    """Rows of figures by name as lines, under a line of the names."""
     width = {name: max(len(name), 7) for name in rows[0]} if rows else {}
+    digits = {name: 0 if name in ("steps", "n") else 2 for name in width}
     lines = ["  ".join(f"{name:>{n}}" for name, n in width.items())]
     for row in rows:
-        lines.append("  ".join(f"{row[k]:{n}.{0 if k in ('steps', 'n') else 2}f}" for k, n in width.items()))
+        lines.append("  ".join(f"{row[k]:{n}.{digits[k]}f}" for k, n in width.items()))
     return lines
 
 
@@ -85,25 +92,25 @@ def columns(rows: list[dict[str, float]]) -> list[str]:
 
 
 def recorded(agent: Agent, make_policy: Callable | None, episodes: int) -> Iterator[np.ndarray]:
-    """Real episodes of a policy that sees nothing, or of C for None, on seeds of their own -> records, frames and all.
+    """Real episodes of a policy that sees nothing, or of C if None, on seeds of their own -> records with frames.
 
     Their reward is what M's reward head learns, not the environment's score.
     """
-    task, repeat = agent.config.task, agent.config.repeat
+    c = agent.config
     seeds = episode_seeds("check", episodes, 0, 98)
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i:06d}.npy" for i in range(episodes)]
         if make_policy is None:
             real_rollouts(agent, agent.theta[None], seeds, paths=paths)
         else:
-            blind_rollouts(task, seeds, paths=paths, make_policy=make_policy, repeat=repeat)
+            blind_rollouts(c.task, seeds, paths=paths, make_policy=make_policy, repeat=c.repeat)
         records = Records(Path(folder), frame_dtype(agent.m.action_size))
         for i in range(episodes):
             yield records.read(i)
 
 
 def in_latents(agent: Agent, episode: np.ndarray) -> np.ndarray:
-    """An episode's series, with the discounted returns where M has a value head."""
+    """An episode's series, with the discounted returns if M has a value head."""
     c = agent.config
     dtype = series_dtype(c.vae.z_size, agent.m.action_size, c.mdnrnn.value_head)
     return encoded(episode, dtype, agent.v.encode, c.mdnrnn.gamma)
@@ -112,70 +119,76 @@ def in_latents(agent: Agent, episode: np.ndarray) -> np.ndarray:
 def as_batches(series: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Every series a batch of one for M, z sampled."""
     rng = np.random.default_rng([0, 99])
-    return [{name: x[None] for name, x in transitions(s, rng, restart=True).items()} for s in series]
+    episodes = (transitions(s, rng, restart=True) for s in series)
+    return [{name: x[None] for name, x in episode.items()} for episode in episodes]
 
 
 # ----------------------------------------------------------------------------------------------------- step by step
 
 
 def judge(agent: Agent, batches: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Figures of M on held-out episodes; what M has no head for is left out.
+    """Figures of M on held-out episodes; those of heads that M lacks are left out.
 
-    nll: nats per dim and step; gaussian: the same of one Gaussian per dim fitted to these very z; recall and precision
-    of done at a logit of 0; reward_error: root mean square, and reward_sd, what predicting the mean would have.
-    value_r2: of the discounted returns. advantage_r: correlation of A[t] with what then came beyond V[t], and
-    reward_r, that of the bare reward with it.
+    nll: nats per dim and step; gaussian: the same of one Gaussian per dim, fitted to these very z; recall and precision
+    of done at a logit of 0; reward_error: root mean square; reward_sd: the same if the mean were predicted;
+    value_r2: of the discounted returns; advantage_r: correlation of A[t] with what then came beyond V[t]; reward_r:
+    that of the bare reward with it.
     """
+    true = {name: np.concatenate([b[name][0] for b in batches]) for name in batches[0]}
+    nll = [agent.m.loss_and_grad(b)[0]["z"] for b in batches]
     steps = [b["z_mask"].sum() for b in batches]
-    z, done, reward = (np.concatenate([b[name][0] for b in batches]) for name in ("z_next", "done", "reward"))
-    z = z[np.concatenate([b["z_mask"][0] for b in batches]) > 0]
-    figures = {
-        "nll": float(np.average([agent.m.loss_and_grad(b)[0]["z"] for b in batches], weights=steps)),
-        "gaussian": float(np.mean(np.log(z.std(axis=0)) + 0.5 * np.log(2 * np.pi * np.e))),
-    }
+    z = true["z_next"][true["z_mask"] > 0]
+    entropy = np.log(z.std(axis=0)) + 0.5 * np.log(2 * np.pi * np.e)  # (Z,), of a Gaussian
+    figures = {"nll": float(np.average(nll, weights=steps)), "gaussian": float(entropy.mean())}
     outputs = [agent.m.outputs(b) for b in batches]
     told = {name: np.concatenate([out[name][0] for out in outputs]) for name in outputs[0]}
     if "done_logit" in told:
-        said, was = told["done_logit"] > 0, done > 0
+        said = told["done_logit"] > 0
+        was = true["done"] > 0
         hits = float((said & was).sum())
         figures |= {"recall": hits / max(was.sum(), 1), "precision": hits / max(said.sum(), 1)}
     if "reward" in told:
-        error = told["reward"] - reward
-        figures |= {"reward_error": float(np.sqrt(np.mean(error**2))), "reward_sd": float(reward.std())}
+        error = told["reward"] - true["reward"]
+        figures["reward_error"] = float(np.sqrt(np.mean(error**2)))
+        figures["reward_sd"] = float(true["reward"].std())
     if "value" in told:
-        lives = [advantages(agent, b, out["value"]) for b, out in zip(batches, outputs, strict=True)]
-        value, came, a, now = (np.concatenate(parts) for parts in zip(*lives, strict=True))
+        each = [advantages(agent, b, o["value"]) for b, o in zip(batches, outputs, strict=True)]
+        value, came, a, now = (np.concatenate(parts) for parts in zip(*each, strict=True))
         figures["value_r2"] = r2(value, came)
         figures["advantage_r"] = correlation(a, came - value)
         figures["reward_r"] = correlation(now, came - value)
     return figures
 
 
-def advantages(agent: Agent, batch: dict[str, np.ndarray], value: np.ndarray) -> tuple[np.ndarray, ...]:
-    """V, the return that came, A and the reward of an episode's steps, (n,) each: those whose return is known.
+def advantages(agent: Agent, batch: dict, value: np.ndarray) -> tuple[np.ndarray, ...]:
+    """V, the return that came, A and the reward of the steps of an episode whose return is known, (n,) each.
 
-    value (1, T): what M tells of the frames that the steps led to. Of the first frame it tells nothing: it has not
-    seen any yet; so the first step has no advantage.
+    value (1, T): what M tells of the frames that the steps led to. The first step has no advantage: M tells no value
+    of the first frame, before it has seen any.
     """
-    value, reward, done = value[0], batch["reward"][0], batch["done"][0]
-    a = advantage(reward[1:], value, done[1:], agent.config.mdnrnn.gamma)
+    value = value[0]
+    reward = batch["reward"][0, 1:]
+    done = batch["done"][0, 1:]
+    a = advantage(reward, value, done, agent.config.mdnrnn.gamma)
     known = batch["value_mask"][0, :-1] > 0
-    return value[:-1][known], batch["value"][0, :-1][known], a[known], reward[1:][known]
+    came = batch["value"][0, :-1]
+    return value[:-1][known], came[known], a[known], reward[known]
 
 
 def r2(told: np.ndarray, true: np.ndarray) -> float:
-    """The share of the variance of `true` that `told` explains; 0: as good as the mean."""
+    """Share of the variance of `true` that `told` explains; 0: no better than the mean."""
     variance = np.var(true) if len(true) else 0
     return float(1 - np.mean((told - true) ** 2) / variance) if variance else np.nan
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's; nan where one of them does not vary."""
-    return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and np.std(x) > 0 and np.std(y) > 0 else np.nan
+    """Pearson's; nan if one of them does not vary."""
+    varies = len(x) > 1 and np.std(x) > 0 and np.std(y) > 0
+    return float(np.corrcoef(x, y)[0, 1]) if varies else np.nan
 
 
 def auc(odds: np.ndarray, came: np.ndarray) -> float:
-    """How often the odds of what came are above those of what did not; nan where there is but one kind."""
+    """How often the odds of what came are above those of what did not; nan if there is only one kind."""
     higher = np.sign(odds[came][:, None] - odds[~came])
     return float(0.5 + 0.5 * higher.mean()) if higher.size else np.nan
 
@@ -184,23 +197,25 @@ def auc(odds: np.ndarray, came: np.ndarray) -> float:
 
 
 class Moments(NamedTuple):
-    """n moments of recorded episodes, the steps before and behind them, and M's memory there."""
+    """n moments of recorded episodes, the steps before and after them, and M's memory there."""
 
     latents: np.ndarray  # mu and logvar (2, n, Z)
     h: np.ndarray  # (n, H)
     c: np.ndarray
     before: np.ndarray  # (n,) mean reward of the steps before, BEFORE at most
-    left: np.ndarray  # (n,) steps that the episode still had
-    ended: np.ndarray  # (n,) whether it had an end, and was not cut
-    steps: np.ndarray  # (L + 1, n) records from the moment on; those beyond the episode are zeros
+    left: np.ndarray  # (n,) steps left in the episode
+    ended: np.ndarray  # (n,) whether it ended, and was not cut
+    steps: np.ndarray  # (L + 1, n) records from the moment on; zeros beyond the episode
 
 
 def moments(agent: Agent, series: list[np.ndarray], n: int, seed: int = 0) -> Moments:
     """n moments drawn from all steps but the first of an episode, M led there from that episode's first frame."""
-    rng, lengths = np.random.default_rng(seed), np.array([len(s) - 1 for s in series])
+    rng = np.random.default_rng(seed)
+    lengths = np.array([len(s) - 1 for s in series])
     which = rng.choice(len(series), n, p=(lengths - 1) / (lengths - 1).sum())
     at = rng.integers(1, lengths[which])
-    padded = np.zeros((lengths.max() + max(HORIZONS) + 1, len(series)), series[0].dtype)  # (time, episodes)
+    longest = lengths.max() + max(HORIZONS) + 1
+    padded = np.zeros((longest, len(series)), series[0].dtype)
     for i, s in enumerate(series):
         padded[: len(s), i] = s
     h, c = np.zeros((2, n, agent.config.mdnrnn.hidden), np.float32)
@@ -209,27 +224,33 @@ def moments(agent: Agent, series: list[np.ndarray], n: int, seed: int = 0) -> Mo
         restart = np.full(len(series), float(t == 0))
         state = agent.m.step(padded["mu"][t], padded["action"][t], state, restart)
         here = at == t + 1
-        h[here], c[here] = (part[which[here]] for part in state)
-    start = padded[at, which]
-    before = np.array([padded["reward"][max(0, t - BEFORE) : t, i].mean() for t, i in zip(at, which, strict=True)])
-    ended = padded["done"][lengths[which] - 1, which]
+        h[here] = state[0][which[here]]
+        c[here] = state[1][which[here]]
     steps = padded[at + np.arange(max(HORIZONS) + 1)[:, None], which]
-    return Moments(np.stack([start["mu"], start["logvar"]]), h, c, before, lengths[which] - at, ended, steps)
+    reward = padded["reward"]
+    before = [reward[max(0, t - BEFORE) : t, i].mean() for t, i in zip(at, which, strict=True)]
+    ended = padded["done"][lengths[which] - 1, which]
+    latents = np.stack([steps["mu"][0], steps["logvar"][0]])
+    return Moments(latents, h, c, np.array(before), lengths[which] - at, ended, steps)
 
 
-def replay(agent: Agent, m: Moments, act: Callable | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def replay(agent: Agent, m: Moments, act: Callable | None = None) -> tuple[np.ndarray, ...]:
     """DREAMS dreams from each moment under the recorded actions, or under `act`: features (n, F) -> actions (n, A).
 
-    Nothing ends in them: rewards count by the odds that life goes on.
+    Dreams do not end here: rewards count by the odds that life goes on.
 
     Returns z (L, DREAMS, n, Z), and means over the dreams: the reward told so far, the odds of an end so far (L, n).
     """
     evolve = replace(agent.config.evolve, survival=True, done_odds=0.0, bootstrap=False)
-    agent = replace(agent, config=replace(agent.config, evolve=evolve), memories=(m.latents, m.h, m.c))
-    steps, n = max(HORIZONS), len(m.h)
+    config = replace(agent.config, evolve=evolve)
+    agent = replace(agent, config=config, memories=(m.latents, m.h, m.c))
+    steps = max(HORIZONS)
+    n = len(m.h)
     world = Dream(agent, n * DREAMS, tau=1.0, horizon=steps, memories=1.0)
     features, _ = world.reset(seed=np.arange(n * DREAMS))  # dream i begins in moment i % n
-    z, told, ended = [], np.zeros((steps, n)), np.zeros((steps, n))
+    z = []
+    told = np.zeros((steps, n))
+    ended = np.zeros((steps, n))
     for t in range(steps):
         action = np.tile(m.steps["action"][t], (DREAMS, 1)) if act is None else act(features)
         features, reward, *_ = world.step(action)
@@ -239,27 +260,30 @@ def replay(agent: Agent, m: Moments, act: Callable | None = None) -> tuple[np.nd
     return np.stack(z), told.cumsum(axis=0), ended
 
 
-def open_loop(agent: Agent, series: list[np.ndarray], closed: bool = False, n: int = MOMENTS) -> list[dict[str, float]]:
+def open_loop(agent: Agent, series: list[np.ndarray], closed=False, n=MOMENTS) -> list[dict]:
     """What M dreams under recorded actions beside what really happened, a row for every number of steps.
 
-    n: moments that reach so far, or whose episode ended before. z: squared error per dim of the mean dream (what the
-    dreams differ by is taken off), of staying as it is, of the mean of all frames. reward: true, told, and how the
-    told correlates with the true over moments, beside that of going on as in the BEFORE steps before. end: the share
-    that came, the mean of the odds told, and how often M tells an end that came from one that did not (AUC).
-    closed: C acts in the dream, from the same moments; for episodes of C, whose truth is the recorded one.
+    n: moments that reach so far, or whose episode ended before. z: squared error per dim of the mean dream (less the
+    dreams' own spread), of staying as it is, of the mean of all frames. reward: true, told, and how the told one
+    correlates with the true over moments, beside the BEFORE steps' going on. end: the share that came, the mean of the
+    odds told, and how often M tells an end that came from one that did not (AUC).
+    closed: C acts in the dream, from the same moments; for episodes of C, where the record is the truth.
     """
     m = moments(agent, series, n)
     z, told, odds = replay(agent, m)
-    mine = replay(agent, m, agent.controller())[1:] if closed else ()
+    if closed:
+        _, told_c, odds_c = replay(agent, m, agent.controller())
     everything = np.concatenate([s["mu"][s["seen"]] for s in series]).mean(axis=0)
-    true, rows = m.steps["reward"].cumsum(axis=0), []
+    true = m.steps["reward"].cumsum(axis=0)
+    rows = []
     for k in HORIZONS:
         ended = m.ended & (m.left <= k)
         whole = (m.left >= k) | (ended & agent.config.mdnrnn.done_head)
         seen = m.steps["seen"][k]
         if whole.sum() < 2 or not seen.any():
             break
-        mu, dreams = m.steps["mu"][k][seen], z[k - 1][:, seen]
+        mu = m.steps["mu"][k][seen]
+        dreams = z[k - 1][:, seen]
         noise = dreams.var(axis=0, ddof=1).mean() / DREAMS
         row = {
             "steps": k,
@@ -283,9 +307,9 @@ def open_loop(agent: Agent, series: list[np.ndarray], closed: bool = False, n: i
                 "AUC": auc(odds[k - 1][whole], ended[whole]),
             }
         if closed:
-            row["C: told"] = float(mine[0][k - 1][whole].mean())
+            row["C: told"] = float(told_c[k - 1][whole].mean())
             if agent.config.mdnrnn.done_head:
-                row["C: end"] = float(mine[1][k - 1][whole].mean())
+                row["C: end"] = float(odds_c[k - 1][whole].mean())
         rows.append(row)
     return rows
 
@@ -295,19 +319,20 @@ def lives(
 ) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
     """The same policies in reality and in dreams: where their lives differ, M is wrong about the world.
 
-    The policies: the one that collects data, the first action held at -1, 0 and 1 (left, middle, right, the others
-    at 0) or swinging between -1 and 1, and C. On M's own data a dream may be right and still be wrong where C leads
-    it; and what C does better than a policy that sees nothing, it owes to V and M.
+    The policies: the one that collects data; the first action held at -1, 0 and 1 (left, middle, right; the others
+    at 0), or swinging between -1 and 1; and C. A dream can be right on M's own data and wrong where C leads it. What C
+    does better than a policy that sees nothing, it owes to V and M.
 
-    real: episodes of some of the policies, those that have been recorded.
+    real: episodes of some of the policies, if already recorded.
 
-    Yields policy, world, returns (E,), lengths (E,): reality first, then a dream of each temperature from first
+    Yields policy, world, returns (E,), lengths (E,): reality first, then a dream at each temperature from first
     frames, as long as the task's episodes can be. A return is the sum of what M's reward head learns.
     """
     seeds = episode_seeds("check", episodes, 0, 98)
     first = np.eye(agent.m.action_size, dtype=np.float32)[0]
     policies = {"collecting": collecting_policy(agent.config)}
-    policies |= {name: partial(fixed_policy, x * first) for name, x in (("left", -1), ("middle", 0), ("right", 1))}
+    for name, x in (("left", -1), ("middle", 0), ("right", 1)):
+        policies[name] = partial(fixed_policy, x * first)
     policies["to and fro"] = partial(to_and_fro, first, steps=120 // agent.config.repeat)
     policies["C"] = None
 
@@ -318,8 +343,10 @@ def lives(
         return lambda features: np.stack([policy() for policy in each])
 
     for name, policy in policies.items():
-        rewards = [episode["reward"][:-1] for episode in real.get(name) or recorded(agent, policy, episodes)]
-        yield name, "reality", np.array([r.sum() for r in rewards]), np.array([len(r) for r in rewards])
+        played = real.get(name) or recorded(agent, policy, episodes)
+        rewards = [episode["reward"][:-1] for episode in played]
+        returns = np.array([r.sum() for r in rewards])
+        yield name, "reality", returns, np.array([len(r) for r in rewards])
         for tau in taus:
             world = Dream(agent, episodes, tau, horizon=0, memories=0)
             yield name, f"dream {tau:g}", *rollout(world, actor(policy), seeds)
@@ -329,21 +356,27 @@ def lives(
 
 
 def probe(agent: Agent, episodes: int = 16) -> dict[str, tuple[float, float]]:
-    """CarRacing's own facts read off z, and off [z h], by a line -> R2 of both by name.
+    """CarRacing's own facts read by linear probes off z and off [z h] -> R2 of both by name.
 
-    Fitted on half of the episodes of C, judged on the other half; only on the road and along it: an angle jumps from
-    pi to -pi where the car has turned round.
+    Fitted on half of the episodes of C, judged on the other half; only on the road and along it, since an angle jumps
+    from pi to -pi where the car has turned round.
     """
-    world = RealWorld(agent, [make_env(agent.config.task, repeat=agent.config.repeat) for _ in range(episodes)])
-    seen, facts, owner, act = [], [], [], agent.controller()
+    c = agent.config
+    world = RealWorld(agent, [make_env(c.task, repeat=c.repeat) for _ in range(episodes)])
+    act = agent.controller()
+    seen = []
+    facts = []
+    owner = []
     with closing(world):
         features, _ = world.reset(seed=episode_seeds("check", episodes, 0, 97))
         while len(world.rows):
             owner.append(world.rows)
-            seen.append(np.concatenate([world.z, world.state[0], np.ones((len(world.rows), 1))], axis=1))
-            facts.append([world.envs[row].game.truth() for row in world.rows])
+            ones = np.ones((len(world.rows), 1))
+            seen.append(np.concatenate([world.z, world.state[0], ones], axis=1))
+            facts += [world.envs[row].game.truth() for row in world.rows]
             features, *_ = world.advance(act(features))
-    seen, owner, facts = np.concatenate(seen), np.concatenate(owner), sum(facts, [])
+    seen = np.concatenate(seen)
+    owner = np.concatenate(owner)
     names = list(facts[0])
     facts = np.array([list(f.values()) for f in facts])
     on_road = np.abs(facts[:, names.index("distance")]) < ROAD
@@ -351,14 +384,16 @@ def probe(agent: Agent, episodes: int = 16) -> dict[str, tuple[float, float]]:
     mine = on_road & along & (owner % 2 == 0)
     other = on_road & along & (owner % 2 == 1)
     found = []
-    for x in (np.delete(seen, np.s_[agent.config.vae.z_size : -1], axis=1), seen):
-        w = np.linalg.solve(x[mine].T @ x[mine] + np.eye(x.shape[1]), x[mine].T @ facts[mine])  # ridge
-        found.append([r2(told, true) for told, true in zip((x[other] @ w).T, facts[other].T, strict=True)])
+    z_and_1 = np.delete(seen, np.s_[c.vae.z_size : -1], axis=1)
+    for x in (z_and_1, seen):
+        normal = x[mine].T @ x[mine] + np.eye(x.shape[1])  # ridge
+        told = x[other] @ np.linalg.solve(normal, x[mine].T @ facts[mine])
+        found.append([r2(*column) for column in zip(told.T, facts[other].T, strict=True)])
     return dict(zip(names, zip(*found, strict=True), strict=True))
 
 
 def draw(agent: Agent, path: Path, episodes: int = 8) -> None:
-    """The worst of some real episodes of C as PNG: frames, V's view, and under them value and advantage."""
+    """The worst of some real episodes of C as PNG: frames, V's view, and below them value and advantage."""
     from . import pictures
 
     if not agent.config.mdnrnn.value_head:
@@ -368,19 +403,20 @@ def draw(agent: Agent, path: Path, episodes: int = 8) -> None:
     (batch,) = as_batches([series])
     value = agent.m.outputs(batch)["value"][0]  # of frames 1 ... T
     a = advantage(batch["reward"][0, 1:], value, batch["done"][0, 1:], agent.config.mdnrnn.gamma)
-    steps, period = len(value), agent.config.repeat / TASKS[agent.config.task].fps
+    steps = len(value)
+    period = agent.config.repeat / TASKS[agent.config.task].fps  # seconds
     times = ((np.arange(FRAMES) + 0.5) / FRAMES * steps).astype(int)
     views = np.round(agent.v.decode(series["mu"][times]) * 255).astype(np.uint8)
-    strip = pictures.strips(
-        {"reality": episode["frame"][times], "V's view": views}, [f"{t * period:.1f} s" for t in times]
-    )
+    rows = {"reality": episode["frame"][times], "V's view": views}
+    strip = pictures.strips(rows, [f"{t * period:.1f} s" for t in times])
     seconds = np.arange(1, steps + 1) * period
-    lines = {"value told": (seconds, value)}
+    values = {"value told": (seconds, value)}
     known = np.isfinite(series["value"][1:])
     if known.any():
-        lines["what came"] = seconds[known], series["value"][1:][known]
-    smooth = np.ones(SMOOTH) / SMOOTH
-    steps = {"reward": batch["reward"][0, 1:], f"advantage (means of {SMOOTH} steps)": a}
-    steps = {name: (seconds[1:], np.convolve(x, smooth, "same")) for name, x in steps.items()}
-    under = [pictures.curves([("", "seconds", part)], strip.get_width(), pictures.NAME) for part in (lines, steps)]
-    pictures.save(pictures.stacked(strip, *under), path)
+        values["what came"] = seconds[known], series["value"][1:][known]
+    rewards = {"reward": batch["reward"][0, 1:], f"advantage (means of {SMOOTH} steps)": a}
+    for name, x in rewards.items():
+        rewards[name] = seconds[1:], np.convolve(x, np.ones(SMOOTH) / SMOOTH, "same")
+    panels = [("", "seconds", values)], [("", "seconds", rewards)]
+    below = [pictures.curves(p, strip.get_width(), pictures.NAME) for p in panels]
+    pictures.save(pictures.stacked(strip, *below), path)
