@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
-    # Taken before the command or after it: SUPPRESS keeps the subparser's default from overwriting the global flag.
+    # Allowed before the command or after it: SUPPRESS keeps the subparser's default from overwriting the global flag.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     common.add_argument("--workers", type=int, metavar="N", help="threads and processes; all cores")
@@ -19,54 +19,55 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, help: str, run: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help, parents=[common])
         if run:
-            sub.add_argument("run", help="a run folder, or the name of weights that come with the package")
+            sub.add_argument("run", help="a run folder, or the name of shipped weights")
         return sub
 
-    train = command("train", "collect, V, encode, M, C, evaluate; goes on where it was stopped", run=False)
+    file = {"type": Path, "metavar": "FILE"}
+    changes = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+
+    train = command("train", "collect, V, encode, M, C, evaluate; a stopped run goes on", run=False)
     train.add_argument("task", help="doom or carracing")
     train.add_argument("--preset", default="quick", help="smoke, quick, laptop or paper; quick")
     train.add_argument("--out", type=Path, help="the run folder; runs/TASK")
-    train.add_argument("--stage", default="evaluate", help="the last one: collect, vae, encode, ... evaluate")
-    command("settings", "every setting of `train --set`, with the paper's CarRacing value", run=False)
+    train.add_argument("--stage", default="evaluate", help="the last one to run; evaluate")
+    command("settings", "every setting for --set, with the paper's CarRacing value", run=False)
 
-    sweep = command("sweep", "evolve C at several temperatures on one V and M: table 2 of the paper")
-    sweep.add_argument("--tau", default="0.1,0.5,1.0,1.15,1.3", help="temperatures, with commas between")
-    sweep.add_argument("--seed", type=int, help="another evolution, on other episodes; the seed of RUN")
-    sweep.add_argument("--out", type=Path, help="where the runs go; runs/RUN-sweep, with a seed runs/RUN-sweep-SEED")
+    sweep = command("sweep", "evolve C at several temperatures on one V and M: the paper's table 2")
+    sweep.add_argument("--tau", default="0.1,0.5,1.0,1.15,1.3", help="comma-separated temperatures")
+    sweep.add_argument("--seed", type=int, help="of the evolution and its episodes; that of RUN")
+    sweep.add_argument("--out", type=Path, help="folder of the runs; runs/RUN-sweep[-SEED]")
 
-    judge = command("judge", "M on held-out episodes; the same policies in the dream and in reality")
+    judge = command("judge", "M on held-out episodes; the same policies in dream and reality")
     judge.add_argument("--episodes", type=int, default=50)
-    judge.add_argument("--tau", default="0.5,1.0,1.15,1.3", help="temperatures, with commas between")
-    judge.add_argument("--png", type=Path, metavar="FILE", help="draw instead: advantage along a real life of C")
+    judge.add_argument("--tau", default="0.5,1.0,1.15,1.3", help="comma-separated temperatures")
+    judge.add_argument("--png", **file, help="draw instead: advantage along a real life of C")
 
     evaluate = command("evaluate", "play real episodes on seeds used for nothing else")
     evaluate.add_argument("--episodes", type=int, default=100)
-    evaluate.add_argument("--random", action="store_true", help="the random policy instead of the agent")
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the score there too")
+    evaluate.add_argument("--random", action="store_true", help="play the random policy instead")
+    evaluate.add_argument("--json", **file, help="write the score there too")
 
-    play = command("play", "play inside M's dream, or in reality, in a browser; or watch the agent do so", run=False)
-    play.add_argument("run", nargs="?", default="doom", help="a run folder, or the name of shipped weights; doom")
+    play = command("play", "play in M's dream or reality, in a browser; or watch C play", run=False)
+    play.add_argument("run", nargs="?", default="doom", help="a run folder or weights; doom")
     play.add_argument("--port", type=int, default=0, help="of the page's address; any that is free")
-    play.add_argument("--host", default="127.0.0.1", help="who may visit: 127.0.0.1, this machine alone; 0.0.0.0, all")
-    play.add_argument(
-        "--png", type=Path, metavar="FILE", help="write a moving picture instead: reality, V's view, dream"
-    )
-    play.add_argument("--strip", type=Path, metavar="FILE", help="write some of its pictures, beside each other")
-    play.add_argument("--tau", type=float, help="temperature of the dream; the one that C was evolved at")
-    play.add_argument("--seed", type=int, help="of the first dream; on the page a new one each time")
+    play.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines visit")
+    play.add_argument("--png", **file, help="write a moving picture: reality, V's view, dream")
+    play.add_argument("--strip", **file, help="write some of its pictures, side by side")
+    play.add_argument("--tau", type=float, help="temperature of the dream; that of C's evolution")
+    play.add_argument("--seed", type=int, help="of the first dream; the page draws a new one")
     for sub in (train, evaluate):
         sub.add_argument("--seed", type=int, default=0)
     for sub in (train, sweep):
-        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting; see `settings`")
+        sub.add_argument("--set", **changes, help="a setting; see `settings`")
 
-    export = command("export", "a run's weights in float16 with their configuration: to keep, ship or share")
-    export.add_argument("folder", type=Path, help="where they go; RUN of every command")
+    export = command("export", "write a run's weights in float16, to keep, ship or share")
+    export.add_argument("folder", type=Path, help="where to; it can be RUN of every command")
     command("report", "tables and pictures of a run")
     command("gradcheck", "check every hand-written gradient", run=False)
-    bench = command("bench", "time the hot paths beside PyTorch, pycma and the bare environments", run=False)
-    bench.add_argument("--json", type=Path, metavar="FILE")
-    bench.add_argument("--only", type=lambda names: names.split(","), metavar="NAME,...", help="these rows alone")
-    bench.add_argument("--scaling", action="store_true", help="cost against threads, dreams, data and parameters")
+    bench = command("bench", "time the hot paths beside PyTorch, pycma and Gymnasium", run=False)
+    bench.add_argument("--json", **file)
+    bench.add_argument("--only", type=lambda names: names.split(","), metavar="NAME,...")
+    bench.add_argument("--scaling", action="store_true", help="how the cost grows with each size")
     return main
 
 
@@ -76,20 +77,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return perform(args) or 0
     except KeyboardInterrupt:
-        goes_on = args.command in ("train", "sweep")
-        print("\nstopped" + "; the same command goes on from here" * goes_on, file=sys.stderr)
+        told = "\nstopped"
+        if args.command in ("train", "sweep"):
+            told += "; the same command goes on from here"
+        print(told, file=sys.stderr)
         return 1
     except Exception as error:
         if args.debug:
             raise
         text = str(error).strip() or type(error).__name__
-        if isinstance(error, ModuleNotFoundError) and error.name in (
-            "numpy",
-            "gymnasium",
-            "vizdoom",
-            "Box2D",
-            "pygame",
-        ):
+        required = ("numpy", "gymnasium", "vizdoom", "Box2D", "pygame")
+        if isinstance(error, ModuleNotFoundError) and error.name in required:
             text = f"{text}: run `pip install -r requirements.txt`"
         elif not type(error).__module__.startswith("wm_numpy"):
             text = f"{type(error).__name__}: {text} (--debug shows where)"
@@ -98,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def perform(args: argparse.Namespace) -> int | None:
-    """Carry out a command -> exit code. `settings` and `gradcheck` need NumPy alone, and only pictures pygame."""
+    """Carry out a command -> exit code. `settings` and `gradcheck` need only NumPy, and only pictures need pygame."""
     from wm_numpy import config, gradcases, parallel
 
     for name, least in (("workers", 1), ("seed", 0), ("episodes", 2)):
@@ -110,7 +108,8 @@ def perform(args: argparse.Namespace) -> int | None:
     if args.executor is not None:
         parallel.use_cluster(args.executor)
     if getattr(args, "tau", None) is not None:
-        taus = [config.resolve("doom", settings=[f"evolve.tau={tau}"]).evolve.tau for tau in str(args.tau).split(",")]
+        settings = [f"evolve.tau={tau}" for tau in str(args.tau).split(",")]
+        taus = [config.resolve("doom", settings=[one]).evolve.tau for one in settings]
 
     if args.command == "settings":
         print(config.help_text())
@@ -122,11 +121,13 @@ def perform(args: argparse.Namespace) -> int | None:
 
     mine = Path("runs") / str(getattr(args, "run", "")) / "config.json"
     if mine.exists() and agent.run_folder(args.run).parent == agent.SHIPPED:
-        print(f"{args.run}: the weights that come with the package; your own run is {mine.parent}", flush=True)
+        what = f"{args.run}: the weights that come with the package"
+        print(f"{what}; your own run is {mine.parent}", flush=True)
     match args.command:
         case "train":
             if args.stage not in experiment.STAGES:
-                raise config.SettingError(f"unknown stage {args.stage!r}: choose from {', '.join(experiment.STAGES)}")
+                stages = ", ".join(experiment.STAGES)
+                raise config.SettingError(f"unknown stage {args.stage!r}: choose from {stages}")
             settings = config.resolve(args.task, args.preset, args.set, args.seed)
             run = experiment.Experiment(settings, args.out or Path("runs") / args.task)
             print(report.header(settings, run.folder, run.disk_needed()), flush=True)
@@ -140,11 +141,13 @@ def perform(args: argparse.Namespace) -> int | None:
                 else:
                     report.write(run.folder, run.folder)
                     print(f"pictures: {run.folder}")
-                print(f"now: python run.py play {run.folder}   (without a folder: the weights of the package)")
+                print(f"now: python run.py play {run.folder}   (no folder: the shipped weights)")
         case "sweep":
-            changes, name = config.pairs(args.set), f"{Path(args.run).name}-sweep"
+            changes = config.pairs(args.set)
+            name = f"{Path(args.run).name}-sweep"
             if args.seed is not None:
-                changes, name = changes | {"seed": args.seed}, f"{name}-{args.seed}"
+                changes["seed"] = args.seed
+                name += f"-{args.seed}"
             out = args.out or Path("runs") / name
             folders = {tau: out / f"tau-{tau:g}" for tau in taus}
             for tau, folder in folders.items():
@@ -155,7 +158,8 @@ def perform(args: argparse.Namespace) -> int | None:
         case "evaluate":
             player = agent.Agent.load(args.run)
             who = None if args.random else player
-            result = experiment.evaluate(player.config.task, who, args.episodes, args.seed, experiment.Log())
+            task = player.config.task
+            result = experiment.evaluate(task, who, args.episodes, args.seed, experiment.Log())
             print(report.score_line("random policy" if args.random else "agent", result))
             if args.json:
                 data.write(args.json, result)
@@ -176,7 +180,9 @@ def perform(args: argparse.Namespace) -> int | None:
                 play.serve(args.run, args.host, args.port, seed=args.seed, tau=args.tau)
         case "report":
             folder = agent.run_folder(args.run)
-            out = folder if folder == Path(args.run) else Path("runs") / f"{folder.name}-report"  # not into the package
+            out = Path(args.run)
+            if out != folder:  # nothing is written into the package
+                out = Path("runs") / f"{folder.name}-report"
             print(report.table(folder))
             report.write(folder, out)
             print(f"pictures: {out}")

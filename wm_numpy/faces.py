@@ -22,7 +22,8 @@ class VectorWorld(World, VectorEnv):
 
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
-        self.single_observation_space = Box(-np.inf, np.inf, self._features.shape[1:])  # float32, as all
+        shape = self._features.shape[1:]
+        self.single_observation_space = Box(-np.inf, np.inf, shape)  # float32, as all
         self.single_action_space = Box(-1, 1, (self.m.action_size,))
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
@@ -44,19 +45,21 @@ class VectorReality(VectorWorld, RealWorld):
 class DreamEnv(gym.Env):
     """One dream of a trained M, as a Gymnasium environment: `gymnasium.make("wm_numpy/Dream-v0", run="runs/doom")`.
 
-    Description: nothing is simulated but by M, which was trained on episodes of the task and predicts what comes next.
+    Description: M simulates it all. It was trained on episodes of the task and predicts what comes next.
     Action Space: Box(-1, 1, (A,)): the task's own, 3 for CarRacing, 1 for Doom.
     Observation Space: Box(-inf, inf, (F,)): what the run's C sees, z, [z h] or [z c h]. `render()` decodes z.
-    Rewards: M's expected reward of the step where it has a reward head (CarRacing's are tiles); else 1 per frame.
+    Rewards: the reward that M expects of the step, if it has a reward head (CarRacing's are tiles); else 1 per frame.
     Starting State: a recorded first frame, drawn by the seed, and zero memory; or a recorded moment (`memories`).
-    Episode End: where M has a done head, terminated when its logit is above 0, or as `evolve.done_odds` draws it;
+    Episode End: if M has a done head, terminated when its logit is above 0, or as `evolve.done_odds` draws it;
         truncated at the step limit.
-    Arguments: run: a run folder, or the name of weights that come with the package; tau, horizon: as of `Dream`.
+    Arguments: run: a run folder, or the name of weights that come with the package; tau, horizon: those of `Dream`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
 
-    def __init__(self, run: str, tau: float | None = None, horizon: int | None = None, render_mode: str | None = None):
+    def __init__(
+        self, run: str, tau: float | None = None, horizon: int | None = None, render_mode=None
+    ):
         self.render_mode = render_mode
         self.world = VectorDream(Agent.load(run), 1, tau, horizon)
         self.observation_space = self.world.single_observation_space

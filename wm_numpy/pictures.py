@@ -1,6 +1,6 @@
-"""Pictures, still or moving, and curves as PNG, drawn with pygame (it comes with the environments) on no display.
+"""Pictures, still or moving, and curves as PNG, drawn without a display by pygame (it comes with the environments).
 
-Pictures are uint8 arrays (height, width, 3); what is drawn on is a pygame surface.
+Pictures are uint8 arrays (height, width, 3), drawn on pygame surfaces.
 """
 
 import os
@@ -19,7 +19,9 @@ except ImportError as error:
 
 PAPER, INK, FAINT = (255, 255, 255), (40, 40, 40), (225, 225, 225)
 COLOURS = ((31, 119, 180), (214, 96, 20), (44, 140, 60), (148, 60, 160))
-SCALE, NAME, GAP = 2, 92, 4  # of strips: pixels per pixel, width of the names, space between pictures
+SCALE = 2  # of strips: pixels per pixel
+NAME = 92  # width of the names
+GAP = 4  # between pictures
 WIDTH, HEIGHT = 420, 310  # of a panel of curves
 LEFT, TOP, RIGHT, BOTTOM = 62, 52, 14, 44  # and its margins
 
@@ -29,15 +31,15 @@ def surface(picture: np.ndarray, scale: int) -> pygame.Surface:
     return pygame.transform.scale_by(pygame.surfarray.make_surface(picture.swapaxes(0, 1)), scale)
 
 
-def text(target, words: str, at: tuple[int, int], size: int = 18, colour=INK, centre: bool = False) -> None:
-    """Write on a surface, from `at` to the right, or around it."""
+def text(target, words: str, at: tuple[int, int], size=18, colour=INK, centre=False) -> None:
+    """Write on a surface, to the right of `at` or centred on it."""
     pygame.font.init()
     image = pygame.font.Font(None, size).render(words, True, colour)
     target.blit(image, (at[0] - image.get_width() // 2, at[1]) if centre else at)
 
 
 def save(target: pygame.Surface | bytes, path: Path) -> None:
-    """Write a surface, or what is PNG already; beside its place first."""
+    """Write a surface, or bytes that are PNG already; first beside its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.{os.getpid()}.png")
     if isinstance(target, bytes):
@@ -50,7 +52,7 @@ def save(target: pygame.Surface | bytes, path: Path) -> None:
 def animation(moments: Sequence[dict[str, np.ndarray]], fps: int, scale: int = 3) -> bytes:
     """Pictures of one size by name, side by side -> an animated PNG (W3C, PNG third edition) in 256 colours.
 
-    Drawn scale x scale, two rows of three repeat the one above: filter 2 stores them as 0.
+    At scale 3, two rows of three repeat the one above: filter 2 stores them as zeros.
     """
     height, width, _ = next(iter(moments[0].values())).shape
     across = width * scale + GAP
@@ -58,7 +60,8 @@ def animation(moments: Sequence[dict[str, np.ndarray]], fps: int, scale: int = 3
     target.fill(PAPER)
     for k, name in enumerate(moments[0]):
         text(target, name, (k * across + width * scale // 2, 4), 22, centre=True)
-    frames = np.stack([pygame.surfarray.array3d(target).swapaxes(0, 1)] * len(moments))  # (T, height, width, 3)
+    empty = pygame.surfarray.array3d(target).swapaxes(0, 1)
+    frames = np.stack([empty] * len(moments))  # (T, height, width, 3)
     for frame, pictures in zip(frames, moments, strict=True):
         for k, picture in enumerate(pictures.values()):
             large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -66,27 +69,33 @@ def animation(moments: Sequence[dict[str, np.ndarray]], fps: int, scale: int = 3
     colours, indices = _in_256_colours(frames)
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
 
-    size, chunks = frames.shape[2:0:-1], []
-    chunks.append(chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 3, 0, 0, 0)) + chunk(b"PLTE", colours.tobytes()))
+    size = frames.shape[2:0:-1]
+    chunks = [chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 3, 0, 0, 0))]
+    chunks.append(chunk(b"PLTE", colours.tobytes()))
     chunks.append(chunk(b"acTL", struct.pack(">II", len(frames), 0)))
     for t, rows in enumerate(indices):
         repeats = np.append(False, (rows[1:] == rows[:-1]).all(axis=1))[:, None]
-        data = zlib.compress(np.hstack([2 * repeats, rows * ~repeats]).astype(np.uint8).tobytes(), 9)
+        filtered = np.hstack([2 * repeats, rows * ~repeats]).astype(np.uint8)
+        data = zlib.compress(filtered.tobytes(), 9)
         number = max(0, 2 * t - 1)  # of this chunk among those that an animation adds
         chunks.append(chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, *size, 0, 0, 1, fps, 0, 0)))
-        chunks.append(chunk(b"fdAT", struct.pack(">I", number + 1) + data) if t else chunk(b"IDAT", data))
+        if t == 0:
+            chunks.append(chunk(b"IDAT", data))
+        else:
+            chunks.append(chunk(b"fdAT", struct.pack(">I", number + 1) + data))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
 
 
 def _in_256_colours(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """frames (..., 3) -> 256 colours that serve them all (256, 3) uint8, found by k-means; their indices (...)."""
-    code = (frames >> 2).astype(np.int32) @ np.array([1 << 12, 1 << 6, 1], np.int32)  # (...), 6 bits of each channel
+    """frames (..., 3) -> 256 colours for all of them (256, 3) uint8, found by k-means; their indices (...)."""
+    code = (frames >> 2) @ np.array([1 << 12, 1 << 6, 1], np.int32)  # (...), 6 bits a channel
     count = np.bincount(code.ravel(), minlength=1 << 18)
     found = count.nonzero()[0]
     points = (found[:, None] >> np.array([12, 6, 0]) & 63) * 4.0 + 2  # (n, 3)
-    weight = np.sqrt(count[found])  # else walls would leave no colour for fire
+    weight = np.sqrt(count[found])  # or walls would leave no colour for fire
     colours = points[np.linspace(0, len(points) - 1, 256).astype(int)]
     for _ in range(8):
         nearest = np.argmin((colours**2).sum(axis=1) - 2 * points @ colours.T, axis=1)  # (n,)
@@ -100,8 +109,10 @@ def _in_256_colours(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def strips(rows: dict[str, Sequence[np.ndarray]], captions: Sequence[str] = ()) -> pygame.Surface:
     """Rows of pictures of one size, the row's name at the left, captions under the columns."""
-    columns, (height, width, _) = max(map(len, rows.values())), next(iter(rows.values()))[0].shape
-    across, down = width * SCALE + GAP, height * SCALE + GAP
+    columns = max(map(len, rows.values()))
+    height, width, _ = next(iter(rows.values()))[0].shape
+    across = width * SCALE + GAP
+    down = height * SCALE + GAP
     target = pygame.Surface((NAME + columns * across, len(rows) * down + (20 if captions else 0)))
     target.fill(PAPER)
     for r, (name, pictures) in enumerate(rows.items()):
@@ -109,16 +120,13 @@ def strips(rows: dict[str, Sequence[np.ndarray]], captions: Sequence[str] = ()) 
         for k, picture in enumerate(pictures):
             target.blit(surface(picture, SCALE), (NAME + k * across, r * down))
     for k, words in enumerate(captions):
-        text(target, words, (NAME + k * across + width * SCALE // 2, len(rows) * down + 2), centre=True)
+        middle = NAME + k * across + width * SCALE // 2
+        text(target, words, (middle, len(rows) * down + 2), centre=True)
     return target
 
 
-def curves(
-    panels: Sequence[tuple[str, str, dict[str, tuple[Sequence[float], Sequence[float]]]]],
-    width: int = WIDTH,
-    left: int = LEFT,
-) -> pygame.Surface:
-    """Panels side by side, each so wide, its curves from `left` on.
+def curves(panels: Sequence[tuple], width: int = WIDTH, left: int = LEFT) -> pygame.Surface:
+    """Panels side by side, each `width` wide with its curves from `left` on.
 
     A panel: title, name of the x axis, {name of a line: (x, y)}.
     """
@@ -140,17 +148,23 @@ def stacked(*parts: pygame.Surface) -> pygame.Surface:
     return target
 
 
-def _panel(target: pygame.Surface, left: int, box: pygame.Rect, title: str, x_name: str, lines: dict) -> None:
+def _panel(target, left: int, box: pygame.Rect, title: str, x_name: str, lines: dict) -> None:
     text(target, title, (box.centerx, 10), 22, centre=True)
     text(target, x_name, (box.centerx, HEIGHT - 20), centre=True)
-    xs, ys = (np.concatenate([np.asarray(line[i], float) for line in lines.values()]) for i in (0, 1))
-    x0, x1 = xs.min(), max(xs.max(), xs.min() + 1e-9)
-    low, high = ys.min(), np.quantile(ys, 0.98)  # the first few values of a loss would flatten all that follows
+    xs = np.concatenate([np.asarray(x, float) for x, _ in lines.values()])
+    ys = np.concatenate([np.asarray(y, float) for _, y in lines.values()])
+    x0 = xs.min()
+    x1 = max(xs.max(), x0 + 1e-9)
+    low = ys.min()
+    high = np.quantile(ys, 0.98)  # the first few values of a loss would flatten all the rest
     margin = 0.06 * max(high - low, 1e-9 + 1e-3 * abs(high))
-    y0, y1 = low - margin, high + margin
+    y0 = low - margin
+    y1 = high + margin
 
     def place(x, y):
-        return box.left + (x - x0) / (x1 - x0) * box.width, box.bottom - (y - y0) / (y1 - y0) * box.height
+        across = (x - x0) / (x1 - x0) * box.width
+        up = (y - y0) / (y1 - y0) * box.height
+        return box.left + across, box.bottom - up
 
     for value in _ticks(y0, y1):
         _, y = place(x0, value)
@@ -166,7 +180,8 @@ def _panel(target: pygame.Surface, left: int, box: pygame.Rect, title: str, x_na
             pygame.draw.aalines(target, colour, False, points)
         for point in points if len(points) <= 60 else ():
             pygame.draw.circle(target, colour, point, 2)
-        text(target, name, (box.left + box.width // max(len(lines), 3) * k, box.top - 18), 18, colour)
+        across = box.width // max(len(lines), 3) * k
+        text(target, name, (box.left + across, box.top - 18), 18, colour)
     pygame.draw.rect(target, INK, box, 1)
 
 
@@ -174,4 +189,5 @@ def _ticks(low: float, high: float) -> np.ndarray:
     """About five round values between low and high."""
     step = 10 ** np.floor(np.log10((high - low) / 4))
     step *= next(k for k in (1, 2, 5, 10) if (high - low) / (k * step) <= 6)
-    return np.round(np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step, 10) + 0.0  # no -0
+    ticks = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
+    return np.round(ticks, 10) + 0.0  # no -0

@@ -27,14 +27,16 @@ from .serve import Server, WebSocket
 from .tasks import TASKS
 from .worlds import Dream, RealWorld, World
 
-# What a page may order: a number within limits, a word of these; and an action.
+# What a page may order: a number within limits, one of these words, an action.
 LIMITS = {
-    "tau": (0.05, 5), "seed": (0, 2**31 - 1), "pause": (0, 1), "step": (1, 1), "at": (0, 10**6), "got": (0, 10**9),
+    "tau": (0.05, 5), "seed": (0, 2**31 - 1), "pause": (0, 1), "step": (1, 1),
+    "at": (0, 10**6), "got": (0, 10**9),
 }  # fmt: skip
 WORDS = {"who": ("you", "C", "blind"), "world": ("dream", "reality", "recorded", "here")}
-AHEAD = 8  # pictures on their way that the page has not shown: what a slow line may lag behind
+AHEAD = 8  # pictures sent but not shown yet: how far a slow line may lag behind
 ASLEEP = 600  # seconds without a word from the page, after which its place is free again
-SECONDS, COLUMNS = 8, 10  # that a film lasts; pictures of a strip
+SECONDS = 8  # of a film
+COLUMNS = 10  # pictures of a strip
 _opening = threading.Lock()  # ViZDoom has crashed when two engines started at once
 
 
@@ -56,10 +58,12 @@ class Recorded(World):
         return z, self.m.initial_state(1), np.ones(1, bool)
 
     def _next(self, action):
-        t, record = self.steps, self.series[self.steps - 1 : self.steps]
+        t = self.steps
         z = self.z
         if self.series["seen"][t]:
-            z = self._sample(self.series["mu"][t : t + 1], self.series["logvar"][t : t + 1], self.rows)
+            now = self.series[t : t + 1]
+            z = self._sample(now["mu"], now["logvar"], self.rows)
+        record = self.series[t - 1 : t]
         return z, record["reward"], record["done"], ~record["done"] & (t + 1 == len(self.series))
 
 
@@ -82,7 +86,9 @@ class Life:
     def __init__(self, world: World, seed: int):
         self.world = world
         self.features, _ = world.reset(seed=seed)
-        self.steps, self.total, self.over = 0, 0.0, ""
+        self.steps = 0
+        self.total = 0.0
+        self.over = ""
 
     def step(self, action: np.ndarray) -> None:
         """action (1, A)"""
@@ -92,7 +98,7 @@ class Life:
         self.over = "died" if terminated[0] else "time" if truncated[0] else ""
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """By name, (height, width, 3) uint8: what z decodes to, and beside it the real game."""
+        """By name, (height, width, 3) uint8: what z decodes to, and the real game if there is one."""
         agent = self.world.agent
         decoded = to_picture(agent.v.decode(self.features[:, : agent.config.vae.z_size])[0])
         if isinstance(self.world, RealWorld):
@@ -103,7 +109,8 @@ class Life:
         """What M's head says of the step just made; nothing at the start and after the end."""
         if not self.steps or self.over:
             return {}
-        y, tau = self.world.m.predict(self.world.state[0]), self.world.tau if isinstance(self.world, Dream) else 1.0
+        y = self.world.m.predict(self.world.state[0])
+        tau = self.world.tau if isinstance(self.world, Dream) else 1.0
         mix = np.exp((y.logmix - y.logmix.max(axis=0)) / tau)  # (K, Z, 1), the largest is 1
         said = {"certainty": np.mean(1 / mix.sum(axis=0)), "reward": y.reward, "value": y.value}
         said["end"] = None if y.done_logit is None else sigmoid(y.done_logit)
@@ -116,7 +123,7 @@ def to_picture(image: np.ndarray) -> np.ndarray:
 
 
 def mortal(agent: Agent) -> Agent:
-    """The same agent, whose dreams end: where C's were discounted by the odds of an end, it is drawn at these odds."""
+    """The same agent, but its dreams end: where C's only discounted rewards by the odds of an end, it is drawn."""
     evolve = agent.config.evolve
     if evolve.survival:
         evolve = replace(evolve, survival=False, done_odds=evolve.done_odds or 1.0)
@@ -126,16 +133,19 @@ def mortal(agent: Agent) -> Agent:
 def film(agent: Agent, seed: int = 0, tau: float | None = None) -> list[dict[str, np.ndarray]]:
     """C in reality, what V keeps of it, and C in the dream that goes on from the same moment: pictures by name.
 
-    A life that ends stands still.
+    A life that has ended stands still.
     """
-    agent, act, moments = mortal(agent), agent.controller(), []
+    agent = mortal(agent)
+    act = agent.controller()
+    moments = []
     first = TASKS[agent.config.task].strip_from // agent.config.repeat
     with closing(make_env(agent.config.task, repeat=agent.config.repeat)) as env:
         real = Life(RealWorld(agent, [env]), seed)
         while real.steps < first:
             real.step(act(real.features))
-            if real.over:  # of an agent that dies so soon the beginning
-                real, first = Life(real.world, seed), 0
+            if real.over:  # an agent that dies so soon is shown from its beginning
+                real = Life(real.world, seed)
+                break
         world = real.world
         dream = Life(DreamOn(agent, tau, (world.z, world.state, world.steps)), seed)
         for _ in range(int(SECONDS / period(agent))):
@@ -147,9 +157,9 @@ def film(agent: Agent, seed: int = 0, tau: float | None = None) -> list[dict[str
 
 
 def draw(
-    agent: Agent, moments: list[dict[str, np.ndarray]], png: Path | None = None, strip: Path | None = None
+    agent: Agent, moments: list[dict], png: Path | None = None, strip: Path | None = None
 ) -> None:
-    """Write a film as an animated PNG, or COLUMNS pictures of it, evenly spread, as a strip."""
+    """Write a film as an animated PNG, or COLUMNS pictures evenly spread over it as a strip."""
     from . import pictures  # it needs pygame, a page does not
 
     if png:
@@ -172,9 +182,15 @@ class Visit:
     """What one page plays: a life in one of the worlds, its keys held by the visitor, by C or by a blind policy."""
 
     def __init__(self, agent: Agent, hello: dict, episodes: Records | None, socket: WebSocket):
-        self.agent, self.episodes, self.socket = agent, episodes, socket
-        self.tau, self.seed, self.who, self.paused = agent.config.evolve.tau, 0, "C", False
-        self.period, self.sent, self.got = hello["period"], 0, 0
+        self.agent = agent
+        self.episodes = episodes
+        self.socket = socket
+        self.period = hello["period"]
+        self.tau = agent.config.evolve.tau
+        self.seed = 0
+        self.who = "C"
+        self.paused = False
+        self.sent = self.got = 0
         self.env = self.moment = None
         self.action = np.zeros((1, agent.m.action_size), np.float32)
         self.controller = agent.controller()
@@ -182,7 +198,7 @@ class Visit:
         self.begin("dream")
 
     def run(self) -> None:
-        """Until the visitor goes."""
+        """Play until the visitor leaves."""
         due = 0.0
         try:
             while True:
@@ -200,7 +216,7 @@ class Visit:
                 self.env.close()
 
     def obey(self, text: str) -> None:
-        """Orders of the page, {name: value, ...}, one after the other; others send the visitor away."""
+        """Carry out orders of the page, {name: value, ...}; whoever sends anything else is sent away."""
         try:
             orders = read(text, self.agent.m.action_size)
         except ValueError:
@@ -227,24 +243,28 @@ class Visit:
                     self.begin(value)
 
     def begin(self, name: str) -> None:
-        """A new life; where its world cannot be had, a sentence why."""
+        """A new life, or a sentence that says why its world cannot be had."""
         try:
             self.life = Life(self._world(name), self.seed)
         except (ImportError, EnvironmentDied, DataError) as error:
             self.env = None
             return self._send({"says": str(error)})
-        self.name, first = name, np.eye(1, self.agent.m.action_size, dtype=np.float32)[0]
-        self.blind = to_and_fro(first, np.random.default_rng(self.seed), 120 // self.agent.config.repeat)
+        self.name = name
+        first = np.eye(1, self.agent.m.action_size, dtype=np.float32)[0]
+        rng = np.random.default_rng(self.seed)
+        self.blind = to_and_fro(first, rng, 120 // self.agent.config.repeat)
         self.show()
 
     def _world(self, name: str) -> World:
         if name == "dream":
             return Dream(self.agent, 1, self.tau, horizon=0)
-        if name == "here":  # the moment that is on the page; while dreaming on from one, that one again
+        if name == "here":  # the moment on the page; while dreaming on from one, that one again
             world = self.life.world
             if self.name != "here" and not self.life.over:
                 self.moment = world.z, world.state, world.steps
-            return DreamOn(self.agent, self.tau, self.moment) if self.moment else self._world("dream")
+            if self.moment is None:
+                return self._world("dream")
+            return DreamOn(self.agent, self.tau, self.moment)
         if name == "recorded":
             if self.episodes is None:
                 raise DataError("No episode is recorded here.")
@@ -266,12 +286,13 @@ class Visit:
         try:
             self.life.step(action)
         except EnvironmentDied as error:
-            self.env, self.life.over = None, "died"
+            self.env = None
+            self.life.over = "died"
             return self._send({"says": str(error)})
         self.show()
 
     def seek(self, step: int) -> None:
-        """Of a recorded episode that step; M is led there."""
+        """Go to a step of a recorded episode, M led there from its beginning."""
         if self.name == "recorded":
             if step < self.life.steps:
                 self.life = Life(self.life.world, self.seed)
@@ -281,7 +302,8 @@ class Visit:
 
     def show(self) -> None:
         """Send what there is to see."""
-        life, pictures = self.life, self.life.pictures()
+        life = self.life
+        pictures = life.pictures()
         self.sent += 1
         facts = life.thoughts() | {
             "n": self.sent, "world": self.name, "who": self.who, "tau": self.tau, "seed": self.seed,
@@ -293,12 +315,12 @@ class Visit:
         self._send(facts, *pictures.values())
 
     def _send(self, facts: dict, *pictures: np.ndarray) -> None:
-        head = json.dumps(facts).encode() + b"\n"
-        self.socket.send(zlib.compress(head + b"".join(picture.tobytes() for picture in pictures), 1))
+        parts = [json.dumps(facts).encode() + b"\n", *(picture.tobytes() for picture in pictures)]
+        self.socket.send(zlib.compress(b"".join(parts), 1))
 
 
 def read(text: str, actions: int) -> dict:
-    """The orders in a message; ValueError: there is one that no page gives."""
+    """The orders in a message; ValueError: one of them is none that the page gives."""
 
     def within(x, low: float, high: float) -> bool:
         return type(x) in (int, float) and low <= x <= high
@@ -308,39 +330,45 @@ def read(text: str, actions: int) -> dict:
         raise ValueError("not orders")
     for name, value in orders.items():
         if name == "action":
-            good = type(value) is list and len(value) == actions and all(within(x, -1, 1) for x in value)
+            numbers = value if type(value) is list else []
+            good = len(numbers) == actions and all(within(x, -1, 1) for x in numbers)
+        elif name in WORDS:
+            good = value in WORDS[name]
         else:
-            good = value in WORDS[name] if name in WORDS else within(value, *LIMITS.get(name, (1, 0)))
+            good = name in LIMITS and within(value, *LIMITS[name])
         if not good:
             raise ValueError(f"{name}: {value}")
     return orders
 
 
 def server(run: str | Path, host: str = "127.0.0.1", port: int = 0) -> Server:
-    """What serves the page of a run; port 0: a free one. DataError: no such run, or the port cannot be had."""
-    agent, folder = mortal(Agent.load(run)), run_folder(run)
-    height, width = ENVIRONMENTS[agent.config.task].crop_size
+    """A server of the page of a run; port 0: a free one. DataError: no such run, or the port cannot be had."""
+    agent = mortal(Agent.load(run))
+    folder = run_folder(run)
+    c = agent.config
+    height, width = ENVIRONMENTS[c.task].crop_size
     episodes = None
-    for place in (*folder.glob("series/*"), folder / "recorded"):  # of a training, or shipped with its weights
+    # The series of a training, or the one shipped with its weights.
+    for place in (*folder.glob("series/*"), folder / "recorded"):
         if any(place.glob("[0-9]*.npy")):
-            episodes = Records(
-                place, series_dtype(agent.config.vae.z_size, agent.m.action_size, agent.config.mdnrnn.value_head)
-            )
+            dtype = series_dtype(c.vae.z_size, agent.m.action_size, c.mdnrnn.value_head)
+            episodes = Records(place, dtype)
     known = folder / "results.json"
     hello = {
-        "task": agent.config.task, "actions": agent.m.action_size, "aspect": width / height,
+        "task": c.task, "actions": agent.m.action_size, "aspect": width / height,
         "period": period(agent), "recorded": [] if episodes is None else episodes.steps.tolist(),
-        "tau": agent.config.evolve.tau, "known": read_results(known) if known.exists() else {},
+        "tau": c.evolve.tau, "known": read_results(known) if known.exists() else {},
     }  # fmt: skip
     page = Path(__file__).with_name("page.html").read_bytes()
     try:
         return Server(host, port, page, lambda socket: Visit(agent, hello, episodes, socket).run())
     except (OSError, OverflowError) as error:
-        raise DataError(f"port {port} of {host} cannot be had ({error}): choose another by --port") from None
+        what = f"port {port} of {host} cannot be had ({error})"
+        raise DataError(f"{what}: choose another by --port") from None
 
 
 def serve(run: str, host: str = "127.0.0.1", port: int = 0, **start: float | None) -> None:
-    """Serve the page until Ctrl-C, and open it where there is a screen; start: seed and tau of the first dream."""
+    """Serve the page until Ctrl-C, and open it if there is a screen; start: seed and tau of the first dream."""
     with server(run, host, port) as serving, suppress(KeyboardInterrupt):
         start = urlencode({name: value for name, value in start.items() if value is not None})
         address = f"http://{host}:{serving.server_port}/" + (start and f"?{start}")

@@ -1,4 +1,4 @@
-"""What a run says of itself: the header at its start, the table and the pictures at its end."""
+"""What a run reports: the header at its start, the table and the pictures at its end."""
 
 import json
 from collections import defaultdict
@@ -28,28 +28,30 @@ def header(config: Config, folder: Path, disk: float) -> str:
     values = configuration.flat(config)
     for key, value in values.items():
         section, _, name = key.rpartition(".")
-        if name == "epochs" and values[f"{section}.updates"] or name.startswith("later_") and config.rounds == 1:
+        by_updates = name == "epochs" and values[f"{section}.updates"]
+        if by_updates or (name.startswith("later_") and config.rounds == 1):
             continue  # without effect
         sections[section or "run"].append(f"{name}={value}")
     lines += [f"  {section:9} {' '.join(pairs)}" for section, pairs in sections.items()]
     v = new_vae(config).params.size
     m = new_mdnrnn(config).params.size
-    lines.append(f"  parameters: V {v:,}  M {m:,}  C {theta_size(config):,}; disk: about {disk / 1e9:.1f} GB")
-    floor = config.vae.z_size * config.vae.kl_tolerance
-    lines.append(
-        f"  kl: V pays nothing for the first {floor:g} nats of a frame (vae.kl_tolerance), and stays about there"
-    )
+    c = theta_size(config)
+    lines.append(f"  parameters: V {v:,}  M {m:,}  C {c:,}; disk: about {disk / 1e9:.1f} GB")
+    free = config.vae.z_size * config.vae.kl_tolerance
+    why = "are free (vae.kl_tolerance), so V stays about there"
+    lines.append(f"  kl: the first {free:g} nats of a frame {why}")
     return "\n".join(lines)
 
 
 def score_line(name: str, result: dict) -> str:
     """A row of the table."""
     low, high = result["ci95"]
-    return f"{name:14} {result['episodes']:8} {result['mean']:9.1f} {result['sd']:8.1f}   [{low:.1f}, {high:.1f}]"
+    scores = f"{result['episodes']:8} {result['mean']:9.1f} {result['sd']:8.1f}"
+    return f"{name:14} {scores}   [{low:.1f}, {high:.1f}]"
 
 
 def table(folder: Path) -> str:
-    """The random policy and the agent on the reported episodes; the agent in its own dream, which it was evolved in."""
+    """Scores of the random policy and the agent in reality, and of the agent in the dream that it evolved in."""
     path = folder / "results.json"
     results = read_results(path)
     try:
@@ -66,13 +68,15 @@ def table(folder: Path) -> str:
     if "dream" in results:
         dream = results["dream"]
         rows.append(score_line("its own dream", dream))
-        cut = f" of at most {dream['steps']} steps" if "steps" in dream else ""  # older results do not say
-        note += f"\nits own dream:{cut} at temperature {dream['tau']:g}, in {task.reward}"
+        note += "\nits own dream:"
+        if "steps" in dream:  # older results do not say
+            note += f" of at most {dream['steps']} steps"
+        note += f" at temperature {dream['tau']:g}, in {task.reward}"
     return "\n".join([heading, columns, *rows, note])
 
 
 def sweep_table(folders: dict[float, Path]) -> str:
-    """Dream and real score of agents evolved at several temperatures, beside table 2 of the paper."""
+    """Scores of agents evolved at several temperatures, in dream and reality, beside table 2 of the paper."""
 
     def cell(result: dict) -> str:
         half = (result["ci95"][1] - result["ci95"][0]) / 2
@@ -99,9 +103,11 @@ def write(folder: Path, out: Path) -> None:
         records = Records(episodes, frame_dtype(agent.m.action_size))
         files = np.linspace(0, len(records.paths) - 1, play.COLUMNS).astype(int)
         steps = (records.steps[files] * 0.7).astype(int)
-        frames = np.concatenate([records.read(f, t, t + 1)["frame"] for f, t in zip(files, steps, strict=True)])
+        moments = zip(files, steps, strict=True)
+        frames = np.concatenate([records.read(f, t, t + 1)["frame"] for f, t in moments])
         again = play.to_picture(agent.v.decode(agent.v.encode(frames)[0]))
-        pictures.save(pictures.strips({"frame": frames, "V's view": again}), out / "reconstructions.png")
+        strip = pictures.strips({"frame": frames, "V's view": again})
+        pictures.save(strip, out / "reconstructions.png")
     play.draw(agent, play.film(agent), strip=out / "dream.png")
     if panels := _panels(folder / "log.jsonl", agent.config.task):
         pictures.save(pictures.curves(panels), out / "curves.png")
@@ -118,7 +124,7 @@ def read_log(path: Path) -> list[dict]:
 
 
 def _panels(path: Path, task: str) -> list[tuple]:
-    """Curves of V, M and C from log.jsonl, rounds one after the other; C's with the authors' as far as it has come."""
+    """Curves of V, M and C from log.jsonl, round after round; beside C's the authors', as far as it has come."""
     log = read_log(path)
     panels = []
     for title, stage, unit, names in CURVES:

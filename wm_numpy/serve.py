@@ -1,7 +1,7 @@
 """One page, and one WebSocket (RFC 6455) per visitor: what a demo in a browser needs, from the standard library.
 
-A request may be what the page does and nothing else: GET /, GET /socket, then messages as short as the page's.
-Anything else gets a 4xx, or 503 when all places are taken, and ends its own connection alone.
+A request may do what the page does and nothing else: GET /, GET /socket, then messages as short as the page's.
+Anything else gets a 4xx, or 503 when all places are taken, and ends that one connection.
 """
 
 import struct
@@ -16,6 +16,7 @@ from threading import BoundedSemaphore
 PLACES = 8  # visitors at a time
 LONGEST = 125  # bytes of a message from the page: the longest whose length is one byte
 PATIENCE = 10  # seconds that a visitor has to finish a request or a message, or to take one
+GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # of every WebSocket, RFC 6455
 TEXT, BINARY, CLOSE = 1, 2, 8  # kinds of frames
 
 
@@ -44,7 +45,8 @@ class WebSocket:
         head = self._read(2, seconds)
         if head is None:
             return None
-        kind, n = head[0] & 15, head[1] & 127
+        kind = head[0] & 15
+        n = head[1] & 127
         if head[0] & 0xF0 != 0x80 or not head[1] & 0x80 or n > LONGEST or kind not in (TEXT, CLOSE):
             self.refuse("not a message of the page")  # in pieces, not masked, long, binary
         mask = self._read(4)
@@ -68,7 +70,8 @@ class WebSocket:
     def _read(self, n: int, seconds: float | None = None) -> bytes | None:
         """n bytes; None: the first of them did not come within `seconds`."""
         data = b""
-        self._connection.settimeout(PATIENCE if seconds is None else max(seconds, 1e-4))  # 0 would mean: at once
+        patience = PATIENCE if seconds is None else max(seconds, 1e-4)  # 0 would not wait at all
+        self._connection.settimeout(patience)
         while len(data) < n:
             try:
                 more = self._connection.recv(n - len(data))
@@ -86,23 +89,25 @@ class WebSocket:
 class _Handler(BaseHTTPRequestHandler):
     """A request."""
 
-    protocol_version, timeout, rbufsize = "HTTP/1.1", PATIENCE, 0  # no buffer: a WebSocket reads on behind it
+    protocol_version = "HTTP/1.1"
+    timeout = PATIENCE
+    rbufsize = 0  # no buffer: the WebSocket reads on after the request
 
     def do_GET(self):
         path = self.path.partition("?")[0]
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.send_error(413)
         elif path == "/":
-            self._answer(
-                200, {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}, self.server.page
-            )
+            headers = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
+            self._answer(200, headers, self.server.page)
         elif path == "/socket":
             self._socket()
         else:
             self.send_error(404)
 
     def _socket(self):
-        origin, key = self.headers.get("Origin"), self.headers.get("Sec-WebSocket-Key", "")
+        origin = self.headers.get("Origin")
+        key = self.headers.get("Sec-WebSocket-Key", "")
         if self.headers.get("Upgrade", "").lower() != "websocket" or not key:
             return self.send_error(400)
         if origin is not None and origin.partition("://")[2] != self.headers.get("Host"):
@@ -110,8 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.server.places.acquire(blocking=False):
             return self.send_error(503)
         try:
-            accept = b64encode(sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()).decode()
-            self._answer(101, {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": accept})
+            accept = b64encode(sha1((key + GUID).encode()).digest()).decode()
+            headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+            self._answer(101, headers | {"Sec-WebSocket-Accept": accept})
             self.server.visit(WebSocket(self.connection))
         except Closed:
             pass
@@ -129,7 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def send_error(self, code, message=None, explain=None):
-        super().send_error({501: 405, 505: 400}.get(code, code), message, explain)  # any method but GET; any version
+        code = {501: 405, 505: 400}.get(code, code)  # a method other than GET; another version
+        super().send_error(code, message, explain)
         self.close_connection = True
 
     def log_message(self, *args):
@@ -139,10 +146,13 @@ class _Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """`page` for everybody, visit(WebSocket) for PLACES visitors at a time, on threads."""
 
-    daemon_threads, request_queue_size = True, 128
+    daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, host: str, port: int, page: bytes, visit: Callable[[WebSocket], None]):
-        self.page, self.visit, self.places = page, visit, BoundedSemaphore(PLACES)
+        self.page = page
+        self.visit = visit
+        self.places = BoundedSemaphore(PLACES)
         super().__init__((host, port), _Handler)
 
     def handle_error(self, request, client_address):
