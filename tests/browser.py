@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from urllib.request import urlopen
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Client:
@@ -21,7 +22,8 @@ class Client:
         self.connection = socket.create_connection((host, port), timeout=60)
         fields = {
             "Host": f"{host}:{port}", "Upgrade": "websocket", "Connection": "Upgrade",
-            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(), "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
+            "Sec-WebSocket-Version": "13",
         } | headers  # fmt: skip
         lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
         self.connection.sendall("\r\n".join([*lines, "", ""]).encode())
@@ -57,20 +59,30 @@ class Client:
 class Browser:
     """A page in headless Chromium. `script` evaluates JavaScript, `press` and `touch` are what a person does."""
 
-    def __init__(self, folder: Path, url: str, width: int = 1280, height: int = 800, mobile: bool = False):
-        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--remote-debugging-port=0", f"--user-data-dir={folder}",
-                   f"--window-size={width},{height}", "--disable-gpu", "--no-first-run", "about:blank"]  # fmt: skip
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    def __init__(
+        self, folder: Path, url: str, width: int = 1280, height: int = 800, mobile: bool = False
+    ):
+        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+        command += ["--remote-debugging-port=0", f"--user-data-dir={folder}"]
+        command += [f"--window-size={width},{height}", "about:blank"]
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, **silent)
         port = folder / "DevToolsActivePort"
         self.wait(lambda: port.exists() and "\n" in port.read_text())
         number = int(port.read_text().split()[0])
-        self.wait(lambda: any(t["type"] == "page" for t in json.load(urlopen(f"http://127.0.0.1:{number}/json/list"))))
-        (page,) = [t for t in json.load(urlopen(f"http://127.0.0.1:{number}/json/list")) if t["type"] == "page"]
+
+        def pages() -> list[dict]:
+            targets = json.load(urlopen(f"http://127.0.0.1:{number}/json/list"))
+            return [target for target in targets if target["type"] == "page"]
+
+        self.wait(pages)
+        (page,) = pages()
         self.client = Client("127.0.0.1", number, "/devtools/page/" + page["id"])
         self.count, self.complaints = 0, []
         self.call("Runtime.enable")
         self.call("Log.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+        size = {"width": width, "height": height, "deviceScaleFactor": 1}
+        self.call("Emulation.setDeviceMetricsOverride", **size, mobile=mobile)
         if mobile:
             self.call("Emulation.setTouchEmulationEnabled", enabled=True)
         self.call("Page.navigate", url=url)
@@ -88,7 +100,9 @@ class Browser:
 
     def script(self, expression: str):
         """Its value in the page."""
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 

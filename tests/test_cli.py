@@ -19,6 +19,9 @@ from wm_numpy import data, parallel, play
 from wm_numpy.agent import Agent
 
 
+INSTALL = "run `pip install -r requirements.txt`"
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch, workers):
     """In a folder of its own, which nothing may litter; --workers is undone by `workers`."""
@@ -52,10 +55,16 @@ def sentence(capsys):
     [
         (["train", "chess"], "unknown task 'chess'"),
         (["train", "doom", "--preset", "huge"], "unknown preset 'huge'"),
-        (["train", "doom", "--set", "evolve.tua=1"], "unknown setting 'evolve.tua': did you mean evolve.tau?"),
+        (
+            ["train", "doom", "--set", "evolve.tua=1"],
+            "unknown setting 'evolve.tua': did you mean evolve.tau?",
+        ),
         (["train", "doom", "--set", "tau=1"], "did you mean evolve.tau?"),
         (["train", "doom", "--set", "batch=1"], "did you mean vae.batch or mdnrnn.batch?"),
-        (["train", "doom", "--set", "x.y=1"], "unknown setting 'x.y': `python run.py settings` lists them all"),
+        (
+            ["train", "doom", "--set", "x.y=1"],
+            "unknown setting 'x.y': `python run.py settings` lists them all",
+        ),
         (["train", "doom", "--set", "evolve.tau=hot"], "evolve.tau takes float"),
         (["train", "doom", "--set", "evolve.tau"], "KEY=VALUE"),
         (["train", "doom", "--seed", "-1"], "--seed -1: at least 0"),
@@ -107,8 +116,8 @@ def test_a_run_that_does_not_exist(sentence, command, tmp_path):
     "missing, command, code, said",
     [
         ("gymnasium pygame vizdoom Box2D", "settings", 0, "evolve.tau=1.0"),
-        ("gymnasium pygame vizdoom Box2D", "evaluate doom", 1, "run `pip install -r requirements.txt`"),
-        ("numpy", "settings", 1, "run `pip install -r requirements.txt`"),
+        ("gymnasium pygame vizdoom Box2D", "evaluate doom", 1, INSTALL),
+        ("numpy", "settings", 1, INSTALL),
         ("pygame vizdoom Box2D", "evaluate nowhere", 1, "nowhere is not a run folder"),
         ("pygame", "play doom --png x.png", 1, "run `pip install pygame-ce`"),
         ("vizdoom", "train doom --preset smoke", 1, "run `pip install vizdoom`"),
@@ -116,10 +125,12 @@ def test_a_run_that_does_not_exist(sentence, command, tmp_path):
 )
 def test_without_packages(missing, command, code, said):
     """In a process of its own, where importing them fails."""
-    hide = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules.update(dict.fromkeys({missing.split()!r}))"
+    hidden = dict.fromkeys(missing.split())
+    hide = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules.update({hidden!r})"
     program = f"{hide}; import run; sys.exit(run.main({command.split()!r}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == code and said in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == code and said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_help_and_settings(capsys):
@@ -152,7 +163,9 @@ def test_interrupt(monkeypatch, capsys, command):
     assert run.main(command.split()) == 1
     said = capsys.readouterr().err
     assert said.startswith("\nstopped")
-    assert ("the same command goes on from here" in said) == (command in ("train doom", "sweep doom"))
+    assert ("the same command goes on from here" in said) == (
+        command in ("train doom", "sweep doom")
+    )
 
 
 # --------------------------------------------------------------------------------------------- damaged files
@@ -183,7 +196,9 @@ def test_starts_that_are_missing(sentence, doom_run, copy_of):
     assert "mdnrnn.npz" in sentence("play", path.parent, "--png", "x.png", code=1)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"vae.size": 3}', '{"rounds": null}', '{"evolve.tau": NaN}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "7", '{"vae.size": 3}', '{"rounds": null}', '{"evolve.tau": NaN}']
+)
 def test_damaged_config(sentence, doom_run, copy_of, text):
     folder = copy_of(doom_run)
     (folder / "config.json").write_text(text)
@@ -236,7 +251,9 @@ def train(folder, *more) -> list:
 def test_another_configuration(sentence, doom_run, copy_of):
     folder = copy_of(doom_run)
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    assert "evolve.tau is 1.15 there and 1.3 here" in sentence(*train(folder, "--set", "evolve.tau=1.3"), code=1)
+    assert "evolve.tau is 1.15 there and 1.3 here" in sentence(
+        *train(folder, "--set", "evolve.tau=1.3"), code=1
+    )
     assert "seed is 0 there and 1 here" in sentence(*train(folder, "--seed", "1"), code=1)
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -260,7 +277,8 @@ def test_two_runs_in_one_folder(sentence, doom_run, copy_of, monkeypatch):
     said = sentence(*train(folder), code=1)
     assert f"process {first.pid} on " in said and f"is at work in {folder}" in said
     said = sentence(*train(folder, "--set", "rounds=2"), code=1)
-    assert f"process {first.pid} on " in said and json.loads((folder / "config.json").read_text())["rounds"] == 1
+    assert f"process {first.pid} on " in said
+    assert json.loads((folder / "config.json").read_text())["rounds"] == 1
     first.kill()
     first.communicate()
     assert run.main([str(a) for a in train(folder)]) == 0
@@ -270,7 +288,8 @@ def test_an_address_of_a_cluster(doom_run, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(parallel, "use_cluster", asked.append)
     monkeypatch.setattr("wm_numpy.report.write", lambda folder, out: None)
-    assert run.main(["report", str(doom_run), "--executor", "tcp://there:8786"]) == 0 and asked == ["tcp://there:8786"]
+    assert run.main(["report", str(doom_run), "--executor", "tcp://there:8786"]) == 0
+    assert asked == ["tcp://there:8786"]
 
 
 def test_no_disk(sentence, tmp_path, monkeypatch):
@@ -291,12 +310,11 @@ def test_a_finished_run_prints_its_table(doom_run, copy_of, capsys):
         assert f"{results[who]['mean']:.1f}" in line and f"{results[who]['sd']:.1f}" in line
     assert "parameters: V 4,446,915" in out and "95 %" in out
     (dream,) = [line for line in out.splitlines() if line.startswith("its own dream ")]
-    assert (
-        f"{results['dream']['mean']:.1f}" in dream
-        and "its own dream: of at most 20 steps at temperature 1.15, in frames survived" in out
-    )
+    assert f"{results['dream']['mean']:.1f}" in dream
+    assert "its own dream: of at most 20 steps at temperature 1.15, in frames survived" in out
     assert f"now: python run.py play {out.split('pictures: ')[1].splitlines()[0]} " in out
-    assert "updates=3" in out and "epochs" not in out and "later_" not in out  # what has no effect is not said
+    # what has no effect is not said
+    assert "updates=3" in out and "epochs" not in out and "later_" not in out
     assert "the first 32 nats of a frame" in out
 
 
@@ -304,11 +322,11 @@ def test_a_finished_run_without_pygame(doom_run, copy_of):
     """It has no pictures, and is finished all the same."""
     argv = [str(a) for a in train(copy_of(doom_run))]
     hide = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules['pygame'] = None"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{hide}; import run; sys.exit(run.main({argv!r}))"], capture_output=True, text=True
-    )
+    program = f"{hide}; import run; sys.exit(run.main({argv!r}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "no pictures: " in done.stdout and "pip install pygame-ce" in done.stdout and "now: " in done.stdout
+    assert "no pictures: " in done.stdout and "pip install pygame-ce" in done.stdout
+    assert "now: " in done.stdout
 
 
 def test_shipped_weights_are_not_taken_for_a_run(doom_run, tmp_path, monkeypatch, capsys):
@@ -317,7 +335,8 @@ def test_shipped_weights_are_not_taken_for_a_run(doom_run, tmp_path, monkeypatch
     (tmp_path / "runs" / "doom").mkdir(parents=True)
     shutil.copy(doom_run / "config.json", tmp_path / "runs" / "doom")
     assert run.main(["report", "doom"]) == 0
-    assert "doom: the weights that come with the package; your own run is runs/doom" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "doom: the weights that come with the package; your own run is runs/doom" in out
 
 
 def test_evaluate_reproduces_the_score_of_the_run(doom_run, tmp_path, capsys):
@@ -325,10 +344,14 @@ def test_evaluate_reproduces_the_score_of_the_run(doom_run, tmp_path, capsys):
     file = tmp_path / "deep" / "score.json"
     argv = ["evaluate", doom_run, "--episodes", 2, "--json", file, "--workers", 1]
     assert run.main([str(a) for a in argv]) == 0
-    score, stored = json.loads(file.read_text()), json.loads((doom_run / "results.json").read_text())["agent"]
+    score = json.loads(file.read_text())
+    stored = json.loads((doom_run / "results.json").read_text())["agent"]
     assert {"mean", "sd", "ci95", "episodes"} <= score.keys()
-    assert score["episodes"] == 2 and score["mean"] == stored["mean"] and score["sd"] == stored["sd"]
-    assert score["ci95"] == pytest.approx([score["mean"] + s * 1.96 * score["sd"] / 2**0.5 for s in (-1, 1)])
+    assert score["episodes"] == 2 and score["mean"] == stored["mean"]
+    assert score["sd"] == stored["sd"]
+    assert score["ci95"] == pytest.approx(
+        [score["mean"] + s * 1.96 * score["sd"] / 2**0.5 for s in (-1, 1)]
+    )
     assert f"{score['mean']:.1f}" in capsys.readouterr().out
 
 
@@ -337,14 +360,16 @@ def test_sweep_evolves_another_c_on_the_same_v_and_m(doom_run, tmp_path, capsys)
     argv = ["sweep", str(doom_run), "--tau", "0.5", "--seed", "5"]
     assert run.main(argv) == 0
     folder = tmp_path / "runs" / f"{doom_run.name}-sweep-5" / "tau-0.5"
-    assert agents.load_config(folder).seed == json.loads((folder / "results.json").read_text())["agent"]["seed"] == 5
+    result = json.loads((folder / "results.json").read_text())["agent"]
+    assert agents.load_config(folder).seed == result["seed"] == 5
     for name in ("vae.npz", "mdnrnn.npz"):
         mine, theirs = data.read_arrays(folder / name), data.read_arrays(doom_run / name)
         assert np.array_equal(mine["weights"], theirs["weights"])
     assert json.loads((folder / "config.json").read_text())["evolve.tau"] == 0.5
-    real = json.loads((folder / "results.json").read_text())["agent"]["mean"]
-    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("0.50")]
-    assert f"{real:.0f} +-" in row and "2060 +- 277" in row and "196 +- 50" in row  # beside the paper's
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if line.strip().startswith("0.50")]
+    assert f"{result['mean']:.0f} +-" in row
+    assert "2060 +- 277" in row and "196 +- 50" in row  # the paper's
 
 
 # ------------------------------------------------------------------------------------------------- pictures
@@ -367,7 +392,8 @@ def size(columns: int, rows: int, captions: bool = True) -> tuple[int, int]:
 def test_a_film_and_a_strip_of_it(task, request, tmp_path, monkeypatch):
     monkeypatch.setattr(play, "SECONDS", 0.5)
     folder = request.getfixturevalue(f"{task}_run")
-    assert run.main(["play", str(folder), "--png", "deep/film.png", "--strip", "strip.png", "--tau", "0.5"]) == 0
+    files = ["--png", "deep/film.png", "--strip", "strip.png"]
+    assert run.main(["play", str(folder), *files, "--tau", "0.5"]) == 0
     assert size_of(tmp_path / "strip.png") == size(play.COLUMNS, 3)
     assert size_of(tmp_path / "deep" / "film.png") == (3 * 192 + 2 * 4, 192 + 24)
     assert sorted(os.listdir(tmp_path)) == ["deep", "strip.png"]
@@ -375,15 +401,18 @@ def test_a_film_and_a_strip_of_it(task, request, tmp_path, monkeypatch):
 
 def test_sweep_with_another_m(doom_run, tmp_path, sentence):
     """At learning rate 0 an untrained one, on the series of the run; shipped weights have none."""
-    settings = ["--set", "mdnrnn.learning_rate=0", "--set", "mdnrnn.final_rate=0", "--set", "mdnrnn.updates=1"]
+    settings = "--set mdnrnn.learning_rate=0 --set mdnrnn.final_rate=0 --set mdnrnn.updates=1"
+    settings = settings.split()
     argv = ["sweep", str(doom_run), "--tau", "0.5", *settings, "--out", str(tmp_path / "sweep")]
     assert run.main(argv) == 0
     folder = tmp_path / "sweep" / "tau-0.5"
     assert (folder / "vae.npz").read_bytes() == (doom_run / "vae.npz").read_bytes()
     untrained, trained = (np.load(f / "mdnrnn.npz") for f in (folder, doom_run))
     assert np.array_equal(untrained["initial_latents"], trained["initial_latents"])
-    fresh = agents.new_mdnrnn(agents.load_config(folder), np.random.default_rng((0, 1, 3))).params.flat
-    assert np.array_equal(untrained["weights"], fresh) and not np.array_equal(fresh, trained["weights"])
+    m = agents.new_mdnrnn(agents.load_config(folder), np.random.default_rng((0, 1, 3)))
+    fresh = m.params.flat
+    assert np.array_equal(untrained["weights"], fresh)
+    assert not np.array_equal(fresh, trained["weights"])
     assert "no series" in sentence("sweep", "doom", *argv[2:-1], tmp_path / "other", code=1)
 
 
@@ -392,7 +421,8 @@ def test_report(doom_run, copy_of, capsys):
     before = {p.name for p in folder.iterdir()}
     assert run.main(["report", str(folder)]) == 0
     assert "random policy" in capsys.readouterr().out
-    assert {p.name for p in folder.iterdir()} - before == {"reconstructions.png", "dream.png", "curves.png"}
+    made = {p.name for p in folder.iterdir()} - before
+    assert made == {"reconstructions.png", "dream.png", "curves.png"}
     assert size_of(folder / "reconstructions.png") == size(play.COLUMNS, 2, captions=False)
     assert size_of(folder / "dream.png") == size(play.COLUMNS, 3)
     assert size_of(folder / "curves.png") == (3 * 420, 310)
@@ -433,7 +463,8 @@ def test_the_demo_prints_its_address_and_ends_at_once(tmp_path):
 def test_export_keeps_the_agent(sentence, doom_run, tmp_path):
     assert run.main(["export", str(doom_run), str(tmp_path / "half")]) == 0
     agent, half = Agent.load(doom_run), Agent.load(tmp_path / "half")
-    for full, rounded in ((agent.v.params.flat, half.v.params.flat), (agent.m.params.flat, half.m.params.flat)):
+    for full, rounded in ((agent.v, half.v), (agent.m, half.m)):
+        full, rounded = full.params.flat, rounded.params.flat
         np.testing.assert_allclose(rounded, full, rtol=2**-11, atol=2**-24)
     np.testing.assert_allclose(half.theta, agent.theta, rtol=2**-11, atol=2**-24)
     assert half.config == agent.config
@@ -444,9 +475,12 @@ def test_export_keeps_the_agent(sentence, doom_run, tmp_path):
 
 def test_the_weights_that_come_with_the_package(capsys, tmp_path):
     agent = Agent.load("doom")
-    assert (agent.v.params.flat.size, agent.m.params.flat.size, agent.theta.size) == (4_446_915, 1_678_785, 1_088)
+    assert agent.v.params.size == 4_446_915
+    assert agent.m.params.size == 1_678_785 and agent.theta.size == 1_088
     car = Agent.load("carracing")  # its M has heads for reward and value
-    assert (car.v.params.flat.size, car.m.params.flat.size, car.theta.size) == (4_348_547, 422_368 + 2 * 257, 867)
+    assert car.v.params.size == 4_348_547
+    assert car.m.params.size == 422_368 + 2 * 257 and car.theta.size == 867
     assert sum(f.stat().st_size for f in agents.SHIPPED.rglob("*")) < 25e6
-    assert run.main(["evaluate", "doom", "--episodes", "2", "--json", str(tmp_path / "score.json")]) == 0
-    assert {"mean", "sd", "ci95", "episodes"} <= json.loads((tmp_path / "score.json").read_text()).keys()
+    file = tmp_path / "score.json"
+    assert run.main(["evaluate", "doom", "--episodes", "2", "--json", str(file)]) == 0
+    assert {"mean", "sd", "ci95", "episodes"} <= json.loads(file.read_text()).keys()

@@ -48,21 +48,32 @@ def test_figures_of_known_outputs():
     logits = [np.full((1, 400), -1.0) for _ in data]
     logits[0][0, -1] = logits[1][0, -1] = 1
     logits[2][0, :4] = 1
-    answers = {id(b): {"done_logit": logit, "reward": b["reward"] + 0.5} for b, logit in zip(data, logits, strict=True)}
-    m = SimpleNamespace(loss_and_grad=lambda b: ({"z": 1.25}, None), outputs=lambda b: answers[id(b)])
+    answers = {
+        id(b): {"done_logit": logit, "reward": b["reward"] + 0.5}
+        for b, logit in zip(data, logits, strict=True)
+    }
+    m = SimpleNamespace(
+        loss_and_grad=lambda b: ({"z": 1.25}, None), outputs=lambda b: answers[id(b)]
+    )
     figures = judge(SimpleNamespace(m=m), data)
     assert figures["nll"] == pytest.approx(1.25)
-    assert figures["gaussian"] == pytest.approx(np.log(2) + 0.5 * np.log(2 * np.pi * np.e), abs=0.03)
-    assert figures["recall"] == pytest.approx(2 / 3) and figures["precision"] == pytest.approx(2 / 6)
-    assert figures["reward_error"] == pytest.approx(0.5) and figures["reward_sd"] == pytest.approx(1, abs=0.05)
+    assert figures["gaussian"] == pytest.approx(
+        np.log(2) + 0.5 * np.log(2 * np.pi * np.e), abs=0.03
+    )
+    assert figures["recall"] == pytest.approx(2 / 3)
+    assert figures["precision"] == pytest.approx(2 / 6)
+    assert figures["reward_error"] == pytest.approx(0.5)
+    assert figures["reward_sd"] == pytest.approx(1, abs=0.05)
 
 
 def test_nll_is_per_step_not_per_episode():
-    short, long = batches(np.random.default_rng(0), 1, 11)[0], batches(np.random.default_rng(0), 1, 31)[0]
+    short = batches(np.random.default_rng(0), 1, 11)[0]
+    long = batches(np.random.default_rng(0), 1, 31)[0]
     loss_and_grad = lambda b: ({"z": 1.0 if b is short else 2.0}, None)  # noqa: E731
     m = SimpleNamespace(loss_and_grad=loss_and_grad, outputs=lambda b: {})
     figures = judge(SimpleNamespace(m=m), [short, long])
-    assert figures["nll"] == pytest.approx((10 * 1 + 30 * 2) / 40) and set(figures) == {"nll", "gaussian"}
+    assert figures["nll"] == pytest.approx((10 * 1 + 30 * 2) / 40)
+    assert set(figures) == {"nll", "gaussian"}
 
 
 def test_a_value_that_knows_nothing_and_one_that_knows_all():
@@ -73,12 +84,16 @@ def test_a_value_that_knows_nothing_and_one_that_knows_all():
     config = SimpleNamespace(mdnrnn=SimpleNamespace(gamma=0.9))
 
     def figures(value):
-        m = SimpleNamespace(loss_and_grad=lambda b: ({"z": 1.0}, None), outputs=lambda b: {"value": value(b)})
+        m = SimpleNamespace(
+            loss_and_grad=lambda b: ({"z": 1.0}, None), outputs=lambda b: {"value": value(b)}
+        )
         return judge(SimpleNamespace(m=m, config=config), data)
 
     constant = figures(lambda b: np.zeros((1, 400)))
-    assert abs(constant["value_r2"]) < 0.05 and constant["advantage_r"] == pytest.approx(constant["reward_r"])
-    exact = figures(lambda b: np.where(b["value_mask"], b["value"], 0))  # what is not known is not judged
+    assert abs(constant["value_r2"]) < 0.05
+    assert constant["advantage_r"] == pytest.approx(constant["reward_r"])
+    # what is not known is not judged
+    exact = figures(lambda b: np.where(b["value_mask"], b["value"], 0))
     assert exact["value_r2"] == 1 and np.isnan(exact["advantage_r"])
     noisy = figures(lambda b: b["value"] + rng.standard_normal((1, 400)))
     assert 0.5 < noisy["value_r2"] < 0.9 and noisy["advantage_r"] > 0.6 > noisy["reward_r"]
@@ -86,10 +101,13 @@ def test_a_value_that_knows_nothing_and_one_that_knows_all():
 
 def test_measures_by_hand():
     x, none = np.array([1.0, 2, 3, 4]), np.zeros(4, bool)
-    assert r2(x, x) == 1 and r2(np.full(4, 2.5), x) == 0 and r2(-x, x) < 0 and np.isnan(r2(x, np.ones(4)))
+    assert r2(x, x) == 1 and r2(np.full(4, 2.5), x) == 0 and r2(-x, x) < 0
+    assert np.isnan(r2(x, np.ones(4)))
     assert correlation(x, 3 - 2 * x) == pytest.approx(-1) and np.isnan(correlation(x, np.ones(4)))
-    assert auc(x, x > 2) == 1 and auc(x, x < 3) == 0 and np.isnan(auc(x, none)) and np.isnan(auc(x, ~none))
-    assert auc(np.array([1.0, 1, 0, 1]), np.array([True, True, False, False])) == 0.75  # a tie is a half
+    assert auc(x, x > 2) == 1 and auc(x, x < 3) == 0 and np.isnan(auc(x, none))
+    assert np.isnan(auc(x, ~none))
+    # a tie is a half
+    assert auc(np.array([1.0, 1, 0, 1]), np.array([True, True, False, False])) == 0.75
 
 
 # -------------------------------------------------------------------------------------------- open and closed loop
@@ -105,7 +123,9 @@ class PerfectM:
 
     def step(self, z, action, state, restart=None):
         h = np.zeros((len(z), 8), np.float32)
-        h[:, 0], h[:, 7] = z[:, 0] + action[:, 0], state[0][:, 7] + 1  # where it leads to; the steps so far
+        # where it leads to; the steps so far
+        h[:, 0] = z[:, 0] + action[:, 0]
+        h[:, 7] = state[0][:, 7] + 1
         return h, h + 1
 
     def dream(self, h, tau, uniform, normal):
@@ -145,14 +165,18 @@ def test_a_memory_is_that_of_the_moment(perfect):
     m = moments(agent, series, 50)
     for i in range(50):
         at = int(m.h[i, 7])
-        found = [s for s in series if at < len(s) - 1 and np.array_equal(s["mu"][at], m.latents[0, i])]
+        found = [
+            s for s in series if at < len(s) - 1 and np.array_equal(s["mu"][at], m.latents[0, i])
+        ]
         (s,) = found  # h counts the steps so far: M has seen this episode, from its first frame
-        assert m.h[i, 0] == pytest.approx(s["mu"][at, 0], abs=1e-5) and np.array_equal(m.c[i], m.h[i] + 1)
+        assert m.h[i, 0] == pytest.approx(s["mu"][at, 0], abs=1e-5)
+        assert np.array_equal(m.c[i], m.h[i] + 1)
         assert m.left[i] == len(s) - 1 - at > 0 and m.ended[i] == s["done"][-2]
         assert m.before[i] == pytest.approx(s["reward"][max(0, at - 20) : at].mean())
         rest = min(200, len(s) - 1 - at)
         assert np.array_equal(m.steps[: rest + 1, i], s[at : at + rest + 1])
-        assert not m.steps["seen"][rest + 1 :, i].any() and not m.steps["reward"][rest + 1 :, i].any()
+        assert not m.steps["seen"][rest + 1 :, i].any()
+        assert not m.steps["reward"][rest + 1 :, i].any()
 
 
 def test_a_perfect_dream_has_no_error(perfect):
@@ -160,8 +184,10 @@ def test_a_perfect_dream_has_no_error(perfect):
     rows = open_loop(agent, series)
     assert [row["steps"] for row in rows] == [5, 20, 50, 100, 200]
     for row in rows:
-        assert abs(row["z: M"]) < 0.02 and row["stays"] > 0.03 and row["mean"] > 0.5  # what dreams differ by is off
-        assert row["told"] == pytest.approx(row["reward: true"], abs=0.02) and row["r"] > 0.999 > row["r going on"]
+        # what dreams differ by is off
+        assert abs(row["z: M"]) < 0.02 and row["stays"] > 0.03 and row["mean"] > 0.5
+        assert row["told"] == pytest.approx(row["reward: true"], abs=0.02)
+        assert row["r"] > 0.999 > row["r going on"]
         assert row["odds"] == pytest.approx(row["end: true"], abs=0.01) and row["AUC"] == 1
         assert "C: told" not in row
     assert rows[-1]["end: true"] > rows[0]["end: true"] > 0
@@ -183,7 +209,8 @@ def test_c_acts_from_the_same_moments(perfect):
     row = open_loop(agent, series, closed=True)[1]
     m = moments(agent, series, 256)
     whole = (m.left >= 20) | (m.ended & (m.left <= 20))
-    stands = np.clip(m.latents[0, :, 0] / 4, 0, 1)[whole]  # theta is 0: C does nothing, and z[0] stays
+    # theta is 0: C does nothing, and z[0] stays
+    stands = np.clip(m.latents[0, :, 0] / 4, 0, 1)[whole]
     assert row["C: told"] == pytest.approx(20 * stands.mean(), rel=0.01) and row["C: end"] < 0.01
 
 
@@ -194,7 +221,8 @@ def test_what_m_has_no_head_for_is_left_out():
         series.append(np.zeros(30, series_dtype(6, 3)))
         series[-1]["mu"], series[-1]["seen"] = rng.standard_normal((30, 6)), True
     rows = open_loop(agent, series, n=40)
-    assert [set(row) for row in rows] == [{"steps", "n", "z: M", "stays", "mean"}] * 2  # 50 steps: beyond them all
+    # 50 steps: beyond them all
+    assert [set(row) for row in rows] == [{"steps", "n", "z: M", "stays", "mean"}] * 2
     assert rows[1]["n"] < rows[0]["n"] < 40
 
 
@@ -215,10 +243,11 @@ def test_left_in_reality_is_left():
 
 
 def test_rewards_are_those_that_m_learns():
-    (episode,) = recorded(tiny_agent("carracing", "repeat=50"), partial(fixed_policy, np.array([0, -1.0, 1])), 1)
-    assert (
-        len(episode) == 21 and episode["reward"][0] >= 1 and not episode["reward"][1:].any()
-    )  # the tiles it stands on
+    brakes = partial(fixed_policy, np.array([0, -1.0, 1]))
+    (episode,) = recorded(tiny_agent("carracing", "repeat=50"), brakes, 1)
+    assert len(episode) == 21
+    # the tiles it stands on
+    assert episode["reward"][0] >= 1 and not episode["reward"][1:].any()
 
 
 def test_what_the_car_knows():
@@ -233,7 +262,8 @@ def test_what_the_car_knows():
     game.car.hull.linearVelocity = (3, 4)
     moved = game.truth()
     assert moved["distance"] == pytest.approx(start["distance"] + 2, abs=0.1)
-    assert moved["angle"] == pytest.approx(start["angle"] + 0.3, abs=0.01) and moved["speed"] == pytest.approx(5)
+    assert moved["angle"] == pytest.approx(start["angle"] + 0.3, abs=0.01)
+    assert moved["speed"] == pytest.approx(5)
     env.close()
 
 
@@ -279,7 +309,9 @@ def made_up(agent, n: int = 2, steps: int = 60):
     for _ in range(n):
         episode = np.zeros(steps + 1, frame_dtype(agent.m.action_size))
         episode["frame"] = rng.integers(0, 256, episode["frame"].shape)
-        episode["action"], episode["reward"], episode["seen"] = rng.uniform(-1, 1, episode["action"].shape), 1, True
+        episode["action"] = rng.uniform(-1, 1, episode["action"].shape)
+        episode["reward"] = 1
+        episode["seen"] = True
         episode["done"][-2] = True
         yield episode
 
@@ -294,15 +326,18 @@ def test_lives_of_the_same_policies_in_both_worlds(no_reality):
     of_c = [s["reward"][:, None] for s in made_up(agent, 2, 9)]
     real = {"C": [np.rec.fromarrays([x[:, 0]], names="reward") for x in of_c]}
     found = {
-        (policy, world): (returns, lengths) for policy, world, returns, lengths in lives(agent, 2, [0.5, 1.0], real)
+        (policy, world): (returns, lengths)
+        for policy, world, returns, lengths in lives(agent, 2, [0.5, 1.0], real)
     }
     policies = ("collecting", "left", "middle", "right", "to and fro", "C")
     worlds = ("reality", "dream 0.5", "dream 1")
     assert list(found) == [(policy, world) for policy in policies for world in worlds]
-    assert all(r.shape == n.shape == (2,) and (n > 0).all() and (n <= 2100).all() for r, n in found.values())
     for returns, lengths in found.values():
+        assert returns.shape == lengths.shape == (2,)
+        assert (lengths > 0).all() and (lengths <= 2100).all()
         assert returns == pytest.approx(lengths)  # Take Cover: 1 per step, in the dream too
-    assert found["left", "reality"][1].tolist() == [60, 60] and found["C", "reality"][1].tolist() == [9, 9]
+    assert found["left", "reality"][1].tolist() == [60, 60]
+    assert found["C", "reality"][1].tolist() == [9, 9]
 
 
 def test_table(no_reality, monkeypatch):
@@ -313,11 +348,15 @@ def test_table(no_reality, monkeypatch):
     assert [line.split()[0] for line in blocks[0][1:]] == [
         "nll", "gaussian", "recall", "precision", "value_r2", "advantage_r", "reward_r"
     ]  # fmt: skip
-    assert [line.split()[0] for line in blocks[1][2:]] == ["5", "20", "50"] and "C: told" not in blocks[1][1]
-    assert blocks[2][0].endswith("episodes of C") and "C: told" in blocks[3][1] and "AUC" in blocks[3][1]
+    assert [line.split()[0] for line in blocks[1][2:]] == ["5", "20", "50"]
+    assert "C: told" not in blocks[1][1]
+    assert blocks[2][0].endswith("episodes of C") and "C: told" in blocks[3][1]
+    assert "AUC" in blocks[3][1]
     assert blocks[4][1].split() == ["bearing,", "near", "R2", "mu", "0.750", "z", "0.500"]
     assert [line[:10].strip() for line in blocks[5][2:]] == [
-        p for p in ("collecting", "left", "middle", "right", "to and fro", "C") for _ in ("reality", "dream")
+        p
+        for p in ("collecting", "left", "middle", "right", "to and fro", "C")
+        for _ in ("reality", "dream")
     ]
 
 

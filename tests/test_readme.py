@@ -7,12 +7,14 @@ from wm_numpy.gradcheck import TOLERANCE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_reading_order_names_every_file_once():
     order = README[README.index("## Read it in this order") :]
     rows = re.findall(r"\[(\w+\.py)\]\(wm_numpy/\1\)", order[: order.index("\nTime,")])
-    assert sorted(rows) == sorted(path.name for path in (ROOT / "wm_numpy").glob("*.py") if path.stem != "__init__")
+    files = {path.name for path in (ROOT / "wm_numpy").glob("*.py")} - {"__init__.py"}
+    assert sorted(rows) == sorted(files)
 
 
 def test_pictures_and_commands_exist():
@@ -26,7 +28,7 @@ def test_it_is_short_enough_to_be_read():
 
 
 def test_the_example_of_an_agent_runs():
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Agent.load" in block)
+    (code,) = [block for block in EXAMPLES if "Agent.load" in block]
     names = {}
     exec(code, names)
     assert names["features"].shape == (16, 1088) and names["h"].shape == (2, 512)
@@ -34,7 +36,7 @@ def test_the_example_of_an_agent_runs():
 
 
 def test_the_example_of_a_gradient_check_runs(capsys):
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "check_pair" in block)
+    (code,) = [block for block in EXAMPLES if "check_pair" in block]
     exec(code, {})
     error, entry = capsys.readouterr().out.split(maxsplit=1)
     assert 0 < float(error) < TOLERANCE and entry.startswith("at x[")

@@ -9,7 +9,9 @@ from wm_numpy.sight import OF_FIREBALL, Fireballs, Seeing, auc, figures, r2
 
 def balls() -> Fireballs:
     """Three: straight ahead; to the right and drifting left; out of view on the left. All 10 units a tic."""
-    ahead, aside, drift = np.array([100.0, 300, 50]), np.array([5.0, 150, -80]), np.array([0.0, -4, 1])
+    ahead = np.array([100.0, 300, 50])
+    aside = np.array([5.0, 150, -80])
+    drift = np.array([0.0, -4, 1])
     return Fireballs(ahead, aside, np.full(3, -10.0), drift)
 
 
@@ -17,13 +19,14 @@ def test_where_and_when_fireballs_pass():
     b = balls()
     assert b.tics.tolist() == [10, 30, 5] and b.passing.tolist() == [5, 30, -75]
     assert b.in_view.tolist() == [True, True, False]
-    assert b.bearing(60, 250) == 0.05 and b.bearing(250, 450) == 0.5 and np.isnan(b.bearing(450, 900))
+    assert b.bearing(60, 250) == 0.05 and b.bearing(250, 450) == 0.5
+    assert np.isnan(b.bearing(450, 900))
     every = np.ones(3, bool)
     assert b.hits(0, 12, every) and not b.hits(0, 12, ~b.in_view) and not b.hits(12, 32, every)
-    of_each = OF_FIREBALL[
-        [5, 6, 1], [1, 3, 0]
-    ]  # rows: 0 to 18, 18 to 35, -120 to -60; columns: 6 to 12, 20 to 32, to 6
-    assert b.pull(every) == pytest.approx(of_each.sum()) and b.pull(b.in_view) == pytest.approx(of_each[:2].sum())
+    # rows: 0 to 18, 18 to 35, -120 to -60; columns: 6 to 12, 20 to 32, to 6
+    of_each = OF_FIREBALL[[5, 6, 1], [1, 3, 0]]
+    assert b.pull(every) == pytest.approx(of_each.sum())
+    assert b.pull(b.in_view) == pytest.approx(of_each[:2].sum())
 
 
 def test_probes_know_what_is_there_and_nothing_else():
@@ -32,7 +35,8 @@ def test_probes_know_what_is_there_and_nothing_else():
     y = x @ rng.standard_normal(5) + 2
     assert r2(x, y, test) > 0.999 and auc(x, (y > 2.0).astype(float), test) > 0.99
     noise = rng.standard_normal(4000)
-    assert abs(r2(x, noise, test)) < 0.02 and abs(auc(x, (noise > 1).astype(float), test) - 0.5) < 0.05
+    assert abs(r2(x, noise, test)) < 0.02
+    assert abs(auc(x, (noise > 1).astype(float), test) - 0.5) < 0.05
 
 
 def test_the_game_tells_where_fireballs_are():

@@ -54,13 +54,20 @@ class StubV:
     def encode(self, frames):
         grey = frames[:, 0, 0, 0].astype(np.float32)
         self.seen.append(grey.tolist())
-        return np.repeat(grey[:, None], Z, axis=1), np.full((len(frames), Z), self.logvar, np.float32)
+        mu = np.repeat(grey[:, None], Z, axis=1)
+        return mu, np.full(mu.shape, self.logvar, np.float32)
 
 
 def recorded(m):
     """M whose steps are remembered."""
-    calls, step = [], m.step
-    m.step = lambda *args: calls.append([np.copy(a) if isinstance(a, np.ndarray) else a for a in args]) or step(*args)
+    calls = []
+    step = m.step
+
+    def noted(*args):
+        calls.append([np.copy(a) if isinstance(a, np.ndarray) else a for a in args])
+        return step(*args)
+
+    m.step = noted
     return calls
 
 
@@ -90,9 +97,11 @@ def test_spaces_and_shapes(kind, task, actions):
     world = make(kind, 4, task)
     assert isinstance(world, gym.vector.VectorEnv) and world.num_envs == 4
     assert world.metadata["autoreset_mode"] == gym.vector.AutoresetMode.DISABLED
-    assert world.action_space.shape == (4, actions) and world.single_action_space.shape == (actions,)
+    assert world.action_space.shape == (4, actions)
+    assert world.single_action_space.shape == (actions,)
     features, info = world.reset(seed=[5, 6, 7, 8])
-    assert features in world.observation_space and features[0] in world.single_observation_space and info == {}
+    assert features in world.observation_space and features[0] in world.single_observation_space
+    assert info == {}
     features, reward, terminated, truncated, info = world.step(next(some_actions(world)))
     assert features in world.observation_space and info == {}
     assert reward.shape == terminated.shape == truncated.shape == (4,)
@@ -101,9 +110,11 @@ def test_spaces_and_shapes(kind, task, actions):
 
 @pytest.mark.parametrize("features", ["z", "zh", "zch"])
 def test_the_two_worlds_have_the_same_spaces(features):
-    dream, real = (make(kind, 3, "carracing", f"evolve.features={features}") for kind in ("dream", "real"))
-    for name in ("observation_space", "action_space", "single_observation_space", "single_action_space"):
+    settings = f"evolve.features={features}"
+    dream, real = (make(kind, 3, "carracing", settings) for kind in ("dream", "real"))
+    for name in ("observation_space", "action_space"):
         assert getattr(dream, name) == getattr(real, name)
+        assert getattr(dream, f"single_{name}") == getattr(real, f"single_{name}")
     assert dream.single_observation_space.shape == (Z + H * (len(features) - 1),)
 
 
@@ -131,7 +142,8 @@ def test_features_are_what_c_is_said_to_see(kind, features):
         if len(world.rows) < 3:
             break
         h, c = world.state
-        assert np.array_equal(seen, np.concatenate([{"z": world.z, "h": h, "c": c}[f] for f in features], axis=1))
+        parts = {"z": world.z, "h": h, "c": c}
+        assert np.array_equal(seen, np.concatenate([parts[f] for f in features], axis=1))
         assert features == "z" or np.abs(h).max() > 0
     seen[:] = 7
     assert not (world._features == 7).any()  # a caller has a copy
@@ -171,7 +183,8 @@ def test_an_end_does_not_disturb_the_others(kind):
         rows = world.rows.copy()
         if not len(rows):
             break
-        expected = world.m.step(z[rows], actions[rows], (h[rows], c[rows]), np.full(len(rows), float(not states)))
+        restart = np.full(len(rows), float(not states))
+        expected = world.m.step(z[rows], actions[rows], (h[rows], c[rows]), restart)
         features, *_ = world.advance(actions)
         assert np.allclose(features[rows, Z : Z + H], expected[1], atol=1e-6)  # zch
         assert np.allclose(features[rows, Z + H :], expected[0], atol=1e-6)
@@ -243,7 +256,8 @@ def test_a_part_begins_anew(kind):
         features, _, terminated, truncated, _ = world.advance(a)
         mixed.append(features)
         ends.append((terminated | truncated).tolist())
-    assert calls[5][3].sum() == 2 and not any(np.any(call[3]) for call in calls[1:5] + calls[6:])  # M hears of it
+    # M hears of it
+    assert calls[5][3].sum() == 2 and not any(np.any(call[3]) for call in calls[1:5] + calls[6:])
     through = begun([9, 9, 9, 9])
     through[1].extend(through[0].step(a)[0] for a in actions[:9])
     anew = begun([8, 9, 8, 9])
@@ -291,7 +305,8 @@ def test_what_follows_a_seed_is_reproducible(kind):
             for env in world.envs:
                 env.reset = lambda seed, env=env: Toy.reset(env, seed=5)
         masked = {"reset_mask": np.array([False, True])}
-        resets = [world.reset(seed=seed), world.reset(), world.reset(options=masked), world.reset(seed=[None, 3])]
+        resets = [world.reset(seed=seed), world.reset()]
+        resets += [world.reset(options=masked), world.reset(seed=[None, 3])]
         return np.stack([features for features, _ in resets])
 
     one, two, other = starts(42), starts(42), starts(43)
@@ -306,7 +321,8 @@ def test_actions_that_are_none(kind, task):
     world = make(kind, 2, task)
     world.reset(seed=[9, 9])
     right = np.zeros(world.action_space.shape)
-    for wrong in (right + np.nan, right + np.inf, right[0], right[:, :0], right[:1], 0.0, np.zeros((2, 4))):
+    not_numbers = (right + np.nan, right + np.inf)
+    for wrong in (*not_numbers, right[0], right[:, :0], right[:1], 0.0, np.zeros((2, 4))):
         with pytest.raises(ValueError, match=r"finite numbers of shape \(2, \d\)"):
             world.step(wrong)
     world.step(right.tolist())
@@ -396,7 +412,9 @@ def test_dreams_begin_at_recorded_first_frames():
     )
 
 
-@pytest.mark.parametrize("horizon, given, limit", [(20, None, 20), (20, 7, 7), (0, None, 2100), (20, 0, 2100)])
+@pytest.mark.parametrize(
+    "horizon, given, limit", [(20, None, 20), (20, 7, 7), (0, None, 2100), (20, 0, 2100)]
+)
 def test_step_limit(horizon, given, limit):
     agent = tiny_agent("doom", f"evolve.horizon={horizon}")
     agent.m.params["done.w"][...], agent.m.params["done.b"][...] = 0, -1  # nobody dies
@@ -480,7 +498,8 @@ def test_dreams_begin_in_recorded_moments():
     calls = recorded(world.m)
     features, _ = world.reset(seed=[3, 12, 30, 5])
     which = [3, 3, 3, 5]
-    assert np.allclose(features, np.concatenate([z[0], agent.memories[2], agent.memories[1]], axis=1)[which])
+    remembered = np.concatenate([z[0], agent.memories[2], agent.memories[1]], axis=1)
+    assert np.allclose(features, remembered[which])
     world.step(np.zeros((4, 1)))
     assert not np.any(calls[0][3])  # M goes on, its state is kept
     half = Dream(agent, 4000, memories=0.5)
@@ -524,7 +543,8 @@ def test_a_dream_cut_by_its_horizon_pays_the_value_of_where_it_led():
     told = agent.m.predict(world._features[:, Z:]).value  # the state that all ended in
     assert np.ptp(told) > 0 and np.allclose(paid, [[1] * 3] * 4 + [1 + told], atol=1e-5)
     agent.m.params["value.b"][...] = 1000
-    assert np.allclose(rewards(5, 5)[1][4], 1 + 3 / (1 - 0.95))  # no more than the world can pay for ever
+    # no more than the world can pay for ever
+    assert np.allclose(rewards(5, 5)[1][4], 1 + 3 / (1 - 0.95))
     assert np.allclose(rewards(0, 250)[1], 1)  # at the task's limit nothing is left to come
 
 
@@ -614,12 +634,14 @@ class Countdown(gym.vector.VectorEnv):
         alive = self.left > 0
         self.left = self.left - alive
         over, cut = alive & (self.left == 0), np.arange(self.num_envs) % 2 == 1
-        return np.full((self.num_envs, 2), self.t), np.where(alive, self.t, 0.0), over & ~cut, over & cut, {}
+        features = np.full((self.num_envs, 2), self.t)
+        return features, np.where(alive, self.t, 0.0), over & ~cut, over & cut, {}
 
 
 def test_returns_and_lengths():
     seen = []
-    returns, lengths = rollout(Countdown(4), lambda f: seen.append(f.copy()), np.array([3, 1, 5, 2]))
+    act = lambda features: seen.append(features.copy())  # noqa: E731
+    returns, lengths = rollout(Countdown(4), act, np.array([3, 1, 5, 2]))
     assert lengths.tolist() == [3, 1, 5, 2] and returns.tolist() == [6, 1, 15, 3]
     assert [f[0, 0] for f in seen] == [0, 1, 2, 3, 4]  # an action for every frame but the last
 
@@ -628,11 +650,13 @@ def test_returns_and_lengths():
 def test_rollout_cannot_tell_the_worlds_apart(kind):
     world = make(kind, 6)
     agent = world.agent
-    returns, lengths = rollout(world, agent.controller(np.stack([agent.theta, -agent.theta])), np.arange(3, 9))
+    act = agent.controller(np.stack([agent.theta, -agent.theta]))
+    returns, lengths = rollout(world, act, np.arange(3, 9))
     assert returns.shape == lengths.shape == (6,) and (lengths >= 1).all() and (lengths <= 20).all()
     if kind == "real":
         n = np.arange(3, 9)
-        assert lengths.tolist() == n.tolist() and returns.tolist() == (n * n + n * (n + 1) / 2).tolist()
+        assert lengths.tolist() == n.tolist()
+        assert returns.tolist() == (n * n + n * (n + 1) / 2).tolist()
     else:
         assert np.array_equal(returns, lengths)  # 1 per step survived
 
@@ -641,7 +665,8 @@ def test_dreams_are_the_same_on_any_number_of_threads(workers, monkeypatch):
     monkeypatch.setattr(rollouts, "CHUNK", 8)
     agent = tiny_agent("carracing", "repeat=100")  # rewards of 0 to 75 are not cut
     agent.m.params["reward.b"][...] = 20
-    vectors, seeds = np.random.default_rng(0).standard_normal((7, len(agent.theta))), np.array([3, 1, 4])
+    vectors = np.random.default_rng(0).standard_normal((7, len(agent.theta)))
+    seeds = np.array([3, 1, 4])
     results = []
     for n in (1, 2, 3):
         workers(n)
@@ -659,7 +684,8 @@ def test_equal_candidates_meet_equal_dreams(monkeypatch):
     seeds = np.array([3, 1, 4, 1])
     for chunk in (256, 8):
         monkeypatch.setattr(rollouts, "CHUNK", chunk)
-        returns, _ = dream_rollouts(agent, np.stack([one, *others[:3], one, *others[3:], one]), seeds)
+        thetas = np.stack([one, *others[:3], one, *others[3:], one])
+        returns, _ = dream_rollouts(agent, thetas, seeds)
         assert np.allclose(returns[[4, 7]], returns[0], rtol=1e-4)
         assert np.allclose(returns[:, 1], returns[:, 3], rtol=1e-4)
         assert len(np.unique(returns[0].round(2))) == 3 and np.ptp(returns[:, 0]) > 1
@@ -670,11 +696,13 @@ def test_each_candidate_has_its_own_returns(monkeypatch):
     monkeypatch.setattr(rollouts, "CHUNK", 6)
     agent = tiny_agent("carracing", "repeat=100")  # rewards of 0 to 75 are not cut
     agent.m.params["reward.b"][...] = 20
-    vectors, seeds = np.random.default_rng(0).standard_normal((5, len(agent.theta))), np.array([3, 1, 4])
+    vectors = np.random.default_rng(0).standard_normal((5, len(agent.theta)))
+    seeds = np.array([3, 1, 4])
     together, _ = dream_rollouts(agent, vectors, seeds)
     for first in (0, 2, 4):
         chunk = vectors[first : first + 2]
-        alone, _ = dream_rollouts(agent, np.tile(chunk, (2, 1)), seeds)  # two chunks at least: this one twice
+        # two chunks at least: this one twice
+        alone, _ = dream_rollouts(agent, np.tile(chunk, (2, 1)), seeds)
         assert np.array_equal(alone, np.tile(together[first : first + 2], (2, 1)))
 
 
@@ -685,11 +713,14 @@ def test_each_candidate_has_its_own_returns(monkeypatch):
 @pytest.mark.parametrize("run", ["doom_run", "car_run"])
 def test_gymnasium_accepts_the_dream(run, request):
     folder = request.getfixturevalue(run)
-    env = gym.make("wm_numpy/Dream-v0", run=str(folder), tau=0.9, horizon=15, render_mode="rgb_array")
+    env = gym.make(
+        "wm_numpy/Dream-v0", run=str(folder), tau=0.9, horizon=15, render_mode="rgb_array"
+    )
     check_env(env.unwrapped)
     assert env.unwrapped.world.tau == 0.9
     features, _ = env.reset(seed=3)
-    assert np.array_equal(features, env.reset(seed=3)[0]) and not np.array_equal(features, env.reset(seed=4)[0])
+    assert np.array_equal(features, env.reset(seed=3)[0])
+    assert not np.array_equal(features, env.reset(seed=4)[0])
     picture, steps, over = env.render(), 0, False
     assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8 and picture.std() > 0
     while not over:
