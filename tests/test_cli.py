@@ -18,7 +18,6 @@ from wm_numpy import agent as agents
 from wm_numpy import data, parallel, play
 from wm_numpy.agent import Agent
 
-
 INSTALL = "run `pip install -r requirements.txt`"
 
 
