@@ -41,7 +41,7 @@ BATCH, POPULATION = 100, 64
 CAR, DOOM = config.resolve("carracing", "paper"), config.resolve("doom", "paper")
 MODULES = {"PyTorch": "torch", "pycma": "cma", "gymnasium": "gymnasium"}
 PAUSE = 0.1  # seconds between turns, in which the threads of the other side go to sleep
-Repeat = Callable[[int], int]  # does repetition k -> units of work done; what comes before it is not timed
+Repeat = Callable[[int], int]  # does repetition k -> units of work done; only this is timed
 
 # --------------------------------------------------------------------------------------------------------- V and M
 
@@ -123,7 +123,8 @@ def cma_ours(n: int) -> Repeat:
 def cma_peer(n: int) -> Repeat:
     import cma
 
-    es = cma.CMAEvolutionStrategy(n * [0], 0.1, {"popsize": POPULATION, "verbose": -9, "verb_log": 0})
+    options = {"popsize": POPULATION, "verbose": -9, "verb_log": 0}
+    es = cma.CMAEvolutionStrategy(n * [0], 0.1, options)
     cycle = int(np.ceil(es.sm.lazy_update_gap))
     return partial(_generations, es, cycle * -(-24 // cycle))
 
@@ -137,7 +138,8 @@ def _generations(es, generations: int, k: int) -> int:
 
 # ----------------------------------------------------------------------------------------------------- environments
 
-IDLE = {"carracing": (0.2, -0.4, 0.0), "doom": (0.0,)}  # driving in a circle, and standing still; before the tanh
+# Driving in a circle, and standing still; before the tanh.
+IDLE = {"carracing": (0.2, -0.4, 0.0), "doom": (0.0,)}
 
 
 def bare_env(task: str):
@@ -150,7 +152,9 @@ def bare_env(task: str):
 
     os.chdir(tempfile.gettempdir())  # the engine leaves a folder where it is started
     size = vizdoom.ScreenResolution.RES_160X120
-    return gym.make("VizdoomTakeCover-v1", screen_resolution=size, doom_config_path=os.devnull).unwrapped
+    return gym.make(
+        "VizdoomTakeCover-v1", screen_resolution=size, doom_config_path=os.devnull
+    ).unwrapped
 
 
 def bare_action(action: np.ndarray):
@@ -172,11 +176,15 @@ def play(env, seed: int, actions: Sequence) -> int:
 
 def one_env(task: str, bare: bool, episodes: int, limit: int) -> Repeat:
     """Episodes of the random policy in one environment, the same on both sides."""
-    env, convert = (bare_env(task), bare_action) if bare else (make_env(task), lambda a: a)
+    env = bare_env(task) if bare else make_env(task)
+    convert = bare_action if bare else lambda action: action
 
     def repeat(k: int) -> int:
-        policies = [(s, random_policy(task, np.random.default_rng(s))) for s in range(k * episodes, (k + 1) * episodes)]
-        return sum(play(env, seed, [convert(policy()) for _ in range(limit)]) for seed, policy in policies)
+        seeds = range(k * episodes, (k + 1) * episodes)
+        policies = [(seed, random_policy(task, np.random.default_rng(seed))) for seed in seeds]
+        return sum(
+            play(env, seed, [convert(policy()) for _ in range(limit)]) for seed, policy in policies
+        )
 
     return repeat
 
@@ -191,9 +199,12 @@ def real_ours(task: str, groups: int) -> Repeat:
 def real_peer(task: str, groups: int) -> Repeat:
     """The very same episodes of the bare environment, one after another in as many processes."""
     jobs = groups * parallel.workers()
-    return lambda k: sum(
-        steps for _, steps in parallel.processes(_bare_group, [(task, range(k * GROUP, (k + 1) * GROUP))] * jobs)
-    )
+
+    def repeat(k: int) -> int:
+        work = [(task, range(k * GROUP, (k + 1) * GROUP))] * jobs
+        return sum(steps for _, steps in parallel.processes(_bare_group, work))
+
+    return repeat
 
 
 _bare: dict = {}  # inside a worker process: its environment
@@ -252,18 +263,24 @@ ROWS = {
     "dream_512": torch_row("steps/s", dream_ours, m_macs(DOOM) + 1088, "doom", 16, 15),
     "dream_64": torch_row("steps/s", dream_ours, m_macs(CAR) + 867, "carracing", 1, 300),
     **{
-        f"cma_{n}": Row("generations/s", partial(cma_ours, n), partial(cma_peer, n), "pycma", repetitions=3)
+        f"cma_{n}": Row(
+            "generations/s", partial(cma_ours, n), partial(cma_peer, n), "pycma", repetitions=3
+        )
         for n in (867, 1088)
     },
     **{
-        name: Row("steps/s", *(partial(one_env, task, bare, *size) for bare in (False, True)), "gymnasium")
+        name: Row(
+            "steps/s", *(partial(one_env, task, bare, *size) for bare in (False, True)), "gymnasium"
+        )
         for name, task, *size in (
             ("car_env", "carracing", 1, 300),
             ("doom_env", "doom", 8, TASKS["doom"].max_steps),
         )
     },
     **{
-        f"real_rollout_{name}": Row("steps/s", partial(real_ours, *how), partial(real_peer, *how), "gymnasium", None, 3)
+        f"real_rollout_{name}": Row(
+            "steps/s", partial(real_ours, *how), partial(real_peer, *how), "gymnasium", None, 3
+        )
         for name, *how in (("car", "carracing", 1), ("doom", "doom", 16))
     },
 }
@@ -273,7 +290,12 @@ def sgemm() -> Repeat:
     """The peak: a product of 1024 x 1024 on every thread."""
     a = np.full((parallel.workers(), 1024, 1024), 0.5, np.float32)
     out = np.empty_like(a)
-    return lambda k: 2 * 1024**3 * len(parallel.threads(lambda i: np.matmul(a[i], a[i], out=out[i]), range(len(a))))
+
+    def repeat(k: int) -> int:
+        parallel.threads(lambda i: np.matmul(a[i], a[i], out=out[i]), range(len(a)))
+        return 2 * 1024**3 * len(a)
+
+    return repeat
 
 
 # ---------------------------------------------------------------------------------------------- two sides, in turns
@@ -283,11 +305,12 @@ class Side:
     """A process that does repetitions of one side, "ours" or "peer", when told."""
 
     def __init__(self, side: str):
-        context, blas = multiprocessing.get_context("spawn"), 1 if side == "ours" else parallel.workers()
+        context = multiprocessing.get_context("spawn")
+        blas = 1 if side == "ours" else parallel.workers()
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, side, parallel.workers()))
         before = dict(os.environ)
-        for library in ("OMP", "OPENBLAS", "MKL"):  # counts only when set before NumPy and PyTorch are imported
+        for library in ("OMP", "OPENBLAS", "MKL"):  # set before NumPy and PyTorch are imported
             os.environ[f"{library}_NUM_THREADS"] = str(blas)
         self.process.start()
         os.environ.clear(), os.environ.update(before)
@@ -332,8 +355,9 @@ def measure(names: Sequence[str], repetitions: int | None = None) -> Iterator[di
             row = ROWS[name]
             peak = max(ours.rate("sgemm", k) for k in range(10)) if row.flop else None
             sides = [ours, peer] if importlib.util.find_spec(MODULES[row.peer_name]) else [ours]
-            rates = [[side.rate(name, k) for side in sides] for k in range(1 + (repetitions or row.repetitions))]
-            mine, theirs = [*(median(r) for r in zip(*rates[1:], strict=True)), None][:2]  # the first warmed up
+            turns = range(1 + (repetitions or row.repetitions))  # the first one warms up
+            rates = [[side.rate(name, k) for side in sides] for k in turns]
+            mine, theirs = [*(median(r) for r in zip(*rates[1:], strict=True)), None][:2]
             yield {
                 "name": name,
                 "ours": mine,
@@ -376,7 +400,8 @@ def dream_scaling(n: int) -> float:
 def data_scaling(n: int, steps: int = 500) -> float:
     """Memory that drawing V's batches from n episodes takes. The files are holes: 61 GB for 10,000, none of it real."""
     dtype = data.frame_dtype(3)
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (steps + 1,)}
+    descr = np.lib.format.dtype_to_descr(dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": (steps + 1,)}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(n):
             with open(Path(folder, f"{i:06d}.npy"), "wb") as file:
@@ -399,7 +424,8 @@ def _memory_of_batches(folder: str) -> float:
 
 def cma_scaling(n: int) -> float:
     """A generation with its share of the decomposition, the two timed apart: a cycle of the largest takes minutes."""
-    es, x = CMAES(np.zeros(n), 0.1, POPULATION), np.random.default_rng(0).standard_normal((n, 2 * n))
+    es = CMAES(np.zeros(n), 0.1, POPULATION)
+    x = np.random.default_rng(0).standard_normal((n, 2 * n))
     es.C = x @ x.T / (2 * n)  # a covariance with no two eigenvalues equal
     start = time.perf_counter()
     es._decompose()
@@ -432,7 +458,9 @@ def scale() -> list[dict]:
     return records
 
 
-def main(json_path: Path | None = None, scaling: bool = False, only: Sequence[str] | None = None) -> None:
+def main(
+    json_path: Path | None = None, scaling: bool = False, only: Sequence[str] | None = None
+) -> None:
     """Print the rows, all or `only` some; with `scaling` print those tables instead. Write JSON where a path is given.
 
     Raises:
@@ -442,10 +470,13 @@ def main(json_path: Path | None = None, scaling: bool = False, only: Sequence[st
         raise config.SettingError(f"unknown row {unknown[0]!r}: choose from {', '.join(ROWS)}")
     records = scale() if scaling else []
     if not scaling:
-        print(f"{'':18}{'ours':>11}{'peer':>11}  {'unit':14}{'ratio':>6}  of peak  peer, {parallel.workers()} cores")
+        cores = f"{parallel.workers()} cores"
+        print(f"{'':18}{'ours':>11}{'peer':>11}  {'unit':14}{'ratio':>6}  of peak  peer, {cores}")
         for r in measure(only or list(ROWS)):
             forms = {"ours": ",.1f", "peer": ",.1f", "ratio": ".2f", "gemm_fraction": ".0%"}
-            a, b, c, d = ("-" if r[key] is None else format(r[key], form) for key, form in forms.items())
+            a, b, c, d = (
+                "-" if r[key] is None else format(r[key], form) for key, form in forms.items()
+            )
             peer = r["peer_name"] or "not installed"
             print(f"{r['name']:18}{a:>11}{b:>11}  {r['unit']:14}{c:>6}  {d:>7}  {peer}", flush=True)
             records.append(r)

@@ -22,8 +22,8 @@ os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "1"
 
 TINY = [
     "collect.episodes=2", "vae.updates=3", "vae.batch=12", "mdnrnn.hidden=8", "mdnrnn.mixtures=2",
-    "mdnrnn.updates=6", "mdnrnn.batch=4", "mdnrnn.window=16", "evolve.population=6", "evolve.generations=3",
-    "evolve.horizon=20", "evolve.check_every=0", "evaluate.episodes=2",
+    "mdnrnn.updates=6", "mdnrnn.batch=4", "mdnrnn.window=16", "evolve.population=6",
+    "evolve.generations=3", "evolve.horizon=20", "evolve.check_every=0", "evaluate.episodes=2",
 ]  # fmt: skip
 
 

@@ -34,7 +34,9 @@ class V(nn.Module):
         super().__init__()
         self.floor = kl_tolerance * z_size
         down, up, kernels = (3, 32, 64, 128, 256), (1024, 128, 64, 32, 3), (5, 5, 6, 6)
-        self.conv = nn.ModuleList(nn.Conv2d(i, o, 4, 2) for i, o in zip(down, down[1:], strict=False))
+        self.conv = nn.ModuleList(
+            nn.Conv2d(i, o, 4, 2) for i, o in zip(down, down[1:], strict=False)
+        )
         self.mu, self.logvar = nn.Linear(1024, z_size), nn.Linear(1024, z_size)
         self.dense = nn.Linear(z_size, 1024)
         self.deconv = nn.ModuleList(
@@ -59,7 +61,7 @@ class V(nn.Module):
         if PLAIN:
             x = F.relu(first(x[:, :, None, None].contiguous(memory_format=torch.channels_last)))
         else:
-            weight = first.weight.permute(0, 2, 3, 1).reshape(1024, -1)  # a view: (1024, 5 * 5 * 128)
+            weight = first.weight.permute(0, 2, 3, 1).reshape(1024, -1)  # (1024, 25 * 128), a view
             x = F.relu((x @ weight).view(-1, 5, 5, 128) + first.bias).permute(0, 3, 1, 2)
         for deconv in rest:
             x = F.relu(deconv(x))
@@ -105,7 +107,9 @@ class M(nn.Module):
             loss = loss + F.binary_cross_entropy_with_logits(logit, done.flatten(), pos_weight=more)
         return loss
 
-    def dream(self, weights: Tensor, bias: Tensor, z: Tensor, features: str, tau: float, steps: int) -> Tensor:
+    def dream(
+        self, weights: Tensor, bias: Tensor, z: Tensor, features: str, tau: float, steps: int
+    ) -> Tensor:
         """z (P * E, Z), weights (P, F, A), bias (P, 1, A): all dreams at once, on all threads -> the last z."""
         h = c = torch.zeros(len(z), self.lstm.hidden_size)
         restart = torch.ones(len(z), 1)
@@ -114,7 +118,7 @@ class M(nn.Module):
             rows = seen.view(len(weights), -1, seen.shape[1])  # (P, E, F)
             action = torch.tanh(torch.baddbmm(bias, rows, weights)).view(len(z), -1)
             x = torch.cat([z, action, restart] if self.config.restart_input else [z, action], 1)
-            _, (h, c) = self.lstm(x[None], (h[None], c[None]))  # faster than nn.LSTMCell, and than by hand
+            _, (h, c) = self.lstm(x[None], (h[None], c[None]))  # faster than nn.LSTMCell or by hand
             h, c, restart = h[0], c[0], torch.zeros_like(restart)
             z = self.sample(h, tau)
             if self.done is not None and (self.done(h) > 0).all():
@@ -124,16 +128,21 @@ class M(nn.Module):
     def sample(self, h: Tensor, tau: float) -> Tensor:
         """h (n, H) -> z' (n, Z), a component per latent dim, by inverse CDF: 4 x faster than multinomial or Gumbel."""
         if PLAIN:
-            logmix, mean, logstd = self.mixture(h).view(-1, 3, self.config.mixtures, self.z_size).unbind(1)  # (n, K, Z)
+            y = self.mixture(h).view(-1, 3, self.config.mixtures, self.z_size)
+            logmix, mean, logstd = y.unbind(1)  # (n, K, Z)
             mixture = torch.softmax(logmix / tau, 1).transpose(1, 2)
-            k = torch.distributions.Categorical(mixture, validate_args=False).sample()[:, None]  # (n, 1, Z)
-            return (mean.gather(1, k) + logstd.gather(1, k).exp() * math.sqrt(tau) * torch.randn(k.shape))[:, 0]
+            categorical = torch.distributions.Categorical(mixture, validate_args=False)
+            k = categorical.sample()[:, None]  # (n, 1, Z)
+            std = logstd.gather(1, k).exp() * math.sqrt(tau)
+            return (mean.gather(1, k) + std * torch.randn(k.shape))[:, 0]
         y = torch.addmm(self.mixture.bias[:, None], self.mixture.weight, h.T)  # (3KZ, n)
         logmix, mean, logstd = y.view(3, self.config.mixtures, self.z_size, len(h))
         cdf = torch.softmax(logmix / tau, 0).cumsum_(0)
         k = (torch.rand_like(mean[:1]) >= cdf[:-1]).sum(0, keepdim=True)  # (1, Z, n)
         noise = torch.randn_like(mean[:1])
-        z = torch.addcmul(mean.gather(0, k), logstd.gather(0, k).exp_(), noise, value=math.sqrt(tau))
+        z = torch.addcmul(
+            mean.gather(0, k), logstd.gather(0, k).exp_(), noise, value=math.sqrt(tau)
+        )
         return z[0].T.contiguous()
 
 
@@ -199,7 +208,8 @@ def dream_peer(task: str, episodes: int, steps: int) -> Callable[[int], int]:
 
 def m_batch(batch: dict) -> tuple[Tensor, Tensor, Tensor | None]:
     """A batch of MDNRNN.loss_and_grad -> the arguments of M.loss."""
-    b = {name: torch.tensor(value).transpose(0, 1).contiguous() for name, value in batch.items()}  # (T, B, ...)
+    # (T, B, ...)
+    b = {name: torch.tensor(x).transpose(0, 1).contiguous() for name, x in batch.items()}
     x = [b["z"], b["action"]] + ([b["restart"][:, :, None]] if "restart" in b else [])
     return torch.cat(x, 2), b["z_next"], b.get("done")
 
@@ -208,8 +218,9 @@ def load_v(v: V, params) -> V:
     """params: of wm_numpy's VAE."""
 
     def copy(layer: nn.Module, name: str) -> None:
-        w = params[name + ".w"].T if params[name + ".w"].ndim == 2 else params[name + ".w"].transpose(3, 2, 0, 1)
-        layer.weight.data.copy_(torch.tensor(w))  # kernels (K, K, C, O) -> (O, C, K, K), of both kinds
+        w = params[name + ".w"]
+        w = w.T if w.ndim == 2 else w.transpose(3, 2, 0, 1)  # kernels (K, K, C, O) -> (O, C, K, K)
+        layer.weight.data.copy_(torch.tensor(w))
         layer.bias.data.copy_(torch.tensor(params[name + ".b"]))
 
     for kind, layers in (("conv", v.conv), ("deconv", v.deconv)):

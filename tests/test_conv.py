@@ -1,5 +1,6 @@
 """Convolutions: the plain form against the fast one, gradients, adjointness, views, and PyTorch's word for it."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def cached(plain, forward):
     return lambda *args: (plain(*args), forward(*args)[1])
 
 
-@pytest.mark.parametrize("sides", [(6, 6), (7, 8), (9, 6)])  # a row or a column is left over, or none
+@pytest.mark.parametrize("sides", [(6, 6), (7, 8), (9, 6)])  # a row or column left over, or none
 @pytest.mark.parametrize("block", [1, 500, conv.BLOCK])  # an image at a time, some, all at once
 @pytest.mark.parametrize("K", KERNELS)
 def test_fast_is_plain(rng, monkeypatch, K, block, sides):
@@ -46,7 +47,8 @@ def test_fast_is_plain(rng, monkeypatch, K, block, sides):
     args = inputs(rng, K, sides)
     np.testing.assert_allclose(conv_forward(*args)[0], conv_plain(*args), rtol=1e-12, atol=1e-12)
     args = inputs(rng, K, sides, transposed=True)
-    np.testing.assert_allclose(conv_transpose_forward(*args)[0], conv_transpose_plain(*args), rtol=1e-12, atol=1e-12)
+    y, _ = conv_transpose_forward(*args)
+    np.testing.assert_allclose(y, conv_transpose_plain(*args), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("K", KERNELS)
@@ -78,7 +80,7 @@ def test_transposed_convolution_is_the_transpose_of_convolution(rng, K):
 
 
 VIEWS = {
-    "channels first, transposed": lambda x: np.ascontiguousarray(x.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1),
+    "channels first, transposed": lambda x: x.transpose(0, 3, 1, 2).copy().transpose(0, 2, 3, 1),
     "Fortran order": np.asfortranarray,
     "a slice of channels": lambda x: np.concatenate([x, x], axis=3)[..., : x.shape[3]],
     "every other pixel": lambda x: np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)[:, ::2, ::2],
@@ -91,9 +93,9 @@ VIEWS = {
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("which", range(4))  # x, w, b, dy
 def test_views_are_as_good_as_copies(rng, view, transposed, which):
-    forward, backward = (
-        (conv_transpose_forward, conv_transpose_backward) if transposed else (conv_forward, conv_backward)
-    )
+    forward, backward = conv_forward, conv_backward
+    if transposed:
+        forward, backward = conv_transpose_forward, conv_transpose_backward
     arrays = list(inputs(rng, 5, transposed=transposed))
     arrays.append(rng.standard_normal(forward(*arrays)[0].shape))
     if arrays[which].ndim == 4:
@@ -111,10 +113,12 @@ def test_views_are_as_good_as_copies(rng, view, transposed, which):
         np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name, change", [("x", (4, 7, 8, 4)), ("w", (4, 5, 3, 5)), ("b", (10,)), ("x", (4, 7, 3, 3))])
+@pytest.mark.parametrize(
+    "name, change", [("x", (4, 7, 8, 4)), ("w", (4, 5, 3, 5)), ("b", (10,)), ("x", (4, 7, 3, 3))]
+)
 def test_shapes_that_do_not_fit_are_refused(rng, name, change):
     args = dict(zip("xwb", inputs(rng, 4), strict=True)) | {name: np.zeros(change)}
-    shapes = "".join(rf".*{key} {a.shape}".replace("(", r"\(").replace(")", r"\)") for key, a in args.items())
+    shapes = "".join(".*" + re.escape(f"{key} {a.shape}") for key, a in args.items())
     with pytest.raises(ValueError, match=shapes):
         conv_forward(**args)
 
@@ -145,7 +149,8 @@ def test_against_pytorch(name, dtype):
     got = {"y": y, "dx": dx, "dw": dw, "db": db}
     for key, value in want.items():
         assert got[key].dtype == dtype
-        np.testing.assert_allclose(got[key], value, rtol=0, atol=1e-12 if dtype == np.float64 else 5e-5, err_msg=key)
+        tolerance = 1e-12 if dtype == np.float64 else 5e-5
+        np.testing.assert_allclose(got[key], value, rtol=0, atol=tolerance, err_msg=key)
 
 
 def test_buffer_size_of_numpy_is_put_back(rng):

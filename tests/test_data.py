@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from wm_numpy import data
-from wm_numpy.data import DataError, FrameBatches, Recorder, Records, SeriesBatches, frame_dtype, series_dtype
+from wm_numpy.data import (
+    DataError,
+    FrameBatches,
+    Recorder,
+    Records,
+    SeriesBatches,
+    frame_dtype,
+    series_dtype,
+)
 
 Z, A = 3, 2
 
@@ -28,7 +36,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         path = tmp_path / "deep" / name
         data.write(path, old)
         before = path.read_bytes()
-        with np.errstate(all="ignore"), pytest.raises(Exception):  # noqa: B017  whatever NumPy makes of it
+        with np.errstate(all="ignore"), pytest.raises(Exception):  # noqa: B017  NumPy's choice
             data.write(path, new)
         assert path.read_bytes() == before
         assert sorted(p.name for p in path.parent.iterdir() if p.name.startswith(".")) == []
@@ -64,7 +72,8 @@ def test_damaged_arrays_are_named(tmp_path, damage):
     if damage == "pickle":
         np.savez(path, x=np.array([{}], dtype=object))
     else:
-        path.write_bytes({"cut": raw[:10_000], "empty": b"", "text": b"hello", "flipped": bytes(raw)}[damage])
+        damaged = {"cut": raw[:10_000], "empty": b"", "text": b"hello", "flipped": bytes(raw)}
+        path.write_bytes(damaged[damage])
     with pytest.raises(DataError, match="x.npz.*delete"):
         data.read_arrays(path)
 
@@ -104,7 +113,8 @@ class Toy(gym.Env):
         self.t += 1
         over = self.t == 5
         info = {"reward": 20.0 + self.t} if self.t == 2 else {}
-        return self._frame(), 10.0 + self.t, over and not self.truncate, over and self.truncate, info
+        terminated = over and not self.truncate
+        return self._frame(), 10.0 + self.t, terminated, over and self.truncate, info
 
     def _frame(self):
         return np.full((64, 64, 3), self.t, np.uint8)
@@ -112,7 +122,8 @@ class Toy(gym.Env):
 
 def test_a_recorder_that_is_not_to_save_holds_no_frames():
     env = Recorder(Toy(True, False))
-    frames = [weakref.ref(env.reset()[0])] + [weakref.ref(env.step(np.zeros(2))[0]) for _ in range(5)]
+    frames = [weakref.ref(env.reset()[0])]
+    frames += [weakref.ref(env.step(np.zeros(2))[0]) for _ in range(5)]
     assert [frame() is None for frame in frames[1:]] == [True] * 5
 
 
@@ -133,7 +144,9 @@ def test_a_disk_without_locks(tmp_path, monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("shows_end, truncate, seen", [(True, False, 1), (False, False, 0), (False, True, 1)])
+@pytest.mark.parametrize(
+    "shows_end, truncate, seen", [(True, False, 1), (False, False, 0), (False, True, 1)]
+)
 def test_recorder(tmp_path, shows_end, truncate, seen):
     env = Recorder(Toy(shows_end, truncate))
     env.keep = True
@@ -147,7 +160,7 @@ def test_recorder(tmp_path, shows_end, truncate, seen):
     back = records.read(0)
     assert back["frame"][:, 7, 9, 1].tolist() == [0, 1, 2, 3, 4, 5]
     assert np.allclose(back["action"], [[t / 10, -t / 10] for t in range(5)] + [[0, 0]])
-    assert back["reward"].tolist() == [11, 22, 13, 14, 15, 0]  # of the action at the same place; what M learns
+    assert back["reward"].tolist() == [11, 22, 13, 14, 15, 0]  # of the action beside it
     assert back["done"].tolist() == [False] * 4 + [not truncate, False]
     assert back["seen"].tolist() == [True] * 5 + [bool(seen)]
     assert np.array_equal(records.read(0, 2, 4)["reward"], [13, 14])
@@ -180,7 +193,9 @@ def test_every_seen_frame_is_drawn_as_often(episodes):
     batches = FrameBatches(episodes, 7, (1, 2))
     assert batches.per_epoch == 4
     drawn = Counter(name for update in range(800) for name in names(batches(update)))
-    assert set(drawn) == {(i, t) for i, steps in enumerate(LENGTHS) for t in range(steps + (i % 2 == 0))}
+    assert set(drawn) == {
+        (i, t) for i, steps in enumerate(LENGTHS) for t in range(steps + (i % 2 == 0))
+    }
     assert max(abs(count - 200) for count in drawn.values()) < 4.5 * np.sqrt(200)  # Poisson
 
 
@@ -205,7 +220,9 @@ def test_fewer_frames_than_a_batch(episodes):
     assert batches(0).shape == (100, 64, 64, 3) and batches(0).dtype == np.uint8
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "foreign", "other actions", "two axes", "one record"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "text", "foreign", "other actions", "two axes", "one record"]
+)
 def test_damaged_episodes_are_named(tmp_path, damage):
     data.write(tmp_path / "000000.npy", episode(0, 4))
     path = tmp_path / "000001.npy"
@@ -294,7 +311,8 @@ def test_memories_are_recorded_moments_with_what_went_before(batches):
     for mu, action, restart in zip(m["mu"], m["action"], m["restart"], strict=True):
         i, t = mu[-1, :2].astype(int)  # the moment
         before = min(t, 6)
-        assert mu[6 - before :, 1].tolist() == list(range(t - before, t + 1)) and (mu[6 - before :, 0] == i).all()
+        assert mu[6 - before :, 1].tolist() == list(range(t - before, t + 1))
+        assert (mu[6 - before :, 0] == i).all()
         assert action[6 - before : 6, 1].tolist() == list(range(t - before, t))
         assert not mu[: 6 - before].any() and not action[: 6 - before].any()
         assert restart.tolist() == [float(k == 6 - before and t <= 6) for k in range(7)]
@@ -305,7 +323,8 @@ def test_memories_are_moments_at_which_not_all_is_lost(tmp_path):
     lost = series(0, 40)
     lost["reward"][10:] = 0
     data.write(tmp_path / "000000.npy", lost)
-    m = SeriesBatches(Records(tmp_path, series_dtype(Z, A)), batch=2, window=8, seed=(4, 2)).memories(200, 12)
+    records = Records(tmp_path, series_dtype(Z, A))
+    m = SeriesBatches(records, batch=2, window=8, seed=(4, 2)).memories(200, 12)
     assert set(m["mu"][:, -1, 1].astype(int).tolist()) == set(range(10 + data.LIVELY))
 
 
@@ -328,7 +347,7 @@ def test_advantages_add_up_to_what_came():
     value = rng.standard_normal(10)
     a = data.advantage(reward, value, done, 0.8)
     assert np.allclose(0.8 ** np.arange(9) @ a, come[0] - value[0])
-    assert a[8] == pytest.approx(reward[8] - value[8])  # nothing comes after an end, whatever M says of it
+    assert a[8] == pytest.approx(reward[8] - value[8])  # nothing after an end, whatever M says
 
 
 def test_values_are_those_of_the_frame_that_a_step_leads_to(tmp_path):
@@ -351,15 +370,17 @@ def test_what_belongs_together_stays_together(batches):
     for update in range(15):
         b = batches(update)
         assert {k: v.shape for k, v in b.items()} == {
-            "z": (2, 8, Z), "z_next": (2, 8, Z), "action": (2, 8, A), "reward": (2, 8), "done": (2, 8),
-            "restart": (2, 8), "z_mask": (2, 8),
+            "z": (2, 8, Z), "z_next": (2, 8, Z), "action": (2, 8, A),
+            "reward": (2, 8), "done": (2, 8), "restart": (2, 8), "z_mask": (2, 8),
         }  # fmt: skip
         assert all(v.dtype == np.float32 for v in b.values())
         i, t = np.moveaxis(b["action"], -1, 0).astype(int)
         last = np.array(SERIES)[i] == t + 1
         crossings += int((i[:, 1:] != i[:, :-1]).sum())
-        assert np.allclose(b["z"][..., 0], i, atol=1e-3) and np.allclose(b["z"][..., 1], t, atol=1e-3)
-        assert np.allclose(b["z_next"][..., 0], i, atol=1e-3) and np.allclose(b["z_next"][..., 1], t + 1, atol=1e-3)
+        assert np.allclose(b["z"][..., 0], i, atol=1e-3)
+        assert np.allclose(b["z"][..., 1], t, atol=1e-3)
+        assert np.allclose(b["z_next"][..., 0], i, atol=1e-3)
+        assert np.allclose(b["z_next"][..., 1], t + 1, atol=1e-3)
         assert np.array_equal(b["reward"], 100 * i + t)
         assert np.array_equal(b["done"], last & (i != 1))
         assert np.array_equal(b["restart"], t == 0)
@@ -381,8 +402,11 @@ def test_series_are_a_function_of_seed_and_update(batches):
 def test_z_is_drawn_anew_with_the_right_deviation(batches):
     noise = np.concatenate([batches(u)["z"][..., 2].ravel() for u in range(200)])
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 2) < 0.1
-    first = np.concatenate([b["z"][(b["action"] == [0, 0]).all(-1)] for b in map(batches, range(25))])
-    assert len(first) > 1 and len(set(first[:, 2].tolist())) == len(first)  # the same step, never the same z
+    first = np.concatenate(
+        [b["z"][(b["action"] == [0, 0]).all(-1)] for b in map(batches, range(25))]
+    )
+    different = set(first[:, 2].tolist())
+    assert len(first) > 1 and len(different) == len(first)  # the same step, never the same z
 
 
 def test_a_window_longer_than_the_data(batches):
@@ -400,12 +424,14 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     dtype = frame_dtype(1)
     for i in range(300):
         with open(tmp_path / f"{i:06d}.npy", "wb") as file:
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (1001,)}
+            descr = np.lib.format.dtype_to_descr(dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": (1001,)}
             np.lib.format.write_array_header_1_0(file, header)
             file.truncate(file.tell() + 1001 * dtype.itemsize)
 
     def resident() -> float:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
     before, start, most = resident(), time.process_time(), 0.0
     batches = FrameBatches(Records(tmp_path, dtype), 20, (0,))

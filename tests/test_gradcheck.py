@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,14 +27,16 @@ def ops() -> dict[str, tuple]:
     for info in pkgutil.iter_modules(wm_numpy.__path__):
         module = importlib.import_module(f"wm_numpy.{info.name}")
         for name, value in vars(module).items():
-            if name.endswith("_forward") and inspect.isfunction(value) and value.__module__ == module.__name__:
+            here = inspect.isfunction(value) and value.__module__ == module.__name__
+            if here and name.endswith("_forward"):
                 found[f"{info.name}.{name}"] = module, name
     return found
 
 
 def test_the_census_finds_them():
     """An empty scan would pass everything below."""
-    assert {"core.linear_forward", "conv.conv_forward", "lstm.lstm_forward", "mdn.mixture_nll_forward"} <= set(ops())
+    some = {"core.linear_forward", "conv.conv_forward", "lstm.lstm_forward"}
+    assert some | {"mdn.mixture_nll_forward"} <= set(ops())
 
 
 @pytest.mark.parametrize("op", ops())
@@ -57,7 +60,9 @@ def test_each_case_checks_its_own_op(op, monkeypatch):
     module, forward = ops()[op]
     name = forward.removesuffix("_forward")
     right = getattr(module, f"{name}_backward")
-    monkeypatch.setattr(module, f"{name}_backward", lambda dy, cache: tuple(2 * d for d in right(dy, cache)))
+    monkeypatch.setattr(
+        module, f"{name}_backward", lambda dy, cache: tuple(2 * d for d in right(dy, cache))
+    )
     assert 0.3 < gradcases.CASES[name](np.random.default_rng(1)) < 3
 
 
@@ -70,13 +75,17 @@ def test_a_single_wrong_entry_is_caught_in_element_mode():
 
     rng = np.random.default_rng(0)
     inputs = [rng.standard_normal(s) for s in [(2, 3), (3, 5), (5,)]]
-    assert check_pair(core.linear_forward, core.linear_backward, *inputs, rng=np.random.default_rng(1)) < 1e-9
-    assert 0.1 < check_pair(core.linear_forward, backward, *inputs, rng=np.random.default_rng(1)) < 3
+    check = partial(check_pair, core.linear_forward)
+    assert check(core.linear_backward, *inputs, rng=np.random.default_rng(1)) < 1e-9
+    assert 0.1 < check(backward, *inputs, rng=np.random.default_rng(1)) < 3
 
 
 @pytest.mark.parametrize(
     "module, backward, case",
-    [(mdnrnn, "lstm_backward", "whole loss of M"), (vae, "conv_transpose_backward", "whole loss of V")],
+    [
+        (mdnrnn, "lstm_backward", "whole loss of M"),
+        (vae, "conv_transpose_backward", "whole loss of V"),
+    ],
 )
 def test_a_wrong_backward_is_caught_in_projection_mode(module, backward, case, monkeypatch):
     right = getattr(module, backward)
@@ -96,7 +105,8 @@ def test_projection_mode_sees_a_left_out_gradient():
         return float(np.sum(v**3))
 
     assert check_vector(f, x, 3 * x**2, np.random.default_rng(1)) < 1e-7
-    assert check_vector(f, x, np.where(np.arange(50) == 7, 0, 3 * x**2), np.random.default_rng(1)) > 1e-3
+    wrong = np.where(np.arange(50) == 7, 0, 3 * x**2)
+    assert check_vector(f, x, wrong, np.random.default_rng(1)) > 1e-3
     assert check_vector(f, x, np.zeros(50), np.random.default_rng(1)) > 0.9
 
 
@@ -125,7 +135,7 @@ def test_errors_of_check_pair():
     with pytest.raises(ValueError, match="1 gradients for 2 inputs"):
         check_pair(double, lambda dy, cache: (dy * cache[1],), x, 2 * x, rng=rng)
     with pytest.raises(ValueError, match=r"shape \(3,\) for x"):
-        check_pair(double, lambda dy, cache: ((dy * cache[1]).sum(axis=0), dy * cache[0]), x, 2 * x, rng=rng)
+        check_pair(double, lambda dy, cache: (dy[0] * cache[1][0], dy), x, 2 * x, rng=rng)
 
 
 # ------------------------------------------------------------------- what a checker must not overlook
@@ -261,7 +271,13 @@ def test_one_array_may_be_two_inputs():
     def product(a, b):
         return a * b, (a, b)
 
-    error = check_pair(product, lambda dy, cache: (dy * cache[1], dy * cache[0]), X, X, rng=np.random.default_rng(1))
+    error = check_pair(
+        product,
+        lambda dy, cache: (dy * cache[1], dy * cache[0]),
+        X,
+        X,
+        rng=np.random.default_rng(1),
+    )
     assert error < 1e-9
 
 
@@ -286,7 +302,9 @@ def test_entries_of_different_scales_have_each_its_step():
     gradient = numerical_gradient(lambda: float(np.sum(np.sin(x / [1e9, 1, 1, 1]))), x)
     assert np.allclose(gradient * [1e9, 1, 1, 1], np.cos(x / [1e9, 1, 1, 1]), rtol=1e-9)
     zeros = np.zeros(3)
-    assert np.allclose(numerical_gradient(lambda: float(np.sum(np.sin(zeros))), zeros), 1, rtol=1e-9)
+    assert np.allclose(
+        numerical_gradient(lambda: float(np.sum(np.sin(zeros))), zeros), 1, rtol=1e-9
+    )
 
 
 def test_integers_are_refused_as_float32_is():
@@ -315,7 +333,12 @@ def test_the_result_names_the_entry():
     assert str(error) == repr(error) == line and isinstance(error, float)
     with pytest.raises(AssertionError, match=r"at w\[2, 1\]: claimed"):
         assert error < 1e-6
-    scalar = check_pair(lambda *a: (a[0] * a[1], a), lambda dy, a: (dy * a[1], dy), *map(np.array, (1.5, 3.0)), rng=rng)
+    scalar = check_pair(
+        lambda *a: (a[0] * a[1], a),
+        lambda dy, a: (dy * a[1], dy),
+        *map(np.array, (1.5, 3.0)),
+        rng=rng,
+    )
     assert "at input 1: claimed" in str(scalar)
 
 
@@ -334,4 +357,5 @@ def test_command_exits_with_1_when_a_gradient_is_wrong(monkeypatch, capsys):
         monkeypatch.setattr(gradcases, "CASES", few | {"sigmoid": lambda rng, wrong=wrong: wrong})
         assert run.main(["gradcheck"]) == 1
         out = capsys.readouterr().out
-        assert "2 of 3 gradients are right; wrong: sigmoid" in out and "FAILED" in out and why in out
+        assert "2 of 3 gradients are right; wrong: sigmoid" in out
+        assert "FAILED" in out and why in out

@@ -11,7 +11,15 @@ import pytest
 from tests import toy
 from wm_numpy.agent import Agent, new_mdnrnn, new_vae
 from wm_numpy.core import Params
-from wm_numpy.data import FrameBatches, Records, SeriesBatches, encoded, frame_dtype, series_dtype, write
+from wm_numpy.data import (
+    FrameBatches,
+    Records,
+    SeriesBatches,
+    encoded,
+    frame_dtype,
+    series_dtype,
+    write,
+)
 from wm_numpy.train import fit
 
 # ------------------------------------------------------------------------------------------------- the toy itself
@@ -65,7 +73,8 @@ def standard_errors(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_v_sees_both_squares(agent, folder):
     toy.collect(folder / "seen", 20, seed=2)
-    frames = np.concatenate([np.load(path)["frame"] for path in sorted((folder / "seen").iterdir())])
+    paths = sorted((folder / "seen").iterdir())
+    frames = np.concatenate([np.load(path)["frame"] for path in paths])
     mean = frames.mean(axis=0) / 255
     error = agent.v.decode(agent.v.encode(frames)[0]) - frames / 255
     assert np.mean(error**2) < 0.4 * np.mean((mean - frames / 255) ** 2)
@@ -97,14 +106,22 @@ def test_c_does_not_dodge_what_another_sees(lives):
 # Who changes initial weights, batches or losses on purpose replaces them by what the failing test prints.
 
 TOLERANCE = 1e-3
-V_LOSSES = [604.189, 529.000, 712.523, 598.428, 508.396, 546.733, 533.783, 616.067, 568.790, 508.912]
-M_LOSSES = [1.76344, 1.76585, 1.75096, 1.66507, 1.55000, 1.41629, 1.35424, 1.42072, 1.28187, 1.54676]
+V_LOSSES = [
+    604.189, 529.000, 712.523, 598.428, 508.396, 546.733, 533.783, 616.067, 568.790, 508.912,
+]  # fmt: skip
+M_LOSSES = [
+    1.76344, 1.76585, 1.75096, 1.66507, 1.55000, 1.41629, 1.35424, 1.42072, 1.28187, 1.54676,
+]  # fmt: skip
 
 
 def first_losses(params: Params, loss_and_grad: Callable, settings, folder) -> list[float]:
     """Of ten updates."""
     losses = []
-    fit(params, loss_and_grad, 10, settings, folder / "state.npz", lambda done, /, **all: losses.append(all["loss"]))
+
+    def report(done: int, /, **figures: float) -> None:
+        losses.append(figures["loss"])
+
+    fit(params, loss_and_grad, 10, settings, folder / "state.npz", report)
     return losses
 
 
@@ -114,7 +131,9 @@ def test_the_first_losses_of_v(tmp_path):
     batches = FrameBatches(Records(tmp_path / "episodes", frame_dtype(1)), 8, seed=(0,))
     v = new_vae(config, np.random.default_rng(0))
     noise = np.random.default_rng(1).standard_normal((10, 8, 8))
-    losses = first_losses(v.params, lambda u: v.loss_and_grad(batches(u), noise[u]), config.vae, tmp_path)
+    losses = first_losses(
+        v.params, lambda u: v.loss_and_grad(batches(u), noise[u]), config.vae, tmp_path
+    )
     np.testing.assert_allclose(losses, V_LOSSES, rtol=TOLERANCE)
 
 
@@ -124,7 +143,8 @@ def test_the_first_losses_of_m(tmp_path):
     dtype = series_dtype(8, 1)
 
     def eight_pixels(frames: np.ndarray):
-        mu = np.concatenate([frames[:, ::16, 20, 1], frames[:, 60, ::16, 0]], axis=1) / 128 - 1  # (N, 8)
+        pixels = [frames[:, ::16, 20, 1], frames[:, 60, ::16, 0]]
+        mu = np.concatenate(pixels, axis=1) / 128 - 1  # (N, 8)
         return mu, np.full(mu.shape, -2)
 
     for path in sorted((tmp_path / "episodes").iterdir()):

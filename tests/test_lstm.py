@@ -17,11 +17,13 @@ RESTART = np.array([[0, 1], [1, 0], [0, 0], [0, 1]])
 def make(rng, T=T):
     """x, h0, c0, w, b: everything away from zero, the carried state too."""
     shapes = (T, B, I), (B, H), (B, H), (I + H, 4 * H), (4 * H,)
-    return [rng.standard_normal(s) * scale for s, scale in zip(shapes, (1, 1, 1, 0.5, 1), strict=True)]
+    return [
+        rng.standard_normal(s) * scale for s, scale in zip(shapes, (1, 1, 1, 0.5, 1), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("restart", [None, RESTART], ids=["plain", "restart"])
-@pytest.mark.parametrize("block", [1, 3 * B, 800])  # steps per block of backward: 1, 3 (uneven), all
+@pytest.mark.parametrize("block", [1, 3 * B, 800])  # steps per block: 1, 3 (uneven), all
 def test_gradient(restart, block, monkeypatch):
     monkeypatch.setattr(lstm, "BLOCK", block)
     rng = np.random.default_rng(0)
@@ -90,7 +92,8 @@ def test_step_by_step_is_the_whole_sequence():
 
     dx, dw, db, dh_next, dc_next = np.empty_like(x), 0, 0, np.zeros((B, H)), dc
     for t in reversed(range(T)):
-        dx[t : t + 1], dh_next, dc_next, dw_t, db_t = lstm_backward((dh[t : t + 1] + dh_next, dc_next), caches[t])
+        dy = (dh[t : t + 1] + dh_next, dc_next)
+        dx[t : t + 1], dh_next, dc_next, dw_t, db_t = lstm_backward(dy, caches[t])
         dw, db = dw + dw_t, db + db_t
     for a, b_ in zip((dx, dh_next, dc_next, dw, db), whole, strict=True):
         assert relative_error(a, b_) < 1e-12
@@ -101,7 +104,8 @@ def test_restart_forgets_all_that_was_before():
     x, h0, c0, w, b = make(rng)
     (h, c), _ = lstm_forward(x, h0, c0, w, b, RESTART)
     zeros = np.zeros((1, H))
-    (alone, c_alone), _ = lstm_forward(x[1:, :1], zeros, zeros, w, b)  # sequence 0 starts again at step 1
+    # Sequence 0 starts again at step 1.
+    (alone, c_alone), _ = lstm_forward(x[1:, :1], zeros, zeros, w, b)
     np.testing.assert_allclose(h[1:, :1], alone, rtol=1e-12)
     np.testing.assert_allclose(c[:1], c_alone, rtol=1e-12)
     (plain, _), _ = lstm_forward(x, h0, c0, w, b)
@@ -111,7 +115,9 @@ def test_restart_forgets_all_that_was_before():
 def test_forget_bias_is_one():
     """With zero weights c_1 = sigmoid(1) c_0, h_1 = tanh(c_1) / 2."""
     c0 = np.array([[2.0, -3.0]])
-    (h, c), _ = lstm_forward(np.ones((1, 1, 1)), np.zeros((1, 2)), c0, np.zeros((3, 8)), np.zeros(8))
+    (h, c), _ = lstm_forward(
+        np.ones((1, 1, 1)), np.zeros((1, 2)), c0, np.zeros((3, 8)), np.zeros(8)
+    )
     np.testing.assert_allclose(c, c0 / (1 + np.exp(-1)), rtol=1e-14)
     np.testing.assert_allclose(h[0], np.tanh(c) / 2, rtol=1e-14)
 
@@ -123,7 +129,9 @@ def test_scratch_space_changes_no_number():
         dy = rng.standard_normal((steps, B, H)), rng.standard_normal((B, H))
         (h, c), cache = lstm_forward(*inputs, RESTART[:steps])
         (h2, c2), cache2 = lstm_forward(*inputs, RESTART[:steps], reuse=True)
-        for a, b in zip((h, c, *lstm_backward(dy, cache)), (h2, c2, *lstm_backward(dy, cache2)), strict=True):
+        plain = (h, c, *lstm_backward(dy, cache))
+        reused = (h2, c2, *lstm_backward(dy, cache2))
+        for a, b in zip(plain, reused, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -132,7 +140,8 @@ def test_far_inputs_stay_finite():
     x, h0, c0, w, b = (a.astype(np.float32) for a in make(rng))
     (h, c), cache = lstm_forward(x * 1e4, h0, c0, w, b)
     assert h.dtype == c.dtype == np.float32
-    assert all(g.dtype == np.float32 and np.isfinite(g).all() for g in (h, c, *lstm_backward((h, c), cache)))
+    for g in (h, c, *lstm_backward((h, c), cache)):
+        assert g.dtype == np.float32 and np.isfinite(g).all()
 
 
 # ------------------------------------------------------------------------ the fixture, made once by PyTorch
@@ -161,11 +170,15 @@ def make_fixture():
         h, c = torch.func.functional_call(cell, weights, (x[t], (h * keep, c * keep)))
         hs.append(h)
     dh, dc = rng.standard_normal((T, B, H)), rng.standard_normal((B, H))
-    gradients = torch.autograd.grad([torch.stack(hs), c], leaves, [torch.tensor(dh), torch.tensor(dc)])
+    gradients = torch.autograd.grad(
+        [torch.stack(hs), c], leaves, [torch.tensor(dh), torch.tensor(dc)]
+    )
     names = "x", "h0", "c0", "w", "b"
     out = dict(zip(names, inputs, strict=True)) | {"restart": RESTART, "dh": dh, "dc": dc}
     out |= {"h": torch.stack(hs).detach().numpy(), "c": c.detach().numpy()}
-    out |= {"grad_" + name: gradient.numpy() for name, gradient in zip(names, gradients, strict=True)}
+    out |= {
+        "grad_" + name: gradient.numpy() for name, gradient in zip(names, gradients, strict=True)
+    }
     return out | {"torch_version": np.array(torch.__version__)}
 
 
@@ -175,7 +188,8 @@ def test_equals_pytorch():
     (h, c), cache = lstm_forward(*(f[name] for name in ("x", "h0", "c0", "w", "b", "restart")))
     np.testing.assert_allclose(h, f["h"], rtol=1e-10)
     np.testing.assert_allclose(c, f["c"], rtol=1e-10)
-    for name, gradient in zip(("x", "h0", "c0", "w", "b"), lstm_backward((f["dh"], f["dc"]), cache), strict=True):
+    gradients = lstm_backward((f["dh"], f["dc"]), cache)
+    for name, gradient in zip(("x", "h0", "c0", "w", "b"), gradients, strict=True):
         assert relative_error(gradient, f["grad_" + name]) < 1e-10, name
 
 

@@ -74,7 +74,8 @@ def test_target_sixty_sigma_away_stays_finite():
     dlogmix, dmean, dlogstd = mixture_nll_backward(1, cache)
     np.testing.assert_allclose(dmean[:, 0], -60 / K, rtol=1e-5)
     np.testing.assert_allclose(dlogstd[:, 0], (1 - 60**2) / K, rtol=1e-5)
-    nll, _ = mixture_nll_forward(logmix + 500, mean, logstd, np.zeros(1, np.float32))  # far logits are no better
+    target = np.zeros(1, np.float32)
+    nll, _ = mixture_nll_forward(logmix + 500, mean, logstd, target)  # far logits are no better
     np.testing.assert_allclose(nll, 0.5 * np.log(2 * np.pi), rtol=1e-3)
 
 
@@ -84,7 +85,8 @@ def test_weight_zero_takes_a_target_out():
     nll, cache = mixture_nll_forward(logmix, mean, logstd, target, np.array([1.0, 0, 1]))
     kept, _ = mixture_nll_forward(*(a[..., [0, 2]] for a in (logmix, mean, logstd, target)))
     np.testing.assert_allclose(nll, kept, rtol=1e-12)
-    assert all((d[..., 1] == 0).all() and (d[..., 0] != 0).all() for d in mixture_nll_backward(1, cache))
+    for d in mixture_nll_backward(1, cache):
+        assert (d[..., 1] == 0).all() and (d[..., 0] != 0).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -111,7 +113,9 @@ def test_a_target_that_is_no_number_counts_nothing_at_weight_zero():
     target[:, 1] = np.nan
     again, cache_again = mixture_nll_forward(logmix, mean, logstd, target, weight)
     assert nll == again
-    np.testing.assert_array_equal(mixture_nll_backward(1, cache), mixture_nll_backward(1, cache_again))
+    np.testing.assert_array_equal(
+        mixture_nll_backward(1, cache), mixture_nll_backward(1, cache_again)
+    )
 
 
 def test_shapes_that_would_broadcast_by_accident_are_refused():
@@ -128,7 +132,9 @@ def test_shapes_that_would_broadcast_by_accident_are_refused():
 
 # ---------------------------------------------------------------------------------------------- the sampler
 
-LOGMIX, MEAN, LOGSTD = np.array([0.3, -0.5, 1.0]), np.array([-100.0, 0.0, 100.0]), np.array([0.5, -1.0, 0.1])
+LOGMIX = np.array([0.3, -0.5, 1.0])
+MEAN = np.array([-100.0, 0.0, 100.0])
+LOGSTD = np.array([0.5, -1.0, 0.1])
 DRAWS = 200_000
 
 
@@ -160,7 +166,9 @@ def test_sampler_draws_one_component_per_entry():
     logmix = np.zeros((2, 2, 50_000), np.float32)
     mean = np.broadcast_to(np.array([[-100], [100]], np.float32)[:, :, None], logmix.shape).copy()
     mean[:, 1] *= 3
-    z = sample_mixture(logmix, mean, logmix, 1.0, rng.random((2, 50_000)), rng.standard_normal((2, 50_000)))
+    uniform = rng.random((2, 50_000))
+    normal = rng.standard_normal((2, 50_000))
+    z = sample_mixture(logmix, mean, logmix, 1.0, uniform, normal)
     assert (np.rint(np.abs(z) / 100) == [[1], [3]]).all()
     assert abs(np.corrcoef(np.sign(z))[0, 1]) < 5 / np.sqrt(50_000)
 
@@ -178,7 +186,9 @@ def test_sampler_at_low_temperature_is_the_likeliest_component():
     logmix = np.array([[0.0, 80.0], [50.0, 0.0]], np.float32)
     mean = np.array([[1, 2], [3, 4]], np.float32)
     rng = np.random.default_rng(6)
-    z = sample_mixture(logmix, mean, np.zeros_like(mean), 1e-6, rng.random(2), rng.standard_normal(2))
+    z = sample_mixture(
+        logmix, mean, np.zeros_like(mean), 1e-6, rng.random(2), rng.standard_normal(2)
+    )
     np.testing.assert_allclose(z, [3, 2], atol=0.01)
 
 
@@ -197,16 +207,20 @@ def make_fixture():
     nll = -(p.log_prob(torch.tensor(inputs[3])) * torch.tensor(inputs[4])).sum()
     names = "logmix", "mean", "logstd", "target", "weight"
     out = dict(zip(names, inputs, strict=True)) | {"nll": nll.detach().numpy()}
-    out |= {"grad_" + name: g.numpy() for name, g in zip(names, torch.autograd.grad(nll, leaves), strict=False)}
+    out |= {
+        "grad_" + name: g.numpy()
+        for name, g in zip(names, torch.autograd.grad(nll, leaves), strict=False)
+    }
     return out | {"torch_version": np.array(torch.__version__)}
 
 
 def test_equals_pytorch():
     with np.load(FIXTURE, allow_pickle=False) as stored:
         f = dict(stored)
-    nll, cache = mixture_nll_forward(*(f[name] for name in ("logmix", "mean", "logstd", "target", "weight")))
+    names = ("logmix", "mean", "logstd", "target", "weight")
+    nll, cache = mixture_nll_forward(*(f[name] for name in names))
     np.testing.assert_allclose(nll, f["nll"], rtol=1e-12)
-    for name, gradient in zip(("logmix", "mean", "logstd"), mixture_nll_backward(1, cache), strict=True):
+    for name, gradient in zip(names[:3], mixture_nll_backward(1, cache), strict=True):
         assert relative_error(gradient, f["grad_" + name]) < 1e-10, name
 
 

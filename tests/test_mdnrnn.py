@@ -29,9 +29,11 @@ def make_batch(rng, b=B, dtype=np.float64):
     """Every kind of array, flags inside the sequences."""
     z, z_next = rng.standard_normal((2, b, T, Z))
     reward, value = rng.standard_normal((2, b, T))
-    batch = dict(z=z, z_next=z_next, action=rng.standard_normal((b, T, A)), reward=reward, value=value)
+    action = rng.standard_normal((b, T, A))
+    batch = dict(z=z, z_next=z_next, action=action, reward=reward, value=value)
     names = ("done", "restart", "z_mask", "value_mask")
-    flags = dict(zip(names, rng.random((4, b, T)) < np.reshape([0.3, 0.3, 0.7, 0.6], (4, 1, 1)), strict=True))
+    odds = np.reshape([0.3, 0.3, 0.7, 0.6], (4, 1, 1))
+    flags = dict(zip(names, rng.random((4, b, T)) < odds, strict=True))
     return {k: v.astype(dtype) for k, v in batch.items()} | flags
 
 
@@ -76,7 +78,8 @@ def test_gradient_of_the_whole_loss(m, rows, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["lstm.b", "mixture.b", "done.w", "done.b", "reward.w", "reward.b", "value.w", "value.b"]
+    "name",
+    ["lstm.b", "mixture.b", "done.w", "done.b", "reward.w", "reward.b", "value.w", "value.b"],
 )
 def test_gradient_by_element(m, name):
     """Projections dilute one wrong entry: the small parameters entry by entry."""
@@ -105,7 +108,8 @@ def test_losses_are_means_made_from_the_heads(m):
         assert y.logmix.shape == y.mean.shape == y.logstd.shape == (K, Z, B)
         p = np.exp(y.logmix) / np.exp(y.logmix).sum(axis=0)
         u = (batch["z_next"][:, t].T - y.mean) / np.exp(y.logstd)
-        z.append(-np.log((p * np.exp(-u * u / 2) / np.exp(y.logstd) / np.sqrt(2 * np.pi)).sum(axis=0)).mean(axis=0))
+        density = p * np.exp(-u * u / 2) / np.exp(y.logstd) / np.sqrt(2 * np.pi)
+        z.append(-np.log(density.sum(axis=0)).mean(axis=0))
         d, q = batch["done"][:, t], sigmoid(y.done_logit)
         done.append(np.where(d, -10 * np.log(q), -np.log(1 - q)))  # the positive class weighs 10
         reward.append(0.7 * (y.reward - batch["reward"][:, t]) ** 2)
@@ -114,7 +118,8 @@ def test_losses_are_means_made_from_the_heads(m):
     assert losses["z"] == pytest.approx(np.mean(np.array(z)[batch["z_mask"].T]), rel=1e-10)
     assert losses["done"] == pytest.approx(np.mean(done), rel=1e-10)
     assert losses["reward"] == pytest.approx(np.mean(reward), rel=1e-10)
-    assert losses["value"] == pytest.approx(np.mean(np.array(value)[batch["value_mask"].T]), rel=1e-10)
+    value = np.array(value)[batch["value_mask"].T]
+    assert losses["value"] == pytest.approx(np.mean(value), rel=1e-10)
 
 
 def test_masked_targets_do_not_matter(m):
@@ -239,8 +244,9 @@ def test_dream_samples_the_head_of_its_state(m):
     np.testing.assert_allclose(m.dream(state[0], 1e-12, *noise(rng, 6))[0], expected, atol=1e-4)
     uniform, normal = noise(rng, 6)
     whole = m.dream(state[0], 1.0, uniform, normal)[0]
-    alone = [m.dream(state[0][i : i + 1], 1.0, uniform[i : i + 1], normal[i : i + 1])[0] for i in range(6)]
-    np.testing.assert_allclose(np.concatenate(alone), whole, rtol=1e-10)  # the noise of a row is its own
+    rows = [slice(i, i + 1) for i in range(6)]
+    alone = [m.dream(state[0][row], 1.0, uniform[row], normal[row])[0] for row in rows]
+    np.testing.assert_allclose(np.concatenate(alone), whole, rtol=1e-10)  # a row has its own noise
 
 
 def test_pickled_copy_is_the_same(m):

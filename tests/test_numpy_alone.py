@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NUMPY_ALONE = (
-    "core conv lstm mdn gradcheck gradcases optim parallel cmaes vae mdnrnn controller config tasks data train "
-    "agent worlds rollout"
+    "core conv lstm mdn gradcheck gradcases optim parallel cmaes vae mdnrnn controller config "
+    "tasks data train agent worlds rollout"
 )
 BLOCK = """
 import sys
@@ -26,7 +26,9 @@ sys.meta_path.insert(0, OnlyNumPy())
 
 def run(code: str) -> str:
     """What it prints in a Python that has NumPy and nothing else."""
-    done = subprocess.run([sys.executable, "-c", BLOCK + code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCK + code], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -114,7 +114,12 @@ def script(code: str, seconds: float = 30) -> str:
     """What a Python of its own prints, killed with its children when it hangs."""
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
     child = subprocess.Popen(
-        command, cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=HERE.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     try:
         return child.communicate(timeout=seconds)[0]
@@ -153,7 +158,8 @@ def test_threads_inside_threads(workers):
     printed = script("""
         from wm_numpy import parallel
         parallel.set_workers(2)
-        print(parallel.threads(lambda i: sum(parallel.threads(lambda j: 10 * i + j, range(3))), range(5)))
+        inner = lambda i: sum(parallel.threads(lambda j: 10 * i + j, range(3)))
+        print(parallel.threads(inner, range(5)))
     """)
     assert printed == "[3, 33, 63, 93, 123]\n"
 
@@ -248,8 +254,11 @@ def test_a_job_that_always_dies_ends_it(others, tmp_path, workers):
 def test_chosen_exceptions_are_retried(tmp_path, workers):
     workers(1)
     lines = []
-    play = partial(parallel.processes, fail, retry=(Retried,), log=lines.append, executor=thread_pool)
-    assert dict(play([(tmp_path / "a", 2)])) == {0: "done"} and len(lines) == 2 and "the game is gone" in lines[0]
+    play = partial(
+        parallel.processes, fail, retry=(Retried,), log=lines.append, executor=thread_pool
+    )
+    assert dict(play([(tmp_path / "a", 2)])) == {0: "done"}
+    assert len(lines) == 2 and "the game is gone" in lines[0]
     with pytest.raises(WorkerError, match="3 times: the game is gone"):
         list(play([(tmp_path / "b", 9)]))
     assert (tmp_path / "b").stat().st_size == parallel.ATTEMPTS
@@ -279,8 +288,12 @@ def setups_here(x):
 @pytest.fixture(scope="module")
 def dask_cluster():
     """The address of a Dask scheduler with two worker processes here."""
-    distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as local:
+    distributed = pytest.importorskip(
+        "distributed", reason="Dask is not installed: pip install distributed"
+    )
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=2, dashboard_address=None
+    ) as local:
         yield local.scheduler_address
 
 
@@ -297,11 +310,15 @@ def on_cluster(dask_cluster):
 
 def test_setup_travels_once_to_each_worker_of_a_cluster(on_cluster):
     for call, value in enumerate((10, 20), 1):
-        found = dict(parallel.processes(setups_here, [(i,) for i in range(40)], count_setups, (value,)))
-        assert {i: product for i, (_, _, product, _) in found.items()} == {i: value * i for i in range(40)}
+        found = dict(
+            parallel.processes(setups_here, [(i,) for i in range(40)], count_setups, (value,))
+        )
+        products = {i: product for i, (_, _, product, _) in found.items()}
+        assert products == {i: value * i for i in range(40)}
         pids = {pid for pid, *_ in found.values()}
         assert len(pids) <= 2 and os.getpid() not in pids
-        assert {n for _, n, _, _ in found.values()} == {call} and {t for *_, t in found.values()} == {1}
+        assert {n for _, n, _, _ in found.values()} == {call}
+        assert {t for *_, t in found.values()} == {1}
 
 
 def test_a_job_of_a_cluster_is_retried_and_a_dead_worker_replaced(on_cluster, tmp_path):
@@ -311,7 +328,8 @@ def test_a_job_of_a_cluster_is_retried_and_a_dead_worker_replaced(on_cluster, tm
     list(play(fail, [(tmp_path / "b", 0)] * 3))
     assert (tmp_path / "b").stat().st_size == 3  # equal jobs are not taken for one
     marker = tmp_path / "died"
-    assert dict(play(die_once, [(marker, x) for x in range(6)])) == {x: x * x for x in range(6)} and marker.exists()
+    found = dict(play(die_once, [(marker, x) for x in range(6)]))
+    assert found == {x: x * x for x in range(6)} and marker.exists()
     with pytest.raises(KeyError, match="boom"):
         list(play(boom, [()]))
 
@@ -324,7 +342,8 @@ def test_a_generation_on_a_cluster_equals_one_here(on_cluster, workers):
     there = rollout.real_rollouts(agent, vectors, seeds)
     parallel._executor = parallel.SPAWN
     here = rollout.real_rollouts(agent, vectors, seeds)
-    assert all(np.array_equal(a, b) for a, b in zip(there, here, strict=True)) and len(set(here[0].flat)) > 5
+    assert all(np.array_equal(a, b) for a, b in zip(there, here, strict=True))
+    assert len(set(here[0].flat)) > 5
 
 
 def test_without_dask_a_sentence(monkeypatch):

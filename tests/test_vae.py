@@ -92,10 +92,13 @@ def test_loss_sums_over_pixels_and_averages_over_frames(rng):
     losses, gradient = v.loss_and_grad(frames, noise)
     mu, logvar = v.encode(frames)
     y = v.decode(mu + np.exp(logvar / 2) * noise)
-    assert losses["reconstruction"] == pytest.approx(((y - frames / 255) ** 2).sum(axis=(1, 2, 3)).mean())
+    error = ((y - frames / 255) ** 2).sum(axis=(1, 2, 3)).mean()
+    assert losses["reconstruction"] == pytest.approx(error)
     kl = 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar).sum(axis=1)
     assert losses["kl"] == pytest.approx(np.maximum(kl, 0.5 * 32).mean())
-    twice, gradient2 = v.loss_and_grad(np.concatenate([frames, frames]), np.concatenate([noise, noise]))
+    twice, gradient2 = v.loss_and_grad(
+        np.concatenate([frames, frames]), np.concatenate([noise, noise])
+    )
     assert twice["loss"] == pytest.approx(losses["loss"])
     assert relative_error(gradient, gradient2) < 1e-12
 
@@ -103,7 +106,9 @@ def test_loss_sums_over_pixels_and_averages_over_frames(rng):
 def test_the_kl_can_weigh_less():
     """The loss is linear in the weight, and so is its gradient: what weight 2 adds to weight 1, 0 lacks."""
     frames, noise = make_vae.batch(5)
-    (none, g0), (one, g1), (two, g2) = (filled(kl_weight=w).loss_and_grad(frames, noise) for w in (0, 1, 2))
+    (none, g0), (one, g1), (two, g2) = (
+        filled(kl_weight=w).loss_and_grad(frames, noise) for w in (0, 1, 2)
+    )
     assert none["loss"] == none["reconstruction"] and none["kl"] == one["kl"] == two["kl"]
     assert two["loss"] - one["loss"] == pytest.approx(one["kl"])
     assert relative_error(g2 - g1, g1 - g0) < 1e-8 < np.abs(g1 - g0).max()
@@ -143,7 +148,9 @@ def test_bytes_equal_floats():
     assert (da == db).all()
 
 
-@pytest.mark.parametrize("shape", [(2, 84, 84, 3), (2, 65, 65, 3), (2, 64, 64, 1), (64, 64, 3), (2, 3, 64, 64)])
+@pytest.mark.parametrize(
+    "shape", [(2, 84, 84, 3), (2, 65, 65, 3), (2, 64, 64, 1), (64, 64, 3), (2, 3, 64, 64)]
+)
 def test_frames_of_another_size_are_refused(shape):
     v = filled(np.float32)
     for call in (v.encode, lambda frames: v.loss_and_grad(frames, np.zeros((len(frames), 32)))):
@@ -174,7 +181,8 @@ def test_same_bits_on_any_number_of_threads(rng):
         for n in (1, 2, 5):
             parallel.set_workers(n)
             losses, gradient = v.loss_and_grad(frames, noise)
-            results.append([np.array(list(losses.values())), gradient, *v.encode(frames), v.decode(noise)])
+            losses = np.array(list(losses.values()))
+            results.append([losses, gradient, *v.encode(frames), v.decode(noise)])
     finally:
         parallel.set_workers(kept)
     for other in results[1:]:
@@ -191,7 +199,9 @@ def test_any_number_of_frames(rng, n):
     assert mu.shape == logvar.shape == (n, 32)
     assert pictures.shape == (n, 64, 64, 3)
     for i in range(0, n, 10):
-        np.testing.assert_allclose(v.encode(frames[i : i + 1])[0], mu[i : i + 1], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            v.encode(frames[i : i + 1])[0], mu[i : i + 1], rtol=1e-3, atol=1e-4
+        )
         np.testing.assert_allclose(v.decode(noise[i : i + 1]), pictures[i : i + 1], atol=1e-5)
 
 

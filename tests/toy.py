@@ -26,16 +26,20 @@ FALL = 16  # pixels a step: the heights are 0, 16, 32 and 48, beside the green o
 SPEED = 12  # pixels a step, at an action of 1 or -1
 WALL, GROUND = 64 - SIDE, 3 * FALL
 LIMIT = 60  # steps
-BLIND = 4 / (2 * SIDE / (WALL + 2 * SIDE)) - 1  # mean life without eyes: every 4 steps hit by that chance, first at 3
+# Mean life without eyes: every 4 steps, first at step 3, the square hits with this chance.
+BLIND = 4 / (2 * SIDE / (WALL + 2 * SIDE)) - 1
 
 # An action of one number and an end to be foreseen: to the settings this is Doom, only smaller.
 SETTINGS = """
     collect.episodes=200
-    vae.z_size=8 vae.start=he vae.kl_weight=0.1 vae.batch=16 vae.updates=120 vae.learning_rate=1e-3 vae.cosine=true
-    mdnrnn.hidden=48 mdnrnn.window=32 mdnrnn.batch=16 mdnrnn.updates=500 mdnrnn.learning_rate=5e-3 mdnrnn.cosine=true
-    mdnrnn.done_weight=1
-    evolve.features=zh evolve.bias=true evolve.tau=1 evolve.horizon=30 evolve.survival=true evolve.done_odds=1
-    evolve.population=16 evolve.episodes=16 evolve.generations=20 evolve.sigma=0.5 evolve.check_every=0"""
+    vae.z_size=8 vae.start=he vae.kl_weight=0.1
+    vae.batch=16 vae.updates=120 vae.learning_rate=1e-3 vae.cosine=true
+    mdnrnn.hidden=48 mdnrnn.window=32 mdnrnn.done_weight=1
+    mdnrnn.batch=16 mdnrnn.updates=500 mdnrnn.learning_rate=5e-3 mdnrnn.cosine=true
+    evolve.features=zh evolve.bias=true evolve.tau=1
+    evolve.horizon=30 evolve.survival=true evolve.done_odds=1
+    evolve.population=16 evolve.episodes=16 evolve.generations=20
+    evolve.sigma=0.5 evolve.check_every=0"""
 
 
 class Falling:
@@ -170,7 +174,8 @@ def main() -> None:
         folder = Path(name)
         agent = learn(folder / "run", seed)
         shuffled = learn_shuffled(folder / "control", agent, folder / "run")
-        print("nats of the next z: M {:.2f}, a Gaussian {:.2f}".format(*knowledge(agent, held_out(agent, folder))))
+        m, gaussian = knowledge(agent, held_out(agent, folder))
+        print(f"nats of the next z: M {m:.2f}, a Gaussian {gaussian:.2f}")
         batch = held_out(agent, folder, shuffled=True)
         print("in random order: M {:.2f}, a Gaussian {:.2f}".format(*knowledge(shuffled, batch)))
         for policy, act in policies(agent).items():
