@@ -91,7 +91,7 @@ def check_pair(
 
     forward(*inputs, *constants) -> (y, cache), y an array, a scalar, or a tuple of arrays; backward(dy, cache) -> one
     gradient per input, in order. The inputs are float64, the constants need no gradient. Both functions are given
-    copies; what they change of them (x, dy, cache) is named in a warning and in the result.
+    copies; changes in place (to x, dy, cache) are named in a warning and in the result.
 
     Raises:
         ValueError: an input is not float64 or empty, or backward returns too few gradients or one of another shape.

@@ -22,7 +22,7 @@ HEADS = ("done", "reward", "value")  # the optional ones, a number each
 
 
 class Prediction(NamedTuple):
-    """What the head says of n states; None where M has no such head."""
+    """The head's outputs for n states; None where M has no such head."""
 
     logmix: np.ndarray  # (K, Z, n), not normalised
     mean: np.ndarray  # (K, Z, n)
@@ -91,7 +91,7 @@ class MDNRNN:
     def dream(
         self, h: np.ndarray, tau: float, uniform: np.ndarray, normal: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """h (n, H) after a step -> what came of that step: z_next (n, Z), reward (n,), done_logit (n,).
+        """h (n, H) after a step -> its outcome: z_next (n, Z), reward (n,), done_logit (n,).
 
         z_next is drawn at temperature tau from the randomness given: uniform in [0, 1) and standard normal,
         (n, Z) each. reward is the expected one. reward and done_logit are None where M has no such head.

@@ -249,5 +249,5 @@ def _check(frames: np.ndarray) -> None:
 
 
 def _on_one_pixel(params: Params) -> tuple[np.ndarray, np.ndarray]:
-    """deconv1 as what it is on an image of one pixel, a linear layer -> w (1024, 5*5*128), a view, b (5*5*128,)."""
+    """deconv1 as the linear layer it is on an image of one pixel -> w (1024, 5*5*128), a view, b (5*5*128,)."""
     return params["deconv1.w"].reshape(-1, 1024).T, np.tile(params["deconv1.b"], 25)
