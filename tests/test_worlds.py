@@ -8,6 +8,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from tests.conftest import tiny_agent
+from wm_numpy import parallel
 from wm_numpy import rollout as rollouts
 from wm_numpy.data import DataError
 from wm_numpy.faces import DreamEnv
@@ -699,11 +700,10 @@ def test_each_candidate_has_its_own_returns(monkeypatch):
     vectors = np.random.default_rng(0).standard_normal((5, len(agent.theta)))
     seeds = np.array([3, 1, 4])
     together, _ = dream_rollouts(agent, vectors, seeds)
-    for first in (0, 2, 4):
-        chunk = vectors[first : first + 2]
+    for chunk in parallel.cut(5, 2):
         # two chunks at least: this one twice
-        alone, _ = dream_rollouts(agent, np.tile(chunk, (2, 1)), seeds)
-        assert np.array_equal(alone, np.tile(together[first : first + 2], (2, 1)))
+        alone, _ = dream_rollouts(agent, np.tile(vectors[chunk], (2, 1)), seeds)
+        assert np.array_equal(alone, np.tile(together[chunk], (2, 1)))
 
 
 # ------------------------------------------------------------------------------------------ for gymnasium

@@ -92,14 +92,14 @@ def blind_rollouts(
     from .envs import random_policy
 
     make_policy = make_policy or partial(random_policy, task)
-    jobs = [(task, repeat, int(seed), paths and paths[i], min_length, make_policy) for i, seed in enumerate(seeds)]
+    how = min_length, make_policy
+    jobs = [(task, repeat, int(s), paths and paths[i], *how) for i, s in enumerate(seeds)]
     here = parallel.SPAWN if paths else None
     return _joined(_play_all(_play_blind, jobs, log, progress, here), len(seeds))
 
 
-def _play_all(
-    play: Callable, jobs: list[tuple], log: Callable, progress: Callable, executor: Callable | None, *setup
-) -> list[Rollouts]:
+def _play_all(play, jobs: list[tuple], log, progress, executor, *setup) -> list[Rollouts]:
+    """play(*job) of every job, in order, on all processes; what died is played again."""
     from .envs import EnvironmentDied
 
     results = [None] * len(jobs)
@@ -171,10 +171,12 @@ def _play_group(
     def act(features: np.ndarray) -> np.ndarray:
         if not noise:
             return controller(features)
-        drift[...] = 0.8 * drift + 0.6 * noise * rng.standard_normal(drift.shape)  # of std `noise`, lasting some steps
+        fresh = rng.standard_normal(drift.shape)
+        drift[...] = 0.8 * drift + 0.6 * noise * fresh  # of std `noise`, lasting some steps
         return np.clip(controller(features) + drift, -1, 1)
 
-    envs = _environments(_agent.config.task, _agent.config.repeat, len(seeds), keep=paths is not None)
+    c = _agent.config
+    envs = _environments(c.task, c.repeat, len(seeds), keep=paths is not None)
     result = rollout(RealWorld(_agent, envs), act, seeds)
     for env, path in zip(envs, paths or [], strict=False):
         env.save(path)

@@ -105,13 +105,16 @@ class World:
         if not isinstance(mask, np.ndarray) or mask.dtype != bool:
             raise TypeError(f"reset_mask must be an array of bool, not {mask!r}")
         if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(f"reset_mask must be ({self.num_envs},) bool, some of them true, not {mask}")
+            shape = f"({self.num_envs},)"
+            raise ValueError(f"reset_mask must be {shape} bool, some of them true, not {mask}")
         return mask
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> np.ndarray:
         """One for each row (n,)."""
         n = self.num_envs
-        given = list(seed) if np.ndim(seed) else [None if seed is None else seed + i for i in range(n)]
+        if seed is None:
+            seed = [None] * n
+        given = list(seed) if np.ndim(seed) else [seed + i for i in range(n)]
         if len(given) != n or any(np.ndim(s) for s in given):
             raise ValueError(f"{len(given)} seeds were given for {n} environments")
         known = [int(s) for s in given if s is not None]
@@ -129,21 +132,25 @@ class World:
         """
         if 0 < len(self.rows) < self.num_envs:
             ended = np.setdiff1d(np.arange(self.num_envs), self.rows).tolist()
-            raise self.reset_needed(f"environments {ended} have ended: reset them before the next step")
+            what = f"environments {ended} have ended"
+            raise self.reset_needed(f"{what}: reset them before the next step")
         return self.advance(actions)
 
     def advance(self, actions: np.ndarray):
         """As `step`, but environments that have ended stand still; RuntimeError where none is left."""
         if not len(self.rows):
-            raise self.reset_needed("all environments have ended, or not begun: call reset before step")
-        rows, actions = self.rows, np.asarray(actions, np.float32)
+            what = "all environments have ended, or not begun"
+            raise self.reset_needed(f"{what}: call reset before step")
+        rows = self.rows
+        actions = np.asarray(actions, np.float32)
         shape = self.num_envs, self.m.action_size
         if actions.shape != shape or not np.isfinite(actions).all():
             raise ValueError(f"actions must be finite numbers of shape {shape}, not {actions}")
         rewards = np.zeros(self.num_envs, np.float64)
         terminations, truncations = np.zeros((2, self.num_envs), bool)
         action = np.clip(actions[rows], -1, 1)
-        restart = self.fresh.astype(np.float32) if self.fresh.any() else None  # as in the data M learns from
+        # None where no episode is fresh: that saves M a pass
+        restart = self.fresh.astype(np.float32) if self.fresh.any() else None
         self.state = self.m.step(self.z, action, self.state, restart)
         self.fresh = np.zeros(len(rows), bool)
         self.steps += 1
@@ -163,7 +170,8 @@ class World:
         """Features of the rows alive: z, [z h] or [z c h]."""
         h, c = self.state
         parts = {"z": self.z, "h": h, "c": c}
-        self._features[self.rows] = np.concatenate([parts[p] for p in self.agent.config.evolve.features], axis=1)
+        seen = [parts[p] for p in self.agent.config.evolve.features]
+        self._features[self.rows] = np.concatenate(seen, axis=1)
 
     def _sample(self, mu: np.ndarray, logvar: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """z ~ N(mu, exp(logvar)) of these rows: V's sight is sampled when acting too (authors' code)."""
@@ -187,8 +195,9 @@ class RealWorld(World):
         self.envs = list(envs)
 
     def _first(self, rows, seeds):
-        frames = [self.envs[row].reset(seed=int(seed))[0] for row, seed in zip(rows, seeds, strict=True)]
-        z = self._sample(*self.agent.v.encode(np.stack(frames)), rows)
+        resets = [self.envs[r].reset(seed=int(s)) for r, s in zip(rows, seeds, strict=True)]
+        frames = np.stack([frame for frame, _ in resets])
+        z = self._sample(*self.agent.v.encode(frames), rows)
         return z, self.m.initial_state(len(rows)), np.ones(len(rows), bool)
 
     def _next(self, action):
@@ -225,21 +234,26 @@ class Dream(World):
         super().__init__(agent, num_envs)
         given = {"evolve.tau": tau, "evolve.horizon": horizon, "evolve.memories": memories}
         changes = {key: value for key, value in given.items() if value is not None}
-        c = from_flat(flat(agent.config) | changes).evolve  # says what cannot be, as on the command line
+        c = from_flat(flat(agent.config) | changes).evolve  # checked as on the command line
         if c.memories and agent.memories is None:
-            raise ValueError("this agent has no recorded moments for its dreams to begin in: memories must be 0")
-        self.tau, self.memories = c.tau, c.memories
+            what = "this agent has no recorded moments for its dreams to begin in"
+            raise ValueError(f"{what}: memories must be 0")
+        self.tau = c.tau
+        self.memories = c.memories
         self.limit = c.horizon or agent.config.max_steps
         self.reward_range = np.multiply(TASKS[agent.config.task].reward_range, agent.config.repeat)
-        self.value_range = self.reward_range / max(1 - agent.config.mdnrnn.gamma, 1 / agent.config.max_steps)
-        self.bootstrap = c.bootstrap and self.limit < agent.config.max_steps  # at the task's limit life is over
+        most = agent.config.max_steps
+        self.value_range = self.reward_range / max(1 - agent.config.mdnrnn.gamma, 1 / most)
+        # at the task's own limit life is over, and nothing is left to pay
+        self.bootstrap = c.bootstrap and self.limit < most
         self.uniform = Noise(num_envs, np.random.Generator.random, self.m.z_size + 1, key=1)
-        self.survival = np.ones(num_envs)  # the odds that an episode still goes on, where the setting asks for them
+        self.survival = np.ones(num_envs)  # odds that an episode still goes on, if asked for
 
     def _first(self, rows, seeds):
         self.uniform.begin(rows, seeds)
         self.survival[rows] = 1
-        latents = self.agent.initial_latents[:, seeds % self.agent.initial_latents.shape[1]]  # (2, rows, Z)
+        firsts = self.agent.initial_latents
+        latents = firsts[:, seeds % firsts.shape[1]]  # (2, rows, Z)
         state = self.m.initial_state(len(rows))  # h = c = 0
         share, fresh = self.uniform(rows)[:, 0], np.ones(len(rows), bool)
         if self.memories:
@@ -253,9 +267,11 @@ class Dream(World):
 
     def _next(self, action):
         uniform = self.uniform(self.rows)
-        z, reward, logit = self.m.dream(self.state[0], self.tau, uniform[:, 1:], self.normal(self.rows))
+        normal = self.normal(self.rows)
+        z, reward, logit = self.m.dream(self.state[0], self.tau, uniform[:, 1:], normal)
         if reward is None:
-            reward = np.full(len(z), self.agent.config.repeat, z.dtype)  # a frame survived is worth 1
+            frames = self.agent.config.repeat
+            reward = np.full(len(z), frames, z.dtype)  # a frame survived is worth 1
         reward = np.clip(reward, *self.reward_range)
         done = np.zeros(len(z), bool)
         if logit is not None:
