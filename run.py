@@ -27,7 +27,11 @@ def parser() -> argparse.ArgumentParser:
 
     train = command("train", "collect, V, encode, M, C, evaluate; a stopped run goes on", run=False)
     train.add_argument("task", help="doom or carracing")
-    train.add_argument("--preset", default="quick", help="smoke, quick, laptop or paper; quick")
+    train.add_argument(
+        "--preset",
+        default="quick",
+        help="smoke, quick, laptop, paper, for CarRacing also reality; quick",
+    )
     train.add_argument("--out", type=Path, help="the run folder; runs/TASK")
     train.add_argument("--stage", default="evaluate", help="the last one to run; evaluate")
     command("settings", "every setting for --set, with the paper's CarRacing value", run=False)

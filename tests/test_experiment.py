@@ -641,7 +641,10 @@ def test_learning_curve_over_the_authors(tmp_path):
         log.record(
             stage="evolve", round=1, step=generation, fitness=300.0 + generation, check=200.0
         )
-    v, c = report._panels(log.path, "doom")
+    log.record(stage="adapt", round=1, step=5, fitness=500.0)
+    v, c, real = report._panels(log.path, "doom")
+    assert real[2]["fitness"] == ((5,), (500.0,))
+    assert real[2]["authors' fitness"] == ((1, 5), (305, 350))
     assert set(v[2]) == {"reconstruction"} and c[2]["fitness"] == ((1, 12), (301.0, 312.0))
     assert c[2]["authors' fitness"] == ((1, 5, 10), (305, 350, 355))
 

@@ -18,6 +18,7 @@ CURVES = (  # title, stage, what its steps are, names of the lines
     ("V", "vae", "updates", ("reconstruction", "kl")),
     ("M (z: nats per dim)", "mdnrnn", "updates", ("z", "done", "reward")),
     ("C, return", "evolve", "generations", ("fitness", "max", "check")),
+    ("C, on in reality", "adapt", "generations", ("fitness", "max", "check")),
 )
 
 
@@ -138,7 +139,7 @@ def _panels(path: Path, task: str) -> list[tuple]:
             points = [(r["x"], r[name]) for r in rows if name in r]
             if any(y for _, y in points):
                 lines[name] = tuple(zip(*points, strict=True))
-        if lines and stage == "evolve":
+        if lines and "fitness" in names:
             last = max(max(x) for x, _ in lines.values())
             known = {x: y for x, y in TASKS[task].authors.items() if x <= last}
             lines["authors' fitness"] = tuple(known), tuple(known.values())
