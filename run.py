@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", "play real episodes on seeds used for nothing else")
     evaluate.add_argument("--episodes", type=int, default=100)
     evaluate.add_argument("--random", action="store_true", help="play the random policy instead")
+    help = "the agent before it was adapted to the real environment"
+    evaluate.add_argument("--unadapted", action="store_true", help=help)
     evaluate.add_argument("--json", **file, help="write the score there too")
 
     play = command("play", "play in M's dream or reality, in a browser; or watch C play", run=False)
@@ -160,7 +162,7 @@ def perform(args: argparse.Namespace) -> int | None:
                 run.run(("mdnrnn", "evolve", "evaluate"))
             print(report.sweep_table(folders))
         case "evaluate":
-            player = agent.Agent.load(args.run)
+            player = agent.Agent.load(args.run, adapted=not args.unadapted)
             who = None if args.random else player
             task = player.config.task
             result = experiment.evaluate(task, who, args.episodes, args.seed, experiment.Log())

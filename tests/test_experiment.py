@@ -388,8 +388,11 @@ def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path
     adapted = data.read_arrays(folder / "adapted.npz")["theta"]
     assert np.array_equal(Agent.load(folder).theta, adapted)
     assert not np.array_equal(adapted, Agent.load(doom_run).theta)
+    before = Agent.load(doom_run).theta
+    assert np.array_equal(Agent.load(folder, adapted=False).theta, before)
     export(folder, tmp_path / "half")
     assert np.allclose(Agent.load(tmp_path / "half").theta, adapted, atol=1e-3)
+    assert np.allclose(Agent.load(tmp_path / "half", adapted=False).theta, before, atol=1e-3)
 
 
 def test_a_stage_of_a_run_with_rounds(collected):

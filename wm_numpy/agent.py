@@ -35,10 +35,11 @@ class Agent:
     memories: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def load(cls, run: str | Path, theta: np.ndarray | None = None) -> "Agent":
+    def load(cls, run: str | Path, theta: np.ndarray | None = None, adapted=True) -> "Agent":
         """The agent of a run folder, or of the weights of that name that come with the package.
 
-        `theta` replaces its C, if given. DataError: no such run, or not finished, or damaged.
+        `theta` replaces its C, if given. adapted: C as it evolved on in the real environment, if it did; else as the
+        evolve stage left it. DataError: no such run, or not finished, or damaged.
         """
         folder = run_folder(run)
         config = load_config(folder)
@@ -50,8 +51,8 @@ class Agent:
             sight = read_weights(folder / "vae.npz", v.params)
             saved = read_weights(folder / "mdnrnn.npz", m.params, initial_latents=(2, -1, z))
             if theta is None:
-                path = folder / "adapted.npz"  # evolved on in the real environment
-                if not path.exists():
+                path = folder / "adapted.npz"
+                if not (adapted and path.exists()):
                     path = folder / "controller.npz"
                 control = read_arrays(path, theta=(theta_size(config),))
                 theta = control["theta"]
@@ -146,9 +147,8 @@ def export(run: str | Path, folder: Path) -> None:
     source = run_folder(run)  # `load` refuses what is damaged
     if not is_empty(folder):
         raise DataError(f"{folder} is not empty: choose another folder")
-    names = ("vae.npz", "mdnrnn.npz", "controller.npz")
-    files = {name: read_arrays(source / name) for name in names}
-    files["controller.npz"]["theta"] = agent.theta  # the one adapted to reality, if there is one
+    names = ("vae.npz", "mdnrnn.npz", "controller.npz", "adapted.npz")
+    files = {name: read_arrays(source / name) for name in names if (source / name).exists()}
     for name, arrays in files.items():
         halves = {k: x.astype(np.float16) if x.dtype.kind == "f" else x for k, x in arrays.items()}
         if not all(np.isfinite(x).all() for x in halves.values()):

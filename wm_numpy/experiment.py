@@ -424,8 +424,9 @@ class Experiment:
         for who in ("random", "unadapted", "agent", "dream"):
             if who in results or (who == "unadapted" and not adapted):
                 continue
-            theta = self._theta() if who == "unadapted" else None
-            agent = None if who == "random" else Agent.load(self.folder, theta)
+            agent = None
+            if who != "random":
+                agent = Agent.load(self.folder, adapted=who != "unadapted")
             if who == "dream":  # the same agent in its own dream
                 seeds = episode_seeds("evaluate", n, c.seed)
                 returns, _ = dream_rollouts(agent, agent.theta[None], seeds)
