@@ -154,8 +154,9 @@ def export(run: str | Path, folder: Path) -> None:
         if not all(np.isfinite(x).all() for x in halves.values()):
             raise DataError(f"{source / name} holds weights too large for float16")
         write(folder / name, halves)
-    series = sorted(source.glob("recorded/*.npy")) or sorted(source.glob("series/*/*.npy"))[:100]
-    if series:  # the longest, for `play` to dream on from
-        longest = max(series, key=lambda path: path.stat().st_size)
-        write(folder / "recorded" / "000000.npy", np.load(longest, allow_pickle=False))
+    paths = sorted(source.glob("recorded/*.npy")) or sorted(source.glob("series/*/*.npy"))[-100:]
+    series = [np.load(path, allow_pickle=False) for path in paths]
+    if series:  # the best of the newest, for `play` to dream on from
+        best = max(series, key=lambda episode: episode["reward"].sum())
+        write(folder / "recorded" / "000000.npy", best)
     write(folder / "config.json", flat(agent.config))
