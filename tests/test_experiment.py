@@ -265,9 +265,11 @@ def test_states_of_another_configuration_are_refused(collected):
 # --------------------------------------------------------------------------------------------------- rounds
 
 
-def test_a_second_round_keeps_the_older_data(doom_run, copy_of):
+def test_a_second_round_keeps_the_older_data(doom_run, copy_of, capsys):
     folder = copy_of(doom_run)
     Experiment(tiny_config("doom", "rounds=2"), folder).run()
+    line = "round 2: M learns from 2 random episodes and 2 of the agent's own\n"
+    assert line in capsys.readouterr().out
     names = sorted(p.name for p in (folder / "episodes").iterdir())
     assert names == [f"{i:06d}.npy" for i in range(4)]
     for name in names[:2]:

@@ -308,6 +308,10 @@ class Experiment:
         series = Records(self.folder / "series" / str(round_), self.series_dtype)
         weights = self._weights(len(series.paths), c)
         batches = SeriesBatches(series, c.batch, c.window, seed, weights)
+        if own := sum(self._episodes(r) for r in range(2, round_ + 1)):
+            data = f"{self._episodes(1):,} random episodes and {own:,} of the agent's own"
+            shares = ", a round as much as any other" if c.fair else ""
+            self.log.line(f"round {round_}: M learns from {data}{shares}")
 
         def loss_and_grad(update: int):
             return m.loss_and_grad(batches(update))
