@@ -200,7 +200,7 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         "laptop": [_CAR, _CAR_DREAM, _CAR_LAPTOP],
         # The paper's own experiment from there: C evolves on in the real environment.
         "reality": [
-            _CAR, _CAR_DREAM, _CAR_LAPTOP, "evolve.real_generations=60 evolve.real_episodes=2",
+            _CAR, _CAR_DREAM, _CAR_LAPTOP, "evolve.real_generations=52 evolve.real_episodes=2",
         ],
         "quick": [
             _CAR, _CAR_DREAM,

@@ -152,11 +152,12 @@ def _panel(target, left: int, box: pygame.Rect, title: str, x_name: str, lines: 
     text(target, title, (box.centerx, 10), 22, centre=True)
     text(target, x_name, (box.centerx, HEIGHT - 20), centre=True)
     xs = np.concatenate([np.asarray(x, float) for x, _ in lines.values()])
-    ys = np.concatenate([np.asarray(y, float) for _, y in lines.values()])
+    ys = [np.asarray(y, float) for _, y in lines.values()]
     x0 = xs.min()
     x1 = max(xs.max(), x0 + 1e-9)
-    low = ys.min()
-    high = np.quantile(ys, 0.98)  # the first few values of a loss would flatten all the rest
+    low = min(y.min() for y in ys)
+    # the first few values of a loss would flatten all the rest
+    high = max(np.quantile(y, 0.98, method="higher") for y in ys)
     margin = 0.06 * max(high - low, 1e-9 + 1e-3 * abs(high))
     y0 = low - margin
     y1 = high + margin
