@@ -204,11 +204,12 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         ],
         "quick": [
             _CAR, _CAR_DREAM,
-            "collect.episodes=500 collect.later_episodes=96 vae.updates=2000 vae.later_updates=500",
-            "mdnrnn.updates=2500 mdnrnn.later_updates=1500",
+            "rounds=3 collect.episodes=250 collect.later_episodes=48",
+            "vae.updates=1500 vae.later_updates=500 vae.rounds=1",
+            "mdnrnn.updates=1500 mdnrnn.later_updates=700 mdnrnn.fair=true",
             # 10 generations: 20 or 30 in a dream of random data only find where it is wrong
             "evolve.generations=10 evolve.later_generations=20",
-            "evolve.worst=0.5 evolve.check_every=10 evaluate.episodes=50",
+            "evolve.check_every=10 evolve.check_episodes=16 evaluate.episodes=50",
         ],
         "smoke": [_CAR, _SMOKE, "collect.episodes=2 repeat=4"],
     },
