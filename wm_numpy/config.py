@@ -205,7 +205,7 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         "quick": [
             _CAR, _CAR_DREAM,
             "rounds=3 collect.episodes=250 collect.later_episodes=48",
-            "vae.updates=1500 vae.later_updates=500 vae.rounds=1",
+            "vae.updates=1500 vae.rounds=1",
             "mdnrnn.updates=1500 mdnrnn.later_updates=700 mdnrnn.fair=true",
             # 10 generations: 20 or 30 in a dream of random data only find where it is wrong
             "evolve.generations=10 evolve.later_generations=20",

@@ -239,7 +239,7 @@ class Experiment:
             policy = collecting_policy(c)
             how = {"min_length": c.collect.min_length, "make_policy": policy, "repeat": c.repeat}
         else:
-            agent = Agent.load(self.folder)
+            agent = Agent.load(self.folder, adapted=False)  # more rounds may follow the last one
             how = {"noise": c.collect.noise, "spread": c.collect.spread}
         how["paths"] = [paths[i] for i in missing]
         seeds = episode_seeds("collect", n, c.seed, round_)[missing]
