@@ -395,6 +395,9 @@ def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path
     export(folder, tmp_path / "half")
     assert np.allclose(Agent.load(tmp_path / "half").theta, adapted, atol=1e-3)
     assert np.allclose(Agent.load(tmp_path / "half", adapted=False).theta, before, atol=1e-3)
+    # more rounds go on from the C of the dream
+    Experiment(tiny_config("doom", *more, "rounds=3"), folder).run(STAGES[:5])
+    assert int(data.read_arrays(folder / "controller.npz")["round"]) == 3
 
 
 def test_a_stage_of_a_run_with_rounds(collected):
