@@ -105,6 +105,7 @@ PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silen
     "evolve.world": ("real", "dream"),
     "evolve.features": ("zh", "zch"),
     "evolve.bias": (True, False),
+    "evolve.hidden": (0, 0),
     "evolve.population": (64, 64),
     "evolve.episodes": (16, 16),
     "evolve.sigma": (0.1, 0.1),
@@ -138,3 +139,9 @@ def test_parameter_counts_are_the_papers(task, v, m, c):
     assert agent.new_vae(paper).params.size == v
     assert agent.new_mdnrnn(paper).params.size == m
     assert agent.theta_size(paper) == c
+
+
+@pytest.mark.parametrize("hidden, size", [(0, 99), (40, 1443)])
+def test_parameter_counts_of_the_ablations_are_the_papers(hidden, size):
+    settings = ["evolve.features=z", f"evolve.hidden={hidden}"]
+    assert agent.theta_size(resolve("carracing", "paper", settings)) == size

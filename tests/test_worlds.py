@@ -647,6 +647,25 @@ def test_returns_and_lengths():
     assert [f[0, 0] for f in seen] == [0, 1, 2, 3, 4]  # an action for every frame but the last
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_each_candidate_is_the_papers_controller(bias, hidden):
+    agent = tiny_agent("carracing", f"evolve.hidden={hidden}", f"evolve.bias={bias}")
+    rng = np.random.default_rng(0)
+    thetas = rng.standard_normal((3, len(agent.theta)))
+    features = rng.standard_normal((3, 4, 6 + 8))  # (P, E, F)
+    actions = agent.controller(thetas)(features.reshape(12, -1).astype(np.float32))
+    for theta, seen, action in zip(thetas, features, actions.reshape(3, 4, 3), strict=True):
+        theta = list(theta)
+        x = seen
+        for outputs in ([hidden] if hidden else []) + [3]:
+            w = np.array([[theta.pop(0) for _ in range(outputs)] for _ in range(x.shape[1])])
+            b = np.array([theta.pop(0) for _ in range(outputs)]) if bias else 0
+            x = np.tanh(x @ w + b)
+        assert not theta
+        np.testing.assert_allclose(action, x, atol=1e-5)
+
+
 @both
 def test_rollout_cannot_tell_the_worlds_apart(kind):
     world = make(kind, 6)

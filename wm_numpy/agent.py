@@ -74,7 +74,7 @@ class Agent:
     def controller(self, thetas: np.ndarray | None = None) -> Controller:
         """C with its own parameters, or with those of a population (P, n)."""
         thetas = self.theta if thetas is None else thetas
-        return Controller(thetas, self.m.action_size, self.config.evolve.bias)
+        return Controller(thetas, _sizes(self.config), self.config.evolve.bias)
 
 
 def new_vae(config: Config, rng: np.random.Generator | None = None) -> VAE:
@@ -94,7 +94,13 @@ def feature_size(config: Config) -> int:
 
 def theta_size(config: Config) -> int:
     """Parameters of C."""
-    return controller_size(feature_size(config), TASKS[config.task].action_size, config.evolve.bias)
+    return controller_size(_sizes(config), config.evolve.bias)
+
+
+def _sizes(config: Config) -> list[int]:
+    """The widths of C: what it sees, its hidden units if it has any, the action."""
+    hidden = [config.evolve.hidden] if config.evolve.hidden else []
+    return [feature_size(config), *hidden, TASKS[config.task].action_size]
 
 
 def run_folder(run: str | Path) -> Path:

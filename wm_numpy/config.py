@@ -91,6 +91,7 @@ class EvolveConfig:
     world: str = setting("real", "where C is evolved", choices=("real", "dream"))
     features: str = setting("zh", "what C sees: z, [z h] or [z c h]", choices=("z", "zh", "zch"))
     bias: bool = setting(True, "C has a bias")
+    hidden: int = setting(0, "tanh units between C's features and its action; 0: C is linear", 0)
     population: int = setting(64, "candidates per generation", 4)
     episodes: int = setting(16, "episodes per candidate", 1)
     generations: int = setting(200, "generations of the first round", 1)

@@ -1,30 +1,42 @@
-"""C: a linear layer and a tanh (paper, section 2.3), for a whole population at once.
+"""C: a linear layer and a tanh (paper, section 2.3), for a whole population at once; or two, for the paper's ablation.
 
 Letters: P population, E episodes, F features, A action.
 """
+
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from .core import linear_forward
 
 
-def controller_size(features: int, action_size: int, bias: bool) -> int:
-    """Parameters of one candidate: 867 for [z h] of CarRacing with bias, 1,088 for [z c h] of Doom without."""
-    return (features + bias) * action_size
+def controller_size(sizes: Sequence[int], bias: bool) -> int:
+    """Parameters of a candidate: 867 for [z h] of CarRacing, 99 for z, 1,443 with 40 units between; Doom 1,088."""
+    return sum((inputs + bias) * outputs for inputs, outputs in pairwise(sizes))
 
 
 class Controller:
-    """a = tanh([z h] W + b), for P candidates theta (P, n) or one (n,): W row after row (F, A), then b (A,) if any."""
+    """a = tanh([z h] W + b), for P candidates theta (P, n) or one (n,): W row after row (F, A), then b (A,) if any.
 
-    def __init__(self, theta: np.ndarray, action_size: int, bias: bool):
+    sizes: (F, A); or (F, hidden units, A), where the first layer's W and b come before the second's.
+    """
+
+    def __init__(self, theta: np.ndarray, sizes: Sequence[int], bias: bool):
         theta = np.atleast_2d(theta).astype(np.float32)
-        if not bias:
-            theta = np.pad(theta, ((0, 0), (0, action_size)))  # b = 0
-        self.w = theta[:, :-action_size].reshape(len(theta), -1, action_size)  # (P, F, A)
-        self.b = theta[:, -action_size:]  # (P, A)
+        self.population = len(theta)
+        self.layers = []  # w (P, inputs, outputs), b (P, outputs) of each
+        for inputs, outputs in pairwise(sizes):
+            w, theta = np.split(theta, [inputs * outputs], axis=1)
+            b = np.zeros((self.population, outputs), np.float32)
+            if bias:
+                b, theta = np.split(theta, [outputs], axis=1)
+            self.layers.append((w.reshape(-1, inputs, outputs), b))
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """(P * E, F), the E rows of a candidate together -> actions (P * E, A) in [-1, 1]."""
-        rows = features.reshape(len(self.w), -1, features.shape[-1])  # (P, E, F)
-        y, _ = linear_forward(rows, self.w, self.b)  # (P, E, A)
-        return np.tanh(y).reshape(len(features), -1)
+        x = features.reshape(self.population, -1, features.shape[-1])  # (P, E, F)
+        for w, b in self.layers:
+            y, _ = linear_forward(x, w, b)
+            x = np.tanh(y)
+        return x.reshape(len(features), -1)  # (P * E, A)
