@@ -107,6 +107,7 @@ class EvolveConfig:
     done_odds: float = setting(0.0, "the end is drawn, its odds times this; 0: at logit > 0", 0)
     survival: bool = setting(False, "no dream ends; rewards count by the chance to be alive")
     worst: float = setting(1.0, "fitness is the mean of this share of episodes, the worst", 1e-6, 1)
+    enough: float = setting(0.0, "a dream's return counts up to this; 0: all of it", 0)
     penalty: float = setting(0.01, "fitness = mean return - penalty * mean(w^2) (authors' code)", 0)
     check_every: int = setting(25, "generations between checks of the mean in reality; 0: none", 0)
     check_episodes: int = setting(100, "episodes of a check; the agent of the best is kept", 1)
@@ -185,7 +186,8 @@ _CAR_LAPTOP = """
     vae.updates=4000 vae.later_updates=700 vae.rounds=4
     mdnrnn.updates=2500 mdnrnn.later_updates=1500 mdnrnn.fair=true
     mdnrnn.value_head=true mdnrnn.value_weight=0.003
-    evolve.generations=60 evolve.later_generations=40"""
+    evolve.generations=60 evolve.later_generations=40
+    evolve.enough=130"""
 PRESETS: dict[str, dict[str, list[str]]] = {
     "doom": {
         "paper": [_DOOM],

@@ -387,6 +387,7 @@ class Experiment:
                 returns = real(thetas, seeds)
             else:
                 returns, _ = dream_rollouts(agent, thetas, seeds)
+                returns = np.minimum(returns, c.enough or np.inf)
             returns = np.sort(returns, axis=1)[:, :worst]
             return returns.mean(axis=1) - c.penalty * np.mean(thetas**2, axis=1)
 
