@@ -332,6 +332,14 @@ def test_a_later_round_may_keep_v_and_what_it_encoded(doom_run, copy_of):
     assert not same(folder / "mdnrnn.npz", doom_run / "mdnrnn.npz")
 
 
+def test_a_dream_pays_no_more_than_enough(doom_run, tmp_path):
+    # dreams that do not end before the 20 steps of the horizon
+    settings = {"evolve.enough": "2.5", "evolve.penalty": "0", "evolve.done_odds": "1e-9"}
+    branch(doom_run, tmp_path / "branch", settings).run(["evolve"])
+    records = map(json.loads, (tmp_path / "branch" / "log.jsonl").read_text().splitlines())
+    assert {r["max"] for r in records if "max" in r} == {2.5}
+
+
 def test_rounds_have_equal_shares_of_a_batch_where_asked():
     config = tiny_config(
         "doom", "rounds=3", "collect.episodes=4", "collect.later_episodes=2", "vae.fair=true"
