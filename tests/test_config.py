@@ -119,7 +119,7 @@ PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silen
     "vae.foreground": (0, 0),
     "mdnrnn.value_head": (False, False),
     "evolve.memories": (0, 0),
-    "evolve.worst": (1, 1),
+    "evolve.enough": (0, 0),
     "evolve.bootstrap": (False, False),
 }
 

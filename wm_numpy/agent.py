@@ -19,7 +19,8 @@ from .vae import VAE
 
 SHIPPED = Path(__file__).parent / "weights"
 RENAMED = {"vae.kl_floor": "vae.kl_tolerance"}  # settings of older run folders
-GONE = {"later_size", "vae.warmup", "mdnrnn.warmup", "evolve.chunk"}  # those no longer in use
+# Those no longer in use.
+GONE = {"later_size", "vae.warmup", "mdnrnn.warmup", "evolve.chunk", "evolve.worst"}
 
 
 @dataclass

@@ -106,7 +106,6 @@ class EvolveConfig:
     bootstrap: bool = setting(False, "a dream cut at its horizon also pays the value M sees there")
     done_odds: float = setting(0.0, "the end is drawn, its odds times this; 0: at logit > 0", 0)
     survival: bool = setting(False, "no dream ends; rewards count by the chance to be alive")
-    worst: float = setting(1.0, "fitness is the mean of this share of episodes, the worst", 1e-6, 1)
     enough: float = setting(0.0, "a dream's return counts up to this; 0: all of it", 0)
     penalty: float = setting(0.01, "fitness = mean return - penalty * mean(w^2) (authors' code)", 0)
     check_every: int = setting(25, "generations between checks of the mean in reality; 0: none", 0)

@@ -362,7 +362,7 @@ class Experiment:
         """Evolve the last round's C further in the real environment, if asked; V and M stay as they are."""
         c = self.config.evolve
         if c.real_generations:
-            c = replace(c, world="real", worst=1.0, sigma=c.later_sigma or c.sigma)
+            c = replace(c, world="real", sigma=c.later_sigma or c.sigma)
             c = replace(c, episodes=c.real_episodes, generations=c.real_generations)
             self._evolution("adapt", round_, c, self._theta())
 
@@ -372,11 +372,10 @@ class Experiment:
         return read_arrays(path, theta=(theta_size(self.config),))["theta"]
 
     def _evolution(self, stage: str, round_: int, c: EvolveConfig, mean: np.ndarray) -> None:
-        """CMA-ES from a mean; fitness: the mean return of a candidate's worst episodes, less the penalty."""
+        """CMA-ES from a mean; fitness: the mean return of a candidate's episodes, less the penalty."""
         path = self.folder / RESULTS[stage]
         seed = self._seed(stage, round_)
         agent = Agent.load(self.folder, mean)
-        worst = max(1, round(c.worst * c.episodes))
 
         def real(thetas: np.ndarray, seeds: np.ndarray) -> np.ndarray:
             return real_rollouts(agent, thetas, seeds, self.log.line)[0]
@@ -388,7 +387,6 @@ class Experiment:
             else:
                 returns, _ = dream_rollouts(agent, thetas, seeds)
                 returns = np.minimum(returns, c.enough or np.inf)
-            returns = np.sort(returns, axis=1)[:, :worst]
             return returns.mean(axis=1) - c.penalty * np.mean(thetas**2, axis=1)
 
         def check(theta: np.ndarray, generation: int) -> float:
