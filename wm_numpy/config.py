@@ -168,14 +168,12 @@ _DOOM_QUICK = """
     evolve.tau=1 evolve.memories=0.5 evolve.horizon=150 evolve.survival=true evolve.done_odds=3
     evolve.episodes=8 evolve.generations=20 evolve.check_every=5 evolve.check_episodes=48
     evaluate.episodes=50"""
-_LAPTOP = """
-    vae.batch=64 vae.updates=12500 vae.learning_rate=1e-3 vae.decay=0.99978
-    mdnrnn.batch=64 mdnrnn.window=100 mdnrnn.updates=3500 mdnrnn.decay=0.9992
-    evolve.generations=60 evolve.check_every=10 evolve.check_episodes=64"""
 # Evolved agents of Doom die running into fireballs out of sight. Actions held for 10 steps hardly ever show that.
 _DOOM_LAPTOP = """
     collect.episodes=5000 collect.long_hold=60
-    mdnrnn.updates=4500 mdnrnn.decay=0.9994 evolve.check_every=5"""
+    vae.batch=64 vae.updates=12500 vae.learning_rate=1e-3 vae.decay=0.99978
+    mdnrnn.batch=64 mdnrnn.window=100 mdnrnn.updates=4500 mdnrnn.decay=0.9994
+    evolve.generations=60 evolve.check_every=5 evolve.check_episodes=64"""
 # A decision every 4 frames, a better start for V, dreams of 100 steps from any recorded moment; no data but its own.
 _CAR_DREAM = """
     repeat=4
@@ -197,7 +195,7 @@ _CAR_LAPTOP = """
 PRESETS: dict[str, dict[str, list[str]]] = {
     "doom": {
         "paper": [_DOOM],
-        "laptop": [_DOOM, _LAPTOP, _DOOM_LAPTOP],
+        "laptop": [_DOOM, _DOOM_LAPTOP],
         "quick": [_DOOM, _DOOM_QUICK],
         "smoke": [_DOOM, _SMOKE, "collect.episodes=4 collect.min_length=1"],
     },
