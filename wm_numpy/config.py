@@ -161,10 +161,10 @@ _SMOKE = """
 _DOOM_QUICK = """
     repeat=4 collect.episodes=800 collect.hold=12 collect.long_hold=40 collect.min_length=25
     vae.start=he vae.kl_weight=0.1 vae.kl_tolerance=1 vae.foreground=150
-    vae.batch=16 vae.updates=3000 vae.learning_rate=7e-4 vae.cosine=true
+    vae.batch=16 vae.updates=2000 vae.learning_rate=7e-4 vae.cosine=true
     mdnrnn.hidden=256 mdnrnn.restart_input=false mdnrnn.done_weight=1
     mdnrnn.batch=16 mdnrnn.window=64
-    mdnrnn.updates=2400 mdnrnn.learning_rate=2e-3 mdnrnn.cosine=true
+    mdnrnn.updates=2000 mdnrnn.learning_rate=2e-3 mdnrnn.cosine=true
     evolve.tau=1 evolve.memories=0.5 evolve.horizon=150 evolve.survival=true evolve.done_odds=3
     evolve.episodes=8 evolve.generations=20 evolve.check_every=5 evolve.check_episodes=48
     evaluate.episodes=50"""
