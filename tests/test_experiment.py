@@ -214,7 +214,7 @@ def test_evolution_goes_on_and_deploys_the_mean_of_the_best_check(tmp_path, monk
             played.append(generation)
             if generation == stop_at:
                 raise KeyboardInterrupt
-            return -np.sum((vectors - generation / 3) ** 2, axis=1)
+            return -np.sum((vectors - generation / 3) ** 2, axis=1, keepdims=True)
 
         def check(mean, generation):
             means.append(mean.copy())
@@ -236,6 +236,19 @@ def test_evolution_goes_on_and_deploys_the_mean_of_the_best_check(tmp_path, monk
         assert played == list(range(stop_at, 7))  # what is done is not done again
     last, generation = go(tmp_path / "b.npz", every=0)
     assert generation == 7 and not np.array_equal(last, vector)
+
+
+def test_reliability_is_what_other_episodes_would_repeat():
+    rng = np.random.default_rng(0)
+    own = rng.standard_normal((4000, 1))
+    for episodes in (4, 20):
+        luck = 3 * rng.standard_normal((4000, episodes))
+        expected = 1 / (1 + 9 / episodes)  # the share of their own in the variance of the means
+        assert train.reliability(own + luck) == pytest.approx(expected, abs=0.03)
+    assert train.reliability(luck) < 0.1
+    assert train.reliability(own + np.zeros(20)) == pytest.approx(1)
+    for untold in (own, np.zeros((4, 2)), np.full((4, 2), -np.inf)):
+        assert train.reliability(untold) == 0
 
 
 @pytest.mark.parametrize(
@@ -425,7 +438,7 @@ def test_evolution_ends_where_it_has_a_reason(tmp_path):
         cma = CMAES(np.zeros(3), 0.3, 6, seed=3)
         state = tmp_path / "state.npz"
         check = lambda mean, generation: checked.append(generation) or 1.0  # noqa: E731
-        fitness = lambda thetas, generation: np.full(len(thetas), f)  # noqa: E731
+        fitness = lambda thetas, generation: np.full((len(thetas), 2), f)  # noqa: E731
         return train.evolve(
             cma, fitness, 300, state, lambda n, **figures: None, check, 1000, lines.append
         )

@@ -70,7 +70,7 @@ report = lambda done, /, **figures: losses.append(figures)
 fit(v.params, lambda update: v.loss_and_grad(frames, noise), 2, config.vae, state / "v.npz", report)
 fit(m.params, lambda update: m.loss_and_grad(windows), 2, config.mdnrnn, state / "m.npz", report)
 agent = Agent(config, v, m, np.zeros(theta_size(config)), np.zeros((2, 1, 3), np.float32))
-fitness = lambda thetas, generation: dream_rollouts(agent, thetas, np.arange(2))[0].mean(axis=1)
+fitness = lambda thetas, generation: dream_rollouts(agent, thetas, np.arange(2))[0]
 evolve(CMAES(agent.theta, 0.1, 4), fitness, 2, state / "c.npz", report, None, 0)
 print(len(losses))
 """

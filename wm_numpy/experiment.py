@@ -387,7 +387,7 @@ class Experiment:
             else:
                 returns, _ = dream_rollouts(agent, thetas, seeds)
                 returns = np.minimum(returns, c.enough or np.inf)
-            return returns.mean(axis=1) - c.penalty * np.mean(thetas**2, axis=1)
+            return returns - c.penalty * np.mean(thetas**2, axis=1, keepdims=True)
 
         def check(theta: np.ndarray, generation: int) -> float:
             # The same seeds at every check: fewer lucky ones.

@@ -78,7 +78,8 @@ def evolve(
 ) -> tuple[np.ndarray, int]:
     """Evolve C -> the theta to deploy and its generation; it ends early where CMA-ES has a reason to stop.
 
-    fitness: candidates (P, n), generation -> (P,); check: mean (n,), generation -> its score; larger is better.
+    fitness: candidates (P, n), generation -> (P, E), in the same E episodes, whose mean counts; check: mean (n,),
+    generation -> its score. Larger is better.
     The distribution mean is deployed, never the luckiest sample: the mean of the best check, or the last mean when
     there are no checks.
     """
@@ -92,10 +93,11 @@ def evolve(
     last = cma.generation >= generations or bool(cma.stop())
     while not last:
         candidates = cma.ask()
-        f = fitness(candidates, cma.generation)
+        episodes = fitness(candidates, cma.generation)
+        f = episodes.mean(axis=1)
         cma.tell(candidates, -f)  # it minimises
         figures = {"fitness": f.mean(), "min": f.min(), "max": f.max(), "std": f.std()}
-        figures["sigma"] = cma.sigma
+        figures |= {"sigma": cma.sigma, "reliability": reliability(episodes)}
         reasons = cma.stop()
         last = cma.generation == generations or bool(reasons)
         if check_every and (last or cma.generation % check_every == 0):
@@ -113,3 +115,20 @@ def evolve(
     if check_every:
         return best["theta"], int(best["best_generation"])
     return cma.mean.copy(), cma.generation
+
+
+def reliability(fitness: np.ndarray) -> float:
+    """How much of the candidates' fitness (P, E) is their own and not the luck of the episodes: all of it at 1.
+
+    The correlation of their means over even and over odd episodes, stepped up from half of the episodes to all
+    (Spearman-Brown). Near 0 CMA-ES selects noise: it needs more episodes or a larger sigma. 0 also if untold.
+    """
+    if fitness.shape[1] < 2 or not np.isfinite(fitness).all():
+        return 0.0
+    even = fitness[:, ::2].mean(axis=1)
+    odd = fitness[:, 1::2].mean(axis=1)
+    spread = even.std() * odd.std()
+    if not spread:
+        return 0.0
+    r = np.mean((even - even.mean()) * (odd - odd.mean())) / spread
+    return float(2 * r / (1 + r)) if r > 0 else 0.0
