@@ -184,8 +184,8 @@ _CAR_DREAM = """
     evolve.memories=1 evolve.horizon=100 evolve.episodes=24 evolve.sigma=0.1 evolve.later_sigma=0.05
     evolve.check_every=20 evolve.check_episodes=24
     collect.noise=0.3 collect.spread=0.05"""
-# Many small rounds: after 20 generations a round's dream rises no more, and C needs new data. A dream has no finish: it
-# would pay for more speed than the 130 tiles in 100 decisions that a lap takes.
+# Many small rounds: at this sigma a round's dream rises no more after 20 generations, and C needs new data. A dream has
+# no finish: it would pay for more speed than the 130 tiles in 100 decisions that a lap takes.
 _CAR_LAPTOP = """
     rounds=23 collect.episodes=500 collect.later_episodes=48
     vae.updates=4000 vae.later_updates=350 vae.rounds=7

@@ -121,14 +121,14 @@ def reliability(fitness: np.ndarray) -> float:
     """How much of the candidates' fitness (P, E) is their own and not the luck of the episodes: all of it at 1.
 
     The correlation of their means over even and over odd episodes, stepped up from half of the episodes to all
-    (Spearman-Brown). Near 0 CMA-ES selects noise: it needs more episodes or a larger sigma. 0 also if untold.
+    (Spearman-Brown). Near 0 CMA-ES selects noise: it needs more episodes or a larger sigma. It is 0, too, where it
+    cannot be told: of one episode, of equal candidates, of values that are not finite.
     """
     if fitness.shape[1] < 2 or not np.isfinite(fitness).all():
         return 0.0
     even = fitness[:, ::2].mean(axis=1)
     odd = fitness[:, 1::2].mean(axis=1)
-    spread = even.std() * odd.std()
-    if not spread:
+    if not even.std() * odd.std():
         return 0.0
-    r = np.mean((even - even.mean()) * (odd - odd.mean())) / spread
+    r = np.corrcoef(even, odd)[0, 1]
     return float(2 * r / (1 + r)) if r > 0 else 0.0
