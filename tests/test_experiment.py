@@ -223,19 +223,20 @@ def test_evolution_goes_on_and_deploys_the_mean_of_the_best_check(tmp_path, monk
 
         return train.evolve(cma, fitness, 7, state, lambda n, **figures: None, check, every)
 
-    vector, generation = go(tmp_path / "a.npz")
+    vector, generation, score = go(tmp_path / "a.npz")
     # at 2, 4, 6 and the end
+    assert score == max(checks)
     assert generation == 4 and np.array_equal(vector, means[1]) and len(checks) == 4
     for stop_at in (3, 5, 6):
         state = tmp_path / f"{stop_at}.npz"
         with pytest.raises(KeyboardInterrupt):
             go(state, stop_at)
         played.clear()
-        again, generation = go(state)
+        again, generation, _ = go(state)
         assert generation == 4 and np.array_equal(again, vector)
         assert played == list(range(stop_at, 7))  # what is done is not done again
-    last, generation = go(tmp_path / "b.npz", every=0)
-    assert generation == 7 and not np.array_equal(last, vector)
+    last, generation, score = go(tmp_path / "b.npz", every=0)
+    assert generation == 7 and score == 0 and not np.array_equal(last, vector)
 
 
 def test_reliability_is_what_other_episodes_would_repeat():
@@ -343,6 +344,44 @@ def test_a_later_round_may_keep_v_and_what_it_encoded(doom_run, copy_of):
     after = {path.name: path.stat().st_mtime_ns for path in (folder / "series" / "2").iterdir()}
     assert len(after) == 4 and before.items() < after.items()
     assert not same(folder / "mdnrnn.npz", doom_run / "mdnrnn.npz")
+
+
+def test_the_agent_is_that_of_the_best_round(doom_run, copy_of, monkeypatch, capsys):
+    """By checks of one episode round 2 and 3 are the best of four; in four episodes each, 3 is, and stays so."""
+    folder = copy_of(doom_run)
+    rollouts = experiment.real_rollouts
+    checks = iter([5.0, 9.0, 7.0, 1.0])
+    finals = iter([20.0, None, 20.0, 30.0, 10.0])  # rounds 2, 3, 4; killed at 3, then again
+
+    def real(agent, thetas, seeds, *args, **how):
+        if "paths" in how:
+            return rollouts(agent, thetas, seeds, *args, **how)
+        value = next(checks if len(seeds) == 1 else finals)
+        if value is None:
+            raise KeyboardInterrupt
+        return np.full((1, len(seeds)), value), np.ones((1, len(seeds)))
+
+    monkeypatch.setattr(experiment, "real_rollouts", real)
+    settings = (
+        "rounds=4", "vae.rounds=1", "evolve.check_every=3", "evolve.check_episodes=1", "evolve.finalists=2"
+    )  # fmt: skip
+    changed = dict(setting.split("=") for setting in settings)
+    first = json.loads((folder / "config.json").read_text())
+    data.write(folder / "config.json", first | changed)
+    (folder / "controller.npz").unlink()
+    run = Experiment(tiny_config("doom", *settings), folder)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(STAGES[:6])
+    assert {path.name for path in (folder / "finalists").iterdir()} == {"2", "3", "4"}
+    for _ in range(2):  # finished, it is left alone
+        run.run(STAGES[:6])
+    assert "the agent is that of round 3 (2: 20.0, 3: 30.0, 4: 10.0)" in capsys.readouterr().out
+    best = Agent.load(folder / "finalists" / "3")
+    agent = Agent.load(folder)
+    assert np.array_equal(agent.theta, best.theta)
+    assert np.array_equal(agent.m.params.flat, best.m.params.flat)
+    assert not np.array_equal(agent.theta, Agent.load(folder / "finalists" / "4").theta)
+    assert all(int(data.read_arrays(folder / name)["round"]) == 4 for name in RESULTS)
 
 
 def test_a_dream_pays_no_more_than_enough(doom_run, tmp_path):

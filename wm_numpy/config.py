@@ -110,6 +110,9 @@ class EvolveConfig:
     penalty: float = setting(0.01, "fitness = mean return - penalty * mean(w^2) (authors' code)", 0)
     check_every: int = setting(25, "generations between checks of the mean in reality; 0: none", 0)
     check_episodes: int = setting(100, "episodes of a check; the agent of the best is kept", 1)
+    finalists: int = setting(
+        0, "rounds whose agents play for being the run's; 0: the last is it", 0
+    )
 
 
 @dataclass(frozen=True)
@@ -185,14 +188,15 @@ _CAR_DREAM = """
     evolve.check_every=20 evolve.check_episodes=24
     collect.noise=0.3 collect.spread=0.05"""
 # Many small rounds: at this sigma a round's dream rises no more after 20 generations, and C needs new data. A dream has
-# no finish: it would pay for more speed than the 130 tiles in 100 decisions that a lap takes.
+# no finish: it would pay for more speed than the 130 tiles in 100 decisions that a lap takes. The last round's agent
+# may be a poor one: the best of five is kept.
 _CAR_LAPTOP = """
     rounds=23 collect.episodes=500 collect.later_episodes=48
     vae.updates=4000 vae.later_updates=350 vae.rounds=7
     mdnrnn.updates=2500 mdnrnn.later_updates=750 mdnrnn.fair=true
     mdnrnn.value_head=true mdnrnn.value_weight=0.003
     evolve.generations=60 evolve.later_generations=20
-    evolve.enough=130"""
+    evolve.enough=130 evolve.finalists=4"""
 PRESETS: dict[str, dict[str, list[str]]] = {
     "doom": {
         "paper": [_DOOM],

@@ -38,13 +38,15 @@ from .rollout import GROUP, blind_rollouts, dream_rollouts, real_rollouts
 from .tasks import TASKS
 from .train import RunError, evolve, fit
 
-STAGES = ("collect", "vae", "encode", "mdnrnn", "evolve", "adapt", "evaluate")
+STAGES = ("collect", "vae", "encode", "mdnrnn", "evolve", "select", "adapt", "evaluate")
+DRAWING = ("collect", "vae", "encode", "mdnrnn", "evolve", "adapt")  # a place is part of the seed
 # The file that makes a stage complete. "encode" is, once M is trained: nothing else reads the series.
 RESULTS = {
     "vae": "vae.npz",
     "encode": "mdnrnn.npz",
     "mdnrnn": "mdnrnn.npz",
     "evolve": "controller.npz",
+    "select": "selected.npz",
     "adapt": "adapted.npz",
 }
 PURPOSES = ("collect", "evolve", "check", "evaluate")  # seeds of one purpose are used for no other
@@ -220,7 +222,7 @@ class Experiment:
         return int(read_arrays(path, round=())["round"]) if path.exists() else 0
 
     def _seed(self, stage: str, round_: int) -> tuple[int, int, int]:
-        return self.config.seed, round_, STAGES.index(stage)
+        return self.config.seed, round_, DRAWING.index(stage)
 
     def _collect(self, round_: int) -> None:
         """Play this round's episodes: random ones in round 1, later the agent's own, with noise."""
@@ -358,6 +360,42 @@ class Experiment:
         generations = later(round_, c.generations, c.later_generations)
         self._evolution("evolve", round_, replace(c, sigma=sigma, generations=generations), mean)
 
+    def _select(self, round_: int) -> None:
+        """Keep the agents of the best rounds, by their checks; after the last round the best of them is the agent.
+
+        To tell which, they and the last one play the same real episodes, four times as many as in a check.
+        """
+        c = self.config.evolve
+        if not c.finalists or not 0 < self.config.vae.rounds <= round_:
+            return
+        newest = self.folder / "finalists" / str(round_)
+        if not (newest / "config.json").exists():
+            newest.mkdir(parents=True, exist_ok=True)
+            for name in (RESULTS["vae"], RESULTS["mdnrnn"], RESULTS["evolve"], "config.json"):
+                shutil.copy(self.folder / name, newest)
+        last = round_ == self.config.rounds
+        kept = list(newest.parent.iterdir())
+        checks = {path: read_arrays(path / RESULTS["evolve"], check=())["check"] for path in kept}
+        kept.sort(key=checks.get, reverse=True)
+        for path in kept[c.finalists :]:
+            if not (last and path == newest):
+                kept.remove(path)
+                shutil.rmtree(path)
+        if last:
+            seeds = episode_seeds("check", 4 * c.check_episodes, *self._seed("evolve", round_), 1)
+            means = {}
+            for path in kept:
+                who = f"select, round {path.name}"
+                returns, _ = play(self.config.task, Agent.load(path), seeds, self.log, who, round_)
+                means[path] = returns.mean()
+            best = max(kept, key=means.get)
+            told = ", ".join(f"{path.name}: {means[path]:.1f}" for path in kept)
+            self.log.line(f"the agent is that of round {best.name} ({told})")
+            for stage in ("mdnrnn", "evolve"):
+                arrays = read_arrays(best / RESULTS[stage])
+                write(self.folder / RESULTS[stage], arrays | {"round": np.array(round_)})
+        write(self.folder / RESULTS["select"], {"round": np.array(round_)})
+
     def _adapt(self, round_: int) -> None:
         """Evolve the last round's C further in the real environment, if asked; V and M stay as they are."""
         c = self.config.evolve
@@ -397,10 +435,11 @@ class Experiment:
         cma = CMAES(mean, c.sigma, c.population, seed=seed)
         state = self._state(path, round_)
         with self.log.progress(stage, round_, c.generations, "generations") as report:
-            theta, generation = evolve(
+            theta, generation, score = evolve(
                 cma, fitness, c.generations, state, report, check, c.check_every, self.log.line
             )
-        self._finish(path, round_, theta=theta, generation=np.array(generation))
+        found = {"generation": np.array(generation), "check": np.array(score)}
+        self._finish(path, round_, theta=theta, **found)
 
     def _state(self, result: Path, round_: int) -> Path:
         """The file that a stage resumes from: one per round, so that no later round picks it up."""

@@ -75,13 +75,13 @@ def evolve(
     check: Callable[[np.ndarray, int], float],
     check_every: int,  # generations between checks, and one at the end; 0: none
     log: Callable[[str], None] = print,  # is told why it ended early
-) -> tuple[np.ndarray, int]:
-    """Evolve C -> the theta to deploy and its generation; it ends early where CMA-ES has a reason to stop.
+) -> tuple[np.ndarray, int, float]:
+    """Evolve C -> the theta to deploy, its generation and its check (0.0 without checks).
 
     fitness: candidates (P, n), generation -> (P, E), in the same E episodes, whose mean counts; check: mean (n,),
     generation -> its score. Larger is better.
     The distribution mean is deployed, never the luckiest sample: the mean of the best check, or the last mean when
-    there are no checks.
+    there are no checks. It ends early where CMA-ES has a reason to stop.
     """
     lowest = float(np.finfo(np.float64).min)  # finite, as everything in a state file must be
     best = {"theta": cma.mean.copy(), "score": lowest, "best_generation": 0}
@@ -113,8 +113,8 @@ def evolve(
             write(state, cma.state_dict() | best)
             saved_at = time.monotonic()
     if check_every:
-        return best["theta"], int(best["best_generation"])
-    return cma.mean.copy(), cma.generation
+        return best["theta"], int(best["best_generation"]), float(best["score"])
+    return cma.mean.copy(), cma.generation, 0.0
 
 
 def reliability(fitness: np.ndarray) -> float:
