@@ -384,6 +384,21 @@ def test_the_agent_is_that_of_the_best_round(doom_run, copy_of, monkeypatch, cap
     assert all(int(data.read_arrays(folder / name)["round"]) == 4 for name in RESULTS)
 
 
+def test_a_later_c_begins_from_a_share_of_the_last(doom_run, copy_of, monkeypatch):
+    folder = copy_of(doom_run)
+    first = json.loads((folder / "config.json").read_text())
+    data.write(folder / "config.json", first | {"evolve.shrink": 0.5})
+    begun = []
+
+    def cma(mean, *args, **how):
+        begun.append(mean.copy())
+        return CMAES(mean, *args, **how)
+
+    monkeypatch.setattr(experiment, "CMAES", cma)
+    Experiment(tiny_config("doom", "rounds=2", "evolve.shrink=0.5"), folder).run(STAGES[:5])
+    assert np.array_equal(begun, [Agent.load(doom_run).theta / 2])
+
+
 def test_a_dream_pays_no_more_than_enough(doom_run, tmp_path):
     # dreams that do not end before the 20 steps of the horizon
     settings = {"evolve.enough": "2.5", "evolve.penalty": "0", "evolve.done_odds": "1e-9"}

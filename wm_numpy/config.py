@@ -100,6 +100,7 @@ class EvolveConfig:
     real_episodes: int = setting(4, "episodes per candidate there", 1)
     sigma: float = setting(0.1, "initial step size of CMA-ES", 1e-9)
     later_sigma: float = setting(0.0, "the same in later rounds; 0: as in the first", 0)
+    shrink: float = setting(1.0, "a later round's C begins from the last one's times this", 0, 1)
     tau: float = setting(1.0, "temperature of the dream", 1e-3)
     memories: float = setting(0.0, "share of dreams that begin at any recorded moment", 0, 1)
     horizon: int = setting(0, "steps after which a dream is cut; 0: the task's limit", 0)

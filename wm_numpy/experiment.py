@@ -353,9 +353,12 @@ class Experiment:
         self._finish(path, round_, weights=params.flat, **more())
 
     def _evolve(self, round_: int) -> None:
-        """Evolve C in the dream or in reality, from the C of the round before."""
+        """Evolve C in the dream or in reality, from the C of the round before.
+
+        Shrunk, if asked: where the weights of C have grown, its tanh is saturated, and a candidate hardly differs.
+        """
         c = self.config.evolve
-        mean = np.zeros(theta_size(self.config)) if round_ == 1 else self._theta()
+        mean = np.zeros(theta_size(self.config)) if round_ == 1 else c.shrink * self._theta()
         sigma = later(round_, c.sigma, c.later_sigma)
         generations = later(round_, c.generations, c.later_generations)
         self._evolution("evolve", round_, replace(c, sigma=sigma, generations=generations), mean)
