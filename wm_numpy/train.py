@@ -121,8 +121,8 @@ def reliability(fitness: np.ndarray) -> float:
     """How much of the candidates' fitness (P, E) is their own and not the luck of the episodes: all of it at 1.
 
     The correlation of their means over even and over odd episodes, stepped up from half of the episodes to all
-    (Spearman-Brown). Near 0 CMA-ES selects noise: it needs more episodes or a larger sigma. It is 0, too, where it
-    cannot be told: of one episode, of equal candidates, of values that are not finite.
+    (Spearman-Brown). Near 0 CMA-ES selects noise: it needs more episodes, a larger sigma, or a C of smaller weights.
+    It is 0, too, where it cannot be told: of one episode, of equal candidates, of values that are not finite.
     """
     if fitness.shape[1] < 2 or not np.isfinite(fitness).all():
         return 0.0
