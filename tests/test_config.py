@@ -47,6 +47,13 @@ def test_no_bootstrap_without_a_value():
     assert resolve("carracing", "smoke", settings).evolve.bootstrap
 
 
+def test_no_finalists_without_checks():
+    with pytest.raises(SettingError, match="finalists=0"):
+        resolve("carracing", "laptop", ["evolve.check_every=0"])
+    settings = ["evolve.check_every=0", "evolve.finalists=0"]
+    assert resolve("carracing", "laptop", settings).evolve.check_every == 0
+
+
 @pytest.mark.parametrize("seed", [-1, 2**31])
 def test_seed_has_a_range(seed):
     with pytest.raises(SettingError, match="seed"):

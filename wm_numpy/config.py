@@ -141,6 +141,9 @@ class Config:
     def __post_init__(self):
         if self.evolve.bootstrap and not self.mdnrnn.value_head:
             raise SettingError("evolve.bootstrap needs M's values: set mdnrnn.value_head=true too")
+        if self.evolve.finalists and not self.evolve.check_every:
+            what = "evolve.finalists are chosen by checks"
+            raise SettingError(f"{what}: set evolve.check_every, or evolve.finalists=0")
 
     @property
     def max_steps(self) -> int:
