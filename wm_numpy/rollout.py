@@ -17,6 +17,7 @@ from .data import Recorder
 from .worlds import Dream, RealWorld, World
 
 CHUNK = 256  # dreams that one thread steps together
+FEW = 64  # these are a quarter faster on one thread than on two
 GROUP = 8  # real episodes that one process steps together, so that V and M run on a batch
 Rollouts = tuple[np.ndarray, np.ndarray]  # returns, the sums of rewards, and lengths, in steps
 
@@ -46,7 +47,10 @@ def dream_rollouts(agent: Agent, thetas: np.ndarray, seeds: np.ndarray) -> Rollo
         world = Dream(agent, len(few) * len(seeds))
         return rollout(world, agent.controller(few), np.tile(seeds, len(few)))
 
-    chunks = parallel.threads(play, parallel.cut(len(thetas), max(1, CHUNK // len(seeds))))
+    pieces = parallel.cut(len(thetas), max(1, CHUNK // len(seeds)))
+    if len(thetas) * len(seeds) <= FEW:
+        pieces = [slice(None)]
+    chunks = parallel.threads(play, pieces)
     return _joined(chunks, (len(thetas), len(seeds)))
 
 
