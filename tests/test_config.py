@@ -47,11 +47,11 @@ def test_no_bootstrap_without_a_value():
     assert resolve("carracing", "smoke", settings).evolve.bootstrap
 
 
-def test_no_finalists_without_checks():
+@pytest.mark.parametrize("setting", ["evolve.check_every=0", "vae.rounds=0"])
+def test_no_finalists_without_checks_or_with_a_v_that_learns_on(setting):
     with pytest.raises(SettingError, match="finalists=0"):
-        resolve("carracing", "laptop", ["evolve.check_every=0"])
-    settings = ["evolve.check_every=0", "evolve.finalists=0"]
-    assert resolve("carracing", "laptop", settings).evolve.check_every == 0
+        resolve("carracing", "laptop", [setting])
+    assert resolve("carracing", "laptop", [setting, "evolve.finalists=0"]).evolve.finalists == 0
 
 
 @pytest.mark.parametrize("seed", [-1, 2**31])

@@ -528,6 +528,15 @@ def test_a_branch_refuses_what_it_would_ignore(doom_run, tmp_path, setting):
     assert not (tmp_path / "branch").exists()
 
 
+def test_a_branch_has_no_finalists(doom_run, copy_of, tmp_path):
+    folder = copy_of(doom_run)
+    first = json.loads((folder / "config.json").read_text())
+    finals = {"evolve.finalists": 2, "evolve.check_every": 3, "vae.rounds": 1}
+    data.write(folder / "config.json", first | finals)
+    settings = branch(folder, tmp_path / "branch", {"evolve.check_every": "0"}).config
+    assert settings.evolve.finalists == 0 and settings.evolve.check_every == 0
+
+
 def test_foreign_files_among_the_series(doom_run, copy_of, tmp_path):
     """And a branch that was killed before it had its link, or whose link leads nowhere."""
     folder = copy_of(doom_run)

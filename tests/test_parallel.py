@@ -227,6 +227,16 @@ def test_workers_have_one_thread_and_are_other_processes(workers):
         assert pid != os.getpid() and threads == 1
 
 
+@pytest.mark.parametrize(
+    "n, size, whole, sizes",
+    [(7, 3, 1, [1, 2, 2, 2]), (4, 9, 1, [2, 2]), (1, 9, 1, [1]), (4, 9, 4, [4]), (5, 9, 4, [2, 3])],
+)
+def test_pieces_are_nearly_equal_even_in_number_or_one(n, size, whole, sizes):
+    pieces = parallel.cut(n, size, whole)
+    assert np.array_equal(np.concatenate([np.arange(n)[s] for s in pieces]), np.arange(n))
+    assert sorted(s.stop - s.start for s in pieces) == sizes
+
+
 def test_any_executor(workers):
     assert dict(parallel.processes(square, [(2,), (3,)], executor=thread_pool)) == {0: 4, 1: 9}
 

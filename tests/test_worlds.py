@@ -714,6 +714,7 @@ def test_equal_candidates_meet_equal_dreams(monkeypatch):
 def test_each_candidate_has_its_own_returns(monkeypatch):
     """The order of candidates and of chunks: a row is the same as when its chunk is played alone."""
     monkeypatch.setattr(rollouts, "CHUNK", 6)
+    monkeypatch.setattr(rollouts, "FEW", 1)
     agent = tiny_agent("carracing", "repeat=100")  # rewards of 0 to 75 are not cut
     agent.m.params["reward.b"][...] = 20
     vectors = np.random.default_rng(0).standard_normal((5, len(agent.theta)))

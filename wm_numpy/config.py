@@ -111,9 +111,7 @@ class EvolveConfig:
     penalty: float = setting(0.01, "fitness = mean return - penalty * mean(w^2) (authors' code)", 0)
     check_every: int = setting(25, "generations between checks of the mean in reality; 0: none", 0)
     check_episodes: int = setting(100, "episodes of a check; the agent of the best is kept", 1)
-    finalists: int = setting(
-        0, "rounds whose agents play for being the run's; 0: the last is it", 0
-    )
+    finalists: int = setting(0, "agents of so many rounds play it out; 0: the last is kept", 0)
 
 
 @dataclass(frozen=True)
@@ -141,9 +139,10 @@ class Config:
     def __post_init__(self):
         if self.evolve.bootstrap and not self.mdnrnn.value_head:
             raise SettingError("evolve.bootstrap needs M's values: set mdnrnn.value_head=true too")
-        if self.evolve.finalists and not self.evolve.check_every:
-            what = "evolve.finalists are chosen by checks"
-            raise SettingError(f"{what}: set evolve.check_every, or evolve.finalists=0")
+        if self.evolve.finalists and not (self.evolve.check_every and self.vae.rounds):
+            what = "evolve.finalists are chosen by checks, of rounds with one V"
+            mend = "set evolve.check_every and vae.rounds, or evolve.finalists=0"
+            raise SettingError(f"{what}: {mend}")
 
     @property
     def max_steps(self) -> int:
@@ -196,7 +195,7 @@ _CAR_DREAM = """
 # Many small rounds: at this sigma a round's dream rises no more after 20 generations, and C needs new data. Each takes
 # a fifth off C's weights: evolution is in part a random walk, and where they have grown, tanh is saturated and
 # selection blind. A dream has no finish: it would pay for more speed than the 130 tiles in 100 decisions that a lap
-# takes. The last round's agent may be a poor one: the best of five is kept.
+# takes. The last round's agent may be a poor one: it and the best four play it out.
 _CAR_LAPTOP = """
     rounds=23 collect.episodes=500
     vae.updates=4000

@@ -369,13 +369,14 @@ class Experiment:
         To tell which, they and the last one play the same real episodes, four times as many as in a check.
         """
         c = self.config.evolve
-        if not c.finalists or not 0 < self.config.vae.rounds <= round_:
+        if not c.finalists or round_ < self.config.vae.rounds:  # V still learns
             return
         newest = self.folder / "finalists" / str(round_)
         if not (newest / "config.json").exists():
             newest.mkdir(parents=True, exist_ok=True)
-            for name in (RESULTS["vae"], RESULTS["mdnrnn"], RESULTS["evolve"], "config.json"):
-                shutil.copy(self.folder / name, newest)
+            for stage in ("vae", "mdnrnn", "evolve"):
+                shutil.copy(self.folder / RESULTS[stage], newest)
+            write(newest / "config.json", flat(self.config))  # now it is whole
         last = round_ == self.config.rounds
         kept = list(newest.parent.iterdir())
         checks = {path: read_arrays(path / RESULTS["evolve"], check=())["check"] for path in kept}
@@ -503,14 +504,14 @@ def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:
     """
     parent = run_folder(run)
     before = load_config(parent)
-    config = from_flat(flat(before) | settings)
+    alone = {"rounds": 1, "evolve.real_generations": 0, "evolve.finalists": 0}
+    config = from_flat(flat(before) | alone | settings)
     of_series = ("vae.", "collect.", "repeat", "mdnrnn.gamma", "mdnrnn.value_head")
     for key in settings:  # refuse what would be written down, and ignored
         changed = key.startswith(of_series) and flat(config)[key] != flat(before)[key]
-        if changed or key in ("rounds", "evolve.real_generations") or ".later_" in key:
+        if changed or key in alone or ".later_" in key:
             why = f"only C, or M on the series of {run}, is trained"
             raise SettingError(f"{key} cannot be changed here, where {why}: `train` another run")
-    config = replace(config, rounds=1, evolve=replace(config.evolve, real_generations=0))
     experiment = Experiment(config, folder)
     shared = ["vae.npz", "mdnrnn.npz"] if config.mdnrnn == before.mdnrnn else ["vae.npz"]
     for name in shared:

@@ -58,10 +58,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork does not copy its threads
 
 
-def cut(n: int, size: int) -> list[slice]:
-    """Cut n into an even number of nearly equal pieces of at most `size`: as many for each of two threads."""
+def cut(n: int, size: int, whole: int = 1) -> list[slice]:
+    """Cut n into an even number of nearly equal pieces of at most `size`: as many for each of two threads.
+
+    Up to `whole`, at most `size`, stay in one piece: so few are faster on one thread than on two.
+    """
     count = max(1, -(-n // size))
-    if n > 1 and count % 2:
+    if n > whole and count % 2:
         count += 1
     edges = [n * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]

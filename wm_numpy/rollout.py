@@ -17,7 +17,7 @@ from .data import Recorder
 from .worlds import Dream, RealWorld, World
 
 CHUNK = 256  # dreams that one thread steps together
-FEW = 64  # these are a quarter faster on one thread than on two
+FEW = 64  # dreams that are a quarter faster on one thread than on two
 GROUP = 8  # real episodes that one process steps together, so that V and M run on a batch
 Rollouts = tuple[np.ndarray, np.ndarray]  # returns, the sums of rewards, and lengths, in steps
 
@@ -47,10 +47,8 @@ def dream_rollouts(agent: Agent, thetas: np.ndarray, seeds: np.ndarray) -> Rollo
         world = Dream(agent, len(few) * len(seeds))
         return rollout(world, agent.controller(few), np.tile(seeds, len(few)))
 
-    pieces = parallel.cut(len(thetas), max(1, CHUNK // len(seeds)))
-    if len(thetas) * len(seeds) <= FEW:
-        pieces = [slice(None)]
-    chunks = parallel.threads(play, pieces)
+    most, few = (max(1, n // len(seeds)) for n in (CHUNK, FEW))  # candidates
+    chunks = parallel.threads(play, parallel.cut(len(thetas), most, few))
     return _joined(chunks, (len(thetas), len(seeds)))
 
 
