@@ -100,6 +100,7 @@ class EvolveConfig:
     real_episodes: int = setting(4, "episodes per candidate there", 1)
     sigma: float = setting(0.1, "initial step size of CMA-ES", 1e-9)
     later_sigma: float = setting(0.0, "the same in later rounds; 0: as in the first", 0)
+    real_sigma: float = setting(0.0, "the same in reality; 0: as in the last round", 0)
     shrink: float = setting(1.0, "a later round's C begins from the last one's times this", 0, 1)
     tau: float = setting(1.0, "temperature of the dream", 1e-3)
     memories: float = setting(0.0, "share of dreams that begin at any recorded moment", 0, 1)
@@ -202,7 +203,8 @@ _CAR_LAPTOP = """
     mdnrnn.updates=2500 mdnrnn.later_updates=750
     mdnrnn.value_head=true mdnrnn.value_weight=0.003
     evolve.shrink=0.8 evolve.enough=130 evolve.finalists=4
-    evolve.check_every=20 evolve.check_episodes=24"""
+    evolve.check_every=20 evolve.check_episodes=24
+    evolve.real_episodes=2 evolve.real_sigma=0.03"""
 PRESETS: dict[str, dict[str, list[str]]] = {
     "doom": {
         "paper": [_DOOM],
@@ -214,9 +216,7 @@ PRESETS: dict[str, dict[str, list[str]]] = {
         "paper": [],
         "laptop": [_CAR, _CAR_DREAM, _CAR_LAPTOP],
         # The paper's own experiment from there: C evolves on in the real environment.
-        "reality": [
-            _CAR, _CAR_DREAM, _CAR_LAPTOP, "evolve.real_generations=20 evolve.real_episodes=2",
-        ],
+        "reality": [_CAR, _CAR_DREAM, _CAR_LAPTOP, "evolve.real_generations=20"],
         "quick": [
             _CAR, _CAR_DREAM,
             "rounds=3 collect.episodes=250",

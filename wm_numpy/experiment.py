@@ -156,7 +156,7 @@ class Experiment:
             if theirs["rounds"] == 1:
                 free |= {key for key in mine if ".later_" in key}
             if not theirs["evolve.real_generations"]:
-                free |= {"evolve.real_generations", "evolve.real_episodes"}
+                free |= {"evolve.real_generations", "evolve.real_episodes", "evolve.real_sigma"}
             other = [k for k in mine if mine[k] != theirs[k] and k not in free]
             if other:
                 what = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in other[:3])
@@ -404,7 +404,7 @@ class Experiment:
         """Evolve the last round's C further in the real environment, if asked; V and M stay as they are."""
         c = self.config.evolve
         if c.real_generations:
-            c = replace(c, world="real", sigma=c.later_sigma or c.sigma)
+            c = replace(c, world="real", sigma=c.real_sigma or c.later_sigma or c.sigma)
             c = replace(c, episodes=c.real_episodes, generations=c.real_generations)
             self._evolution("adapt", round_, c, self._theta())
 
