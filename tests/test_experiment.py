@@ -453,7 +453,8 @@ def _at(moments, memories, batches, *args):
 def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path):
     """A finished run goes on with its V, M and C; both agents are scored, and the last is the one that acts."""
     folder = copy_of(doom_run)
-    more = ("evolve.real_generations=1", "evolve.real_episodes=1", "evolve.population=4")
+    more = ("evolve.real_generations=1", "evolve.real_episodes=1", "evolve.real_sigma=0.02")
+    more += ("evolve.population=4",)
     first = json.loads((folder / "config.json").read_text())
     data.write(folder / "config.json", first | {"evolve.population": 4})
     scores = json.loads((folder / "results.json").read_text())
@@ -464,6 +465,9 @@ def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path
     assert results["random"] == scores["random"]
     adapted = data.read_arrays(folder / "adapted.npz")["theta"]
     assert np.array_equal(Agent.load(folder).theta, adapted)
+    rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    (told,) = (row for row in rows if row["stage"] == "adapt")
+    assert np.isclose(told["sigma"], 0.02, rtol=0.1)
     assert not np.array_equal(adapted, Agent.load(doom_run).theta)
     before = Agent.load(doom_run).theta
     assert np.array_equal(Agent.load(folder, adapted=False).theta, before)
