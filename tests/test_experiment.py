@@ -453,8 +453,8 @@ def _at(moments, memories, batches, *args):
 def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path):
     """A finished run goes on with its V, M and C; both agents are scored, and the last is the one that acts."""
     folder = copy_of(doom_run)
-    more = ("evolve.real_generations=1", "evolve.real_episodes=1", "evolve.real_sigma=0.02")
-    more += ("evolve.population=4",)
+    real = ("evolve.real_generations=1", "evolve.real_episodes=1", "evolve.real_sigma=0.02")
+    more = (*real, "evolve.population=4")
     first = json.loads((folder / "config.json").read_text())
     data.write(folder / "config.json", first | {"evolve.population": 4})
     scores = json.loads((folder / "results.json").read_text())
@@ -523,7 +523,12 @@ def test_half_a_round_is_no_agent(doom_run, copy_of):
 @pytest.mark.parametrize(
     "setting",
     ["vae.kl_tolerance=5", "rounds=1", "collect.episodes=9", "repeat=4", "evolve.later_sigma=1"]
-    + ["evolve.real_generations=2", "mdnrnn.gamma=0.5", "mdnrnn.value_head=true"],
+    + [
+        "evolve.real_generations=2",
+        "evolve.real_sigma=1",
+        "mdnrnn.gamma=0.5",
+        "mdnrnn.value_head=true",
+    ],
 )
 def test_a_branch_refuses_what_it_would_ignore(doom_run, tmp_path, setting):
     settings = dict([setting.split("=")])

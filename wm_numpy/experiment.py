@@ -156,7 +156,7 @@ class Experiment:
             if theirs["rounds"] == 1:
                 free |= {key for key in mine if ".later_" in key}
             if not theirs["evolve.real_generations"]:
-                free |= {"evolve.real_generations", "evolve.real_episodes", "evolve.real_sigma"}
+                free |= {key for key in mine if ".real_" in key}
             other = [k for k in mine if mine[k] != theirs[k] and k not in free]
             if other:
                 what = ", ".join(f"{k} is {theirs[k]} there and {mine[k]} here" for k in other[:3])
@@ -404,7 +404,8 @@ class Experiment:
         """Evolve the last round's C further in the real environment, if asked; V and M stay as they are."""
         c = self.config.evolve
         if c.real_generations:
-            c = replace(c, world="real", sigma=c.real_sigma or c.later_sigma or c.sigma)
+            sigma = c.real_sigma or later(round_, c.sigma, c.later_sigma)
+            c = replace(c, world="real", sigma=sigma)
             c = replace(c, episodes=c.real_episodes, generations=c.real_generations)
             self._evolution("adapt", round_, c, self._theta())
 
@@ -509,7 +510,7 @@ def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:
     of_series = ("vae.", "collect.", "repeat", "mdnrnn.gamma", "mdnrnn.value_head")
     for key in settings:  # refuse what would be written down, and ignored
         changed = key.startswith(of_series) and flat(config)[key] != flat(before)[key]
-        if changed or key in alone or ".later_" in key:
+        if changed or key in alone or ".later_" in key or ".real_" in key:
             why = f"only C, or M on the series of {run}, is trained"
             raise SettingError(f"{key} cannot be changed here, where {why}: `train` another run")
     experiment = Experiment(config, folder)

@@ -47,8 +47,8 @@ def dream_rollouts(agent: Agent, thetas: np.ndarray, seeds: np.ndarray) -> Rollo
         world = Dream(agent, len(few) * len(seeds))
         return rollout(world, agent.controller(few), np.tile(seeds, len(few)))
 
-    most, few = (max(1, n // len(seeds)) for n in (CHUNK, FEW))  # candidates
-    chunks = parallel.threads(play, parallel.cut(len(thetas), most, few))
+    most, whole = (max(1, n // len(seeds)) for n in (CHUNK, FEW))  # candidates
+    chunks = parallel.threads(play, parallel.cut(len(thetas), most, whole))
     return _joined(chunks, (len(thetas), len(seeds)))
 
 
