@@ -239,6 +239,36 @@ def test_evolution_goes_on_and_deploys_the_mean_of_the_best_check(tmp_path, monk
     assert generation == 7 and score == 0 and not np.array_equal(last, vector)
 
 
+def test_evolution_never_ends_below_its_beginning(tmp_path):
+    """With the first mean among the checks; a kill in the first generation does not repeat that check."""
+    checked = []
+
+    def go(name: str, goal: int, killed: bool = False, **how):
+        def fitness(vectors, generation):
+            if killed:
+                raise KeyboardInterrupt
+            return -np.sum((vectors - 1) ** 2, axis=1, keepdims=True)
+
+        def check(mean, generation):
+            checked.append(generation)
+            return -abs(generation - goal)
+
+        cma = CMAES(np.full(5, 3.0), 0.3, 6, seed=3)
+        rows = []
+        report = lambda n, **figures: rows.append((n, figures))  # noqa: E731
+        state = tmp_path / f"{name}.npz"
+        return *train.evolve(cma, fitness, 4, state, report, check, 2, **how), rows
+
+    with pytest.raises(KeyboardInterrupt):
+        go("a", 0, killed=True, check_first=True)
+    vector, generation, score, _ = go("a", 0, check_first=True)
+    assert checked == [0, 2, 4] and generation == score == 0 and (vector == 3).all()
+    vector, generation, score, rows = go("b", 4, check_first=True)
+    assert generation == 4 and score == 0 and not (vector == 3).any()
+    assert rows[0] == (0, {"check": -4})
+    assert go("c", 0)[1] == 2  # not asked: the best of the later ones
+
+
 def test_reliability_is_what_other_episodes_would_repeat():
     rng = np.random.default_rng(0)
     own = rng.standard_normal((4000, 1))
@@ -454,7 +484,8 @@ def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path
     """A finished run goes on with its V, M and C; both agents are scored, and the last is the one that acts."""
     folder = copy_of(doom_run)
     real = ("evolve.real_generations=1", "evolve.real_episodes=1", "evolve.real_sigma=0.02")
-    more = (*real, "evolve.population=4")
+    checks = ("evolve.real_check_every=1", "evolve.real_check_episodes=2")
+    more = (*real, *checks, "evolve.population=4")
     first = json.loads((folder / "config.json").read_text())
     data.write(folder / "config.json", first | {"evolve.population": 4})
     scores = json.loads((folder / "results.json").read_text())
@@ -466,7 +497,8 @@ def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path
     adapted = data.read_arrays(folder / "adapted.npz")["theta"]
     assert np.array_equal(Agent.load(folder).theta, adapted)
     rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    (told,) = (row for row in rows if row["stage"] == "adapt")
+    first, told = (row for row in rows if row["stage"] == "adapt")
+    assert first["step"] == 0 and first["check"] < told["check"] and told["step"] == 1
     assert np.isclose(told["sigma"], 0.02, rtol=0.1)
     assert not np.array_equal(adapted, Agent.load(doom_run).theta)
     before = Agent.load(doom_run).theta

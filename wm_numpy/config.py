@@ -111,7 +111,9 @@ class EvolveConfig:
     enough: float = setting(0.0, "a dream's return counts up to this; 0: all of it", 0)
     penalty: float = setting(0.01, "fitness = mean return - penalty * mean(w^2) (authors' code)", 0)
     check_every: int = setting(25, "generations between checks of the mean in reality; 0: none", 0)
+    real_check_every: int = setting(0, "the same in reality, and one before; 0: as above", 0)
     check_episodes: int = setting(100, "episodes of a check; the agent of the best is kept", 1)
+    real_check_episodes: int = setting(0, "the same in reality; 0: as above", 0)
     finalists: int = setting(0, "agents of so many rounds play it out; 0: the last is kept", 0)
 
 
@@ -197,7 +199,7 @@ _CAR_DREAM = """
 # a fifth off C's weights: evolution is in part a random walk, and where they have grown, tanh is saturated and
 # selection blind. A dream has no finish: it would pay for more speed than the 130 tiles in 100 decisions that a lap
 # takes. The last round's agent may be a poor one: it and the best four play it out.
-# In reality a candidate at a sigma of 0.05, half of C's weights, is often a lost car.
+# In reality a candidate at a sigma of 0.05, half of C's weights, is often a lost car, and what loses it is rare.
 _CAR_LAPTOP = """
     rounds=23 collect.episodes=500
     vae.updates=4000
@@ -205,7 +207,8 @@ _CAR_LAPTOP = """
     mdnrnn.value_head=true mdnrnn.value_weight=0.003
     evolve.shrink=0.8 evolve.enough=130 evolve.finalists=4
     evolve.check_every=20 evolve.check_episodes=24
-    evolve.real_episodes=2 evolve.real_sigma=0.03"""
+    evolve.real_episodes=4 evolve.real_sigma=0.03
+    evolve.real_check_every=5 evolve.real_check_episodes=96"""
 PRESETS: dict[str, dict[str, list[str]]] = {
     "doom": {
         "paper": [_DOOM],

@@ -401,12 +401,21 @@ class Experiment:
         write(self.folder / RESULTS["select"], {"round": np.array(round_)})
 
     def _adapt(self, round_: int) -> None:
-        """Evolve the last round's C further in the real environment, if asked; V and M stay as they are."""
+        """Evolve the last round's C further in the real environment, if asked; V and M stay as they are.
+
+        Its checks begin before the first generation: if none is better than that, C stays as it was.
+        """
         c = self.config.evolve
         if c.real_generations:
-            sigma = c.real_sigma or later(round_, c.sigma, c.later_sigma)
-            c = replace(c, world="real", sigma=sigma)
-            c = replace(c, episodes=c.real_episodes, generations=c.real_generations)
+            c = replace(
+                c,
+                world="real",
+                sigma=c.real_sigma or later(round_, c.sigma, c.later_sigma),
+                episodes=c.real_episodes,
+                generations=c.real_generations,
+                check_every=c.real_check_every or c.check_every,
+                check_episodes=c.real_check_episodes or c.check_episodes,
+            )
             self._evolution("adapt", round_, c, self._theta())
 
     def _theta(self) -> np.ndarray:
@@ -440,9 +449,8 @@ class Experiment:
         cma = CMAES(mean, c.sigma, c.population, seed=seed)
         state = self._state(path, round_)
         with self.log.progress(stage, round_, c.generations, "generations") as report:
-            theta, generation, score = evolve(
-                cma, fitness, c.generations, state, report, check, c.check_every, self.log.line
-            )
+            run = fitness, c.generations, state, report, check, c.check_every, self.log.line
+            theta, generation, score = evolve(cma, *run, check_first=stage == "adapt")
         found = {"generation": np.array(generation), "check": np.array(score)}
         self._finish(path, round_, theta=theta, **found)
 

@@ -75,6 +75,7 @@ def evolve(
     check: Callable[[np.ndarray, int], float],
     check_every: int,  # generations between checks, and one at the end; 0: none
     log: Callable[[str], None] = print,  # is told why it ended early
+    check_first: bool = False,  # the mean that it begins from, too, which may stay the best
 ) -> tuple[np.ndarray, int, float]:
     """Evolve C -> the theta to deploy, its generation and its check (0.0 without checks).
 
@@ -89,6 +90,10 @@ def evolve(
         saved = read_arrays(state, theta=cma.mean.shape, score=(), best_generation=())
         best = {name: saved[name] for name in best}
         cma.load_state_dict(saved)
+    elif check_first and check_every:
+        best["score"] = check(cma.mean, 0)
+        report(0, check=best["score"])
+        write(state, cma.state_dict() | best)
     saved_at = time.monotonic()
     last = cma.generation >= generations or bool(cma.stop())
     while not last:
