@@ -448,9 +448,11 @@ class Experiment:
 
         cma = CMAES(mean, c.sigma, c.population, seed=seed)
         state = self._state(path, round_)
+        how = {"log": self.log.line, "check_first": stage == "adapt"}
         with self.log.progress(stage, round_, c.generations, "generations") as report:
-            run = fitness, c.generations, state, report, check, c.check_every, self.log.line
-            theta, generation, score = evolve(cma, *run, check_first=stage == "adapt")
+            theta, generation, score = evolve(
+                cma, fitness, c.generations, state, report, check, c.check_every, **how
+            )
         found = {"generation": np.array(generation), "check": np.array(score)}
         self._finish(path, round_, theta=theta, **found)
 
