@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -489,7 +490,8 @@ def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path
     first = json.loads((folder / "config.json").read_text())
     data.write(folder / "config.json", first | {"evolve.population": 4})
     scores = json.loads((folder / "results.json").read_text())
-    Experiment(tiny_config("doom", *more), folder).run()
+    named = replace(tiny_config("doom", *more), preset="another")  # a name, which decides nothing
+    Experiment(named, folder).run()
     assert all(same(folder / name, doom_run / name) for name in RESULTS)
     results = json.loads((folder / "results.json").read_text())
     assert results["unadapted"] == scores["agent"] and results["agent"] != scores["agent"]

@@ -150,7 +150,9 @@ class Experiment:
         mine = flat(config)
         if path.exists():
             theirs = flat(load_config(folder))
-            free = {"preset"}  # settings that may differ: this one is but where the others come from
+            free = {
+                "preset"
+            }  # settings that may differ: this one is but where the others come from
             if mine["rounds"] > theirs["rounds"]:
                 free.add("rounds")
             if theirs["rounds"] == 1:
