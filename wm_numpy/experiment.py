@@ -150,9 +150,7 @@ class Experiment:
         mine = flat(config)
         if path.exists():
             theirs = flat(load_config(folder))
-            free = {
-                "preset"
-            }  # settings that may differ: this one is but where the others come from
+            free = {"preset"}  # settings that may differ; this one decides nothing
             if mine["rounds"] > theirs["rounds"]:
                 free.add("rounds")
             if theirs["rounds"] == 1:
