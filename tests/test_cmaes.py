@@ -133,29 +133,6 @@ def test_mean_of_the_first_half_moves_towards_the_better():
     np.testing.assert_allclose(es.mean, [(3 * log[0] + 1 * log[1]) / log.sum(), 0, 0])
 
 
-def test_a_part_of_the_step_moves_the_mean_and_nothing_else():
-    whole, half = (CMAES(np.ones(5), sigma=0.3, population=8, seed=2, c_m=c) for c in (1, 0.5))
-    for es in (whole, half):
-        x = es.ask()
-        es.tell(x, (x**2).sum(axis=1))
-    np.testing.assert_allclose(half.mean - 1, (whole.mean - 1) / 2, rtol=1e-12)
-    one, other = whole.state_dict(), half.state_dict()
-    assert all(np.array_equal(one[name], other[name]) for name in one if name != "mean")
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_half_steps_stay_nearer_to_the_best_where_costs_are_noise(seed):
-    """From the best of a sphere, where a step can only be noise: it costs half of the way, a quarter of the square."""
-    away = []
-    for c_m in (1, 0.5):
-        es, noise = CMAES(np.zeros(200), 0.1, 20, seed, c_m), np.random.default_rng(seed)
-        for _ in range(20):
-            x = es.ask()
-            es.tell(x, (x**2).sum(axis=1) + 10 * noise.standard_normal(20))
-        away.append(es.mean @ es.mean)
-    assert away[1] < 0.35 * away[0]
-
-
 @pytest.mark.parametrize("box", [1e3, 1e9])
 @pytest.mark.parametrize("n", [3, 10])
 def test_candidates_of_others_do_not_make_it_explode(n, box):
@@ -426,9 +403,6 @@ def test_stops_when_the_covariance_is_degenerate():
         (dict(mean=[0.0, np.nan]), "finite vector"),
         (dict(mean=[0.0, 0.0], sigma=0.0), "sigma must be positive"),
         (dict(mean=[0.0, 0.0], sigma=np.nan), "sigma must be positive"),
-        (dict(mean=[0.0, 0.0], c_m=0.0), "c_m must be above 0 and at most 1"),
-        (dict(mean=[0.0, 0.0], c_m=np.nan), "c_m must be above 0 and at most 1"),
-        (dict(mean=[0.0, 0.0], c_m=1.5), "c_m must be above 0 and at most 1"),
         (dict(mean=[0.0, 0.0], population=1), "population must be at least 2"),
     ],
 )

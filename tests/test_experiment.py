@@ -481,14 +481,12 @@ def _at(moments, memories, batches, *args):
     return memories(batches, *args)
 
 
-def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path, monkeypatch):
+def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path):
     """A finished run goes on with its V, M and C; both agents are scored, and the last is the one that acts."""
     folder = copy_of(doom_run)
     real = ("evolve.real_generations=1", "evolve.real_episodes=1", "evolve.real_sigma=0.02")
     checks = ("evolve.real_check_every=1", "evolve.real_check_episodes=2")
-    more = (*real, *checks, "evolve.real_step=0.9", "evolve.population=4")
-    made = []
-    monkeypatch.setattr(experiment, "CMAES", lambda *args: made.append(CMAES(*args)) or made[-1])
+    more = (*real, *checks, "evolve.population=4")
     first = json.loads((folder / "config.json").read_text())
     data.write(folder / "config.json", first | {"evolve.population": 4})
     scores = json.loads((folder / "results.json").read_text())
@@ -503,7 +501,7 @@ def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path
     rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
     first, told = (row for row in rows if row["stage"] == "adapt")
     assert first["step"] == 0 and first["check"] < told["check"] and told["step"] == 1
-    assert np.isclose(told["sigma"], 0.02, rtol=0.1) and [es.c_m for es in made] == [0.9]
+    assert np.isclose(told["sigma"], 0.02, rtol=0.1)
     assert not np.array_equal(adapted, Agent.load(doom_run).theta)
     before = Agent.load(doom_run).theta
     assert np.array_equal(Agent.load(folder, adapted=False).theta, before)

@@ -62,29 +62,20 @@ class CMAES:
     """Minimise by asking for candidates and telling their costs, from a mean (n,); the caller owns the loop.
 
     sigma is the first step size, the same in all coordinates (the authors' 0.1); population None: the tutorial's.
-    c_m is the mean's learning rate: where costs are noisy a step is noise, too, and taken in part costs less of it.
 
     Raises:
-        ValueError: the mean is not a finite vector, sigma not positive, the population under 2, or c_m not in (0, 1].
+        ValueError: the mean is not a finite vector, sigma not positive, or the population under 2.
     """
 
     def __init__(
-        self,
-        mean: np.ndarray,
-        sigma: float = 0.1,
-        population: int | None = None,
-        seed: int = 0,
-        c_m: float = 1.0,
+        self, mean: np.ndarray, sigma: float = 0.1, population: int | None = None, seed: int = 0
     ):
         mean = np.array(mean, np.float64)
         if mean.ndim != 1 or not mean.size or not np.isfinite(mean).all():
             raise ValueError(f"the mean must be a finite vector (n,), not {mean.shape}: {mean}")
         if not 0 < sigma < np.inf:
             raise ValueError(f"sigma must be positive and finite, not {sigma}")
-        if not 0 < c_m <= 1:
-            raise ValueError(f"c_m must be above 0 and at most 1, not {c_m}")
         n = mean.size
-        self.c_m = c_m
         self.population = 4 + int(3 * np.log(n)) if population is None else int(population)  # (48)
         if self.population < 2:
             raise ValueError(f"the population must be at least 2, not {self.population}")
@@ -148,7 +139,7 @@ class CMAES:
 
         # 2. Mean.
         y_w = k.weights[: k.parents] @ y[: k.parents]  # (41) (n,)
-        self.mean = self.mean + self.c_m * self.sigma * y_w  # (42)
+        self.mean = self.mean + self.sigma * y_w  # (42)
 
         # 3. Step size: grow when successive steps agree, shrink when they cancel.
         turned = np.vstack([y_w, y[k.parents :]]) @ self.B / self.D  # D^-1 B^T y: unit variance

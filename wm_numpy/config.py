@@ -101,7 +101,6 @@ class EvolveConfig:
     sigma: float = setting(0.1, "initial step size of CMA-ES", 1e-9)
     later_sigma: float = setting(0.0, "the same in later rounds; 0: as in the first", 0)
     real_sigma: float = setting(0.0, "the same in reality; 0: as in the last round", 0)
-    real_step: float = setting(1.0, "share of a step that the mean takes there (c_m)", 1e-9, 1)
     shrink: float = setting(1.0, "a later round's C begins from the last one's times this", 0, 1)
     tau: float = setting(1.0, "temperature of the dream", 1e-3)
     memories: float = setting(0.0, "share of dreams that begin at any recorded moment", 0, 1)
@@ -208,7 +207,7 @@ _CAR_LAPTOP = """
     mdnrnn.value_head=true mdnrnn.value_weight=0.003
     evolve.shrink=0.8 evolve.enough=130 evolve.finalists=4
     evolve.check_every=20 evolve.check_episodes=24
-    evolve.real_episodes=4 evolve.real_sigma=0.03 evolve.real_step=0.5
+    evolve.real_episodes=4 evolve.real_sigma=0.03
     evolve.real_check_every=5 evolve.real_check_episodes=96"""
 PRESETS: dict[str, dict[str, list[str]]] = {
     "doom": {

@@ -446,10 +446,9 @@ class Experiment:
             seeds = episode_seeds("check", c.check_episodes, *seed)
             return float(real(theta[None], seeds).mean())
 
-        on = stage == "adapt"  # from an agent, not from the shrunk C of the round before
-        cma = CMAES(mean, c.sigma, c.population, seed, c.real_step if on else 1.0)
+        cma = CMAES(mean, c.sigma, c.population, seed=seed)
         state = self._state(path, round_)
-        how = {"log": self.log.line, "check_first": on}
+        how = {"log": self.log.line, "check_first": stage == "adapt"}
         with self.log.progress(stage, round_, c.generations, "generations") as report:
             theta, generation, score = evolve(
                 cma, fitness, c.generations, state, report, check, c.check_every, **how
