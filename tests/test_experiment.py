@@ -481,17 +481,26 @@ def _at(moments, memories, batches, *args):
     return memories(batches, *args)
 
 
-def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path):
+def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path, monkeypatch):
     """A finished run goes on with its V, M and C; both agents are scored, and the last is the one that acts."""
     folder = copy_of(doom_run)
     real = ("evolve.real_generations=1", "evolve.real_episodes=1", "evolve.real_sigma=0.02")
-    checks = ("evolve.real_check_every=1", "evolve.real_check_episodes=2")
+    checks = ("evolve.real_check_every=1", "evolve.real_check_episodes=3")
     more = (*real, *checks, "evolve.population=4")
     first = json.loads((folder / "config.json").read_text())
     data.write(folder / "config.json", first | {"evolve.population": 4})
     scores = json.loads((folder / "results.json").read_text())
+    played = []  # candidates, episodes
+
+    def real(agent, thetas, seeds, *args, **how):
+        played.append((len(thetas), len(seeds)))
+        return real_rollouts(agent, thetas, seeds, *args, **how)
+
+    monkeypatch.setattr(experiment, "real_rollouts", real)
     named = replace(tiny_config("doom", *more), preset="another")  # a name, which decides nothing
     Experiment(named, folder).run()
+    # a check, a generation, a check; the agent's score
+    assert played == [(1, 3), (4, 1), (1, 3), (1, 2)]
     assert all(same(folder / name, doom_run / name) for name in RESULTS)
     results = json.loads((folder / "results.json").read_text())
     assert results["unadapted"] == scores["agent"] and results["agent"] != scores["agent"]
@@ -499,8 +508,8 @@ def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path
     adapted = data.read_arrays(folder / "adapted.npz")["theta"]
     assert np.array_equal(Agent.load(folder).theta, adapted)
     rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    first, told = (row for row in rows if row["stage"] == "adapt")
-    assert first["step"] == 0 and first["check"] < told["check"] and told["step"] == 1
+    begun, told = (row for row in rows if row["stage"] == "adapt")
+    assert begun["step"] == 0 and begun["check"] < told["check"] and told["step"] == 1
     assert np.isclose(told["sigma"], 0.02, rtol=0.1)
     assert not np.array_equal(adapted, Agent.load(doom_run).theta)
     before = Agent.load(doom_run).theta
@@ -557,12 +566,8 @@ def test_half_a_round_is_no_agent(doom_run, copy_of):
 @pytest.mark.parametrize(
     "setting",
     ["vae.kl_tolerance=5", "rounds=1", "collect.episodes=9", "repeat=4", "evolve.later_sigma=1"]
-    + [
-        "evolve.real_generations=2",
-        "evolve.real_sigma=1",
-        "mdnrnn.gamma=0.5",
-        "mdnrnn.value_head=true",
-    ],
+    + ["evolve.real_generations=2", "evolve.real_sigma=1"]
+    + ["mdnrnn.gamma=0.5", "mdnrnn.value_head=true"],
 )
 def test_a_branch_refuses_what_it_would_ignore(doom_run, tmp_path, setting):
     settings = dict([setting.split("=")])

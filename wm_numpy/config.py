@@ -199,7 +199,7 @@ _CAR_DREAM = """
 # a fifth off C's weights: evolution is in part a random walk, and where they have grown, tanh is saturated and
 # selection blind. A dream has no finish: it would pay for more speed than the 130 tiles in 100 decisions that a lap
 # takes. The last round's agent may be a poor one: it and the best four play it out.
-# In reality a candidate at a sigma of 0.05, half of C's weights, is often a lost car, and what loses it is rare.
+# In reality a candidate at a sigma of 0.05, half of C's weights, is often a lost car; two tracks are too few to tell.
 _CAR_LAPTOP = """
     rounds=23 collect.episodes=500
     vae.updates=4000

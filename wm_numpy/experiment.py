@@ -416,14 +416,16 @@ class Experiment:
                 check_every=c.real_check_every or c.check_every,
                 check_episodes=c.real_check_episodes or c.check_episodes,
             )
-            self._evolution("adapt", round_, c, self._theta())
+            self._evolution("adapt", round_, c, self._theta(), check_first=True)
 
     def _theta(self) -> np.ndarray:
         """C as the evolve stage left it."""
         path = self.folder / RESULTS["evolve"]
         return read_arrays(path, theta=(theta_size(self.config),))["theta"]
 
-    def _evolution(self, stage: str, round_: int, c: EvolveConfig, mean: np.ndarray) -> None:
+    def _evolution(
+        self, stage: str, round_: int, c: EvolveConfig, mean: np.ndarray, check_first: bool = False
+    ) -> None:
         """CMA-ES from a mean; fitness: the mean return of a candidate's episodes, less the penalty."""
         path = self.folder / RESULTS[stage]
         seed = self._seed(stage, round_)
@@ -448,7 +450,7 @@ class Experiment:
 
         cma = CMAES(mean, c.sigma, c.population, seed=seed)
         state = self._state(path, round_)
-        how = {"log": self.log.line, "check_first": stage == "adapt"}
+        how = {"log": self.log.line, "check_first": check_first}
         with self.log.progress(stage, round_, c.generations, "generations") as report:
             theta, generation, score = evolve(
                 cma, fitness, c.generations, state, report, check, c.check_every, **how
