@@ -103,7 +103,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def perform(args: argparse.Namespace) -> int | None:
     """Carry out a command -> exit code. `settings` and `gradcheck` need only NumPy, and only pictures need pygame."""
-    from wm_numpy import config, gradcases, parallel
+    from wm_numpy.lab import cases as gradcases
+    from wm_numpy.settings import config
+    from wm_numpy.training import parallel
 
     for name, least in (("workers", 1), ("seed", 0), ("episodes", 2)):
         value = getattr(args, name, None)
@@ -123,7 +125,9 @@ def perform(args: argparse.Namespace) -> int | None:
     if args.command == "gradcheck":
         return gradcases.main()
 
-    from wm_numpy import agent, data, experiment, judge, report
+    from wm_numpy.lab import judge, report
+    from wm_numpy.models import agent
+    from wm_numpy.training import data, experiment
 
     mine = Path("runs") / str(getattr(args, "run", "")) / "config.json"
     if mine.exists() and agent.run_folder(args.run).parent == agent.SHIPPED:
@@ -141,7 +145,7 @@ def perform(args: argparse.Namespace) -> int | None:
             if args.stage == "evaluate":
                 print(report.table(run.folder))
                 try:
-                    from wm_numpy import pictures  # noqa: F401
+                    from wm_numpy.lab import pictures  # noqa: F401
                 except ImportError as error:  # the run is finished all the same
                     print(f"no pictures: {error}")
                 else:
@@ -177,7 +181,7 @@ def perform(args: argparse.Namespace) -> int | None:
                 for line in judge.table(player, args.episodes, taus):
                     print(line, flush=True)
         case "play":
-            from wm_numpy import play
+            from wm_numpy.demo import play
 
             if args.png or args.strip:
                 player = agent.Agent.load(args.run)

@@ -28,14 +28,16 @@ import wm_numpy  # noqa: F401  before numpy: it sets the threads of BLAS
 # isort: split
 import numpy as np
 
-from wm_numpy import agent as agents
-from wm_numpy import config, data, parallel, pictures
-from wm_numpy.cmaes import CMAES
-from wm_numpy.envs import make_env, random_policy
-from wm_numpy.optim import Adam
-from wm_numpy.rollout import GROUP, dream_rollouts, real_rollouts
-from wm_numpy.tasks import TASKS
-from wm_numpy.vae import VAE
+from wm_numpy.core.adam import Adam
+from wm_numpy.lab import pictures
+from wm_numpy.models import agent as agents
+from wm_numpy.models.cmaes import CMAES
+from wm_numpy.models.vae import VAE
+from wm_numpy.settings import config
+from wm_numpy.training import data, parallel
+from wm_numpy.worlds.envs import make_env, random_policy
+from wm_numpy.worlds.rollout import GROUP, dream_rollouts, real_rollouts
+from wm_numpy.worlds.tasks import TASKS
 
 BATCH, POPULATION = 100, 64
 CAR, DOOM = config.resolve("carracing", "paper"), config.resolve("doom", "paper")

@@ -13,10 +13,11 @@ import wm_numpy  # noqa: E402, F401, I001  before numpy: it sets the threads of 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from wm_numpy import agent as agents  # noqa: E402
-from wm_numpy import config, parallel  # noqa: E402
-from wm_numpy.agent import Agent  # noqa: E402
-from wm_numpy.experiment import STAGES, Experiment  # noqa: E402
+from wm_numpy.models import agent as agents  # noqa: E402
+from wm_numpy.settings import config  # noqa: E402
+from wm_numpy.training import parallel  # noqa: E402
+from wm_numpy.models.agent import Agent  # noqa: E402
+from wm_numpy.training.experiment import STAGES, Experiment  # noqa: E402
 
 os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "1"
 

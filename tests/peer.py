@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests import bench
-from wm_numpy import agent, parallel
-from wm_numpy.config import Config
-from wm_numpy.tasks import TASKS
+from wm_numpy.models import agent
+from wm_numpy.settings.config import Config
+from wm_numpy.training import parallel
+from wm_numpy.worlds.tasks import TASKS
 
 PLAIN = os.environ.get("PLAIN_PEER") == "1"
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tests import bench
-from wm_numpy import agent, config
-from wm_numpy.vae import VAE
+from wm_numpy.models import agent
+from wm_numpy.models.vae import VAE
+from wm_numpy.settings import config
 
 KEYS = ["name", "ours", "peer", "peer_name", "unit", "ratio", "gemm_fraction"]
 

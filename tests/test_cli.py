@@ -14,9 +14,10 @@ import pytest
 
 import run
 from tests.conftest import ROOT, TINY
-from wm_numpy import agent as agents
-from wm_numpy import data, parallel, play
-from wm_numpy.agent import Agent
+from wm_numpy.demo import play
+from wm_numpy.models import agent as agents
+from wm_numpy.models.agent import Agent
+from wm_numpy.training import data, parallel
 
 INSTALL = "run `pip install -r requirements.txt`"
 
@@ -210,7 +211,9 @@ def test_damaged_config(sentence, doom_run, copy_of, text):
 def test_damaged_results(sentence, doom_run, copy_of, text, monkeypatch):
     folder = copy_of(doom_run)
     (folder / "results.json").write_text(text)
-    monkeypatch.setattr("wm_numpy.report.write", lambda folder, out: None)  # pictures take seconds
+    monkeypatch.setattr(
+        "wm_numpy.lab.report.write", lambda folder, out: None
+    )  # pictures take seconds
     assert "results.json is damaged" in sentence("report", folder, code=1)
 
 
@@ -263,13 +266,13 @@ def test_a_foreign_folder(sentence, tmp_path):
     assert "thesis.txt" in sentence(*train(tmp_path / "thesis.txt"), code=1)
 
 
-HOLD = "import sys, time; from pathlib import Path; from wm_numpy.data import alone\n\
+HOLD = "import sys, time; from pathlib import Path; from wm_numpy.training.data import alone\n\
 with alone(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
 
 
 def test_two_runs_in_one_folder(sentence, doom_run, copy_of, monkeypatch):
     """The second says who is at work, until that one is dead, however it died."""
-    monkeypatch.setattr("wm_numpy.report.write", lambda folder, out: None)
+    monkeypatch.setattr("wm_numpy.lab.report.write", lambda folder, out: None)
     folder = copy_of(doom_run)
     first = subprocess.Popen([sys.executable, "-c", HOLD, folder], cwd=ROOT, stdout=subprocess.PIPE)
     first.stdout.readline()
@@ -286,7 +289,7 @@ def test_two_runs_in_one_folder(sentence, doom_run, copy_of, monkeypatch):
 def test_an_address_of_a_cluster(doom_run, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(parallel, "use_cluster", asked.append)
-    monkeypatch.setattr("wm_numpy.report.write", lambda folder, out: None)
+    monkeypatch.setattr("wm_numpy.lab.report.write", lambda folder, out: None)
     assert run.main(["report", str(doom_run), "--executor", "tcp://there:8786"]) == 0
     assert asked == ["tcp://there:8786"]
 
@@ -329,7 +332,7 @@ def test_a_finished_run_without_pygame(doom_run, copy_of):
 
 
 def test_shipped_weights_are_not_taken_for_a_run(doom_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("wm_numpy.report.write", lambda folder, out: None)
+    monkeypatch.setattr("wm_numpy.lab.report.write", lambda folder, out: None)
     assert run.main(["report", "doom"]) == 0 and "your own run" not in capsys.readouterr().out
     (tmp_path / "runs" / "doom").mkdir(parents=True)
     shutil.copy(doom_run / "config.json", tmp_path / "runs" / "doom")
@@ -430,13 +433,13 @@ def test_report(doom_run, copy_of, capsys):
 def test_report_of_shipped_weights(monkeypatch, tmp_path):
     """Its pictures do not stand in the way of a run, nor in the package."""
     made = []
-    monkeypatch.setattr("wm_numpy.report.write", lambda folder, out: made.append(out))
+    monkeypatch.setattr("wm_numpy.lab.report.write", lambda folder, out: made.append(out))
     assert run.main(["report", "doom"]) == 0
     assert made == [Path("runs/doom-report")]
 
 
 def test_report_of_a_run_that_is_not_finished(sentence, car_run, monkeypatch):
-    monkeypatch.setattr("wm_numpy.report.write", lambda folder, out: None)
+    monkeypatch.setattr("wm_numpy.lab.report.write", lambda folder, out: None)
     assert "results.json is missing" in sentence("report", car_run, code=1)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wm_numpy.cmaes import CMAES, Constants
+from wm_numpy.models.cmaes import CMAES, Constants
 
 FIXTURE = Path(__file__).parent / "fixtures" / "cmaes_constants.npz"
 

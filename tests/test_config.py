@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from wm_numpy import agent, config
-from wm_numpy.config import Config, SettingError, flat, from_flat, resolve
+from wm_numpy.models import agent
+from wm_numpy.settings import config
+from wm_numpy.settings.config import Config, SettingError, flat, from_flat, resolve
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.fixtures import make_vae
-from wm_numpy import conv
-from wm_numpy.conv import (
+from wm_numpy.core import conv
+from wm_numpy.core.conv import (
     conv_backward,
     conv_forward,
     conv_plain,
@@ -16,7 +16,7 @@ from wm_numpy.conv import (
     conv_transpose_forward,
     conv_transpose_plain,
 )
-from wm_numpy.gradcheck import TOLERANCE, check_pair
+from wm_numpy.core.gradcheck import TOLERANCE, check_pair
 
 FIXTURE = Path(__file__).parent / "fixtures" / "vae.npz"
 KERNELS = [2, 3, 4, 5, 6]

@@ -11,8 +11,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from wm_numpy import data
-from wm_numpy.data import (
+from wm_numpy.training import data
+from wm_numpy.training.data import (
     DataError,
     FrameBatches,
     Recorder,

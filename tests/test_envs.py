@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from wm_numpy import envs
-from wm_numpy.envs import (
+from wm_numpy.worlds import envs
+from wm_numpy.worlds.envs import (
     ENVIRONMENTS,
     CarRacing,
     EnvironmentDied,
@@ -22,7 +22,7 @@ from wm_numpy.envs import (
     make_env,
     random_policy,
 )
-from wm_numpy.tasks import TASKS
+from wm_numpy.worlds.tasks import TASKS
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def engines(pid: int | str = "self") -> list[int]:
 
 def environ() -> dict[str, str]:
     """For a Python that is started in another folder."""
-    return {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(envs.__file__))}
+    return {**os.environ, "PYTHONPATH": str(pathlib.Path(envs.__file__).parents[2])}
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -195,7 +195,7 @@ def test_names():
 def test_a_missing_package_is_named_with_its_mend(task, module):
     code = (
         f"import sys; sys.modules[{module!r}] = None\n"
-        f"from wm_numpy import envs\n"
+        f"from wm_numpy.worlds import envs\n"
         f"try: envs.make_env({task!r})\n"
         f"except ImportError as error:\n"
         f"    assert 'pip install' in str(error) and {module!r} in str(error)\n"
@@ -332,7 +332,7 @@ def test_a_killed_engine_is_reported(make):
 @linux
 def test_no_engine_outlives_a_killed_process():
     code = (
-        "import time; from wm_numpy.envs import make_env\n"
+        "import time; from wm_numpy.worlds.envs import make_env\n"
         "env = make_env('doom'); env.reset(); print(flush=True); time.sleep(60)"
     )
     python = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environ())
@@ -370,7 +370,7 @@ def test_a_temporary_folder_without_programs(tmp_path_factory, elsewhere):
         or subprocess.run(["unshare", "-m", "sh", "-c", mount]).returncode
     ):
         pytest.skip("may not mount")
-    code = "from wm_numpy import envs; envs.make_env('doom').reset(seed=1); print('runs')"
+    code = "from wm_numpy.worlds import envs; envs.make_env('doom').reset(seed=1); print('runs')"
     if not elsewhere:
         mount += f" && mount -t tmpfs -o noexec none /dev/shm && export HOME={folder}"
     command = f'{mount} && TMPDIR={folder} exec "$0" -c "{code}"'

@@ -15,16 +15,20 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, TINY, tiny_config
-from wm_numpy import config, data, envs, experiment, parallel, rollout, train, vae
-from wm_numpy.agent import Agent, export
-from wm_numpy.cmaes import CMAES
-from wm_numpy.config import SettingError, VAEConfig
-from wm_numpy.core import Params
-from wm_numpy.data import DataError
-from wm_numpy.envs import random_policy
-from wm_numpy.experiment import PURPOSES, STAGES, Experiment, branch, episode_seeds, score
-from wm_numpy.rollout import blind_rollouts, real_rollouts
-from wm_numpy.train import RunError
+from wm_numpy.core.ops import Params
+from wm_numpy.models import vae
+from wm_numpy.models.agent import Agent, export
+from wm_numpy.models.cmaes import CMAES
+from wm_numpy.settings import config
+from wm_numpy.settings.config import SettingError, VAEConfig
+from wm_numpy.training import data, experiment, parallel
+from wm_numpy.training import loops as train
+from wm_numpy.training.data import DataError
+from wm_numpy.training.experiment import PURPOSES, STAGES, Experiment, branch, episode_seeds, score
+from wm_numpy.training.loops import RunError
+from wm_numpy.worlds import envs, rollout
+from wm_numpy.worlds.envs import random_policy
+from wm_numpy.worlds.rollout import blind_rollouts, real_rollouts
 
 RESULTS = ("vae.npz", "mdnrnn.npz", "controller.npz")
 
@@ -126,7 +130,7 @@ from pathlib import Path
 
 sys.path.insert(0, ROOT)
 import run
-from wm_numpy import experiment, train
+from wm_numpy.training import experiment, loops as train
 
 stage, step, marker = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 progress = experiment.Log.progress
@@ -617,7 +621,7 @@ def test_each_evaluation_says_whose_it_is(doom_run, copy_of, monkeypatch):
         stages.append(stage)
         return np.arange(2.0), np.arange(2.0)
 
-    monkeypatch.setattr("wm_numpy.experiment.play", play)
+    monkeypatch.setattr("wm_numpy.training.experiment.play", play)
     Experiment(tiny_config(), folder).run(STAGES[-1:])
     assert stages == ["evaluate random", "evaluate agent"]
 
@@ -773,7 +777,7 @@ def test_score():
 
 def test_learning_curve_over_the_authors(tmp_path):
     """Their log as far as the run has come, in the panel of C alone."""
-    from wm_numpy import report
+    from wm_numpy.lab import report
 
     log = experiment.Log(tmp_path)
     log.record(stage="vae", round=1, step=9, reconstruction=3.0)
@@ -800,7 +804,7 @@ def test_the_pace_of_a_resumed_stage_is_its_own(capsys, monkeypatch):
 
 def test_log_of_a_killed_run(tmp_path):
     """A line that a kill cut short costs itself, not the one after it."""
-    from wm_numpy import report
+    from wm_numpy.lab import report
 
     first = experiment.Log(tmp_path)
     first.record(stage="vae", round=1, step=1, loss=3.0)

@@ -8,11 +8,7 @@ import pygame
 import pytest
 
 from tests.conftest import tiny_agent
-from wm_numpy.config import SettingError
-from wm_numpy.data import discounted, frame_dtype, series_dtype
-from wm_numpy.envs import fixed_policy, make_env
-from wm_numpy.experiment import episode_seeds
-from wm_numpy.judge import (
+from wm_numpy.lab.judge import (
     auc,
     correlation,
     draw,
@@ -25,6 +21,10 @@ from wm_numpy.judge import (
     recorded,
     table,
 )
+from wm_numpy.settings.config import SettingError
+from wm_numpy.training.data import discounted, frame_dtype, series_dtype
+from wm_numpy.training.experiment import episode_seeds
+from wm_numpy.worlds.envs import fixed_policy, make_env
 
 
 def batches(rng, n: int = 3, steps: int = 400, sd: float = 2.0) -> list[dict]:
@@ -297,7 +297,7 @@ def test_a_line_reads_off_what_is_there(monkeypatch):
     agent = tiny_agent("carracing")
     grey = lambda f: f[:, 0, 0, :1].repeat(6, 1).astype(np.float32)  # noqa: E731
     agent.v = SimpleNamespace(encode=lambda f: (grey(f), np.full((len(f), 6), -100, np.float32)))
-    monkeypatch.setattr("wm_numpy.judge.make_env", lambda task, repeat: Lit())
+    monkeypatch.setattr("wm_numpy.lab.judge.make_env", lambda task, repeat: Lit())
     found = probe(agent, 10)
     assert list(found) == ["distance", "angle", "hidden"]
     assert min(found["distance"] + found["angle"]) > 0.99 and max(found["hidden"]) < 0.05
@@ -318,7 +318,7 @@ def made_up(agent, n: int = 2, steps: int = 60):
 
 @pytest.fixture
 def no_reality(monkeypatch):
-    monkeypatch.setattr("wm_numpy.judge.recorded", lambda agent, policy, n: made_up(agent, n))
+    monkeypatch.setattr("wm_numpy.lab.judge.recorded", lambda agent, policy, n: made_up(agent, n))
 
 
 def test_lives_of_the_same_policies_in_both_worlds(no_reality):
@@ -342,7 +342,7 @@ def test_lives_of_the_same_policies_in_both_worlds(no_reality):
 
 def test_table(no_reality, monkeypatch):
     sight = [("bearing, near", "R2", {"mu": 0.75, "z": 0.5})]
-    monkeypatch.setattr("wm_numpy.sight.figures", lambda agent, episodes: sight)
+    monkeypatch.setattr("wm_numpy.lab.sight.figures", lambda agent, episodes: sight)
     text = "\n".join(table(tiny_agent("doom", "mdnrnn.value_head=true"), 2, [1.0]))
     blocks = [block.splitlines() for block in text.split("\n\n")]
     assert [line.split()[0] for line in blocks[0][1:]] == [

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests import toy
-from wm_numpy.agent import Agent, new_mdnrnn, new_vae
-from wm_numpy.core import Params
-from wm_numpy.data import (
+from wm_numpy.core.ops import Params
+from wm_numpy.models.agent import Agent, new_mdnrnn, new_vae
+from wm_numpy.training.data import (
     FrameBatches,
     Records,
     SeriesBatches,
@@ -20,7 +20,7 @@ from wm_numpy.data import (
     series_dtype,
     write,
 )
-from wm_numpy.train import fit
+from wm_numpy.training.loops import fit
 
 # ------------------------------------------------------------------------------------------------- the toy itself
 

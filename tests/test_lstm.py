@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wm_numpy import lstm
-from wm_numpy.gradcheck import check_pair, relative_error
-from wm_numpy.lstm import lstm_backward, lstm_forward, lstm_plain
+from wm_numpy.core import lstm
+from wm_numpy.core.gradcheck import check_pair, relative_error
+from wm_numpy.core.lstm import lstm_backward, lstm_forward, lstm_plain
 
 FIXTURE = Path(__file__).parent / "fixtures" / "m_lstm.npz"
 T, B, I, H = 4, 2, 5, 7

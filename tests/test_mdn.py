@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wm_numpy.gradcheck import check_pair, relative_error
-from wm_numpy.mdn import (
+from wm_numpy.core.gradcheck import check_pair, relative_error
+from wm_numpy.core.mixture import (
     mixture_nll_backward,
     mixture_nll_forward,
     mixture_nll_plain,

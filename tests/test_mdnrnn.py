@@ -5,12 +5,13 @@ import pickle
 import numpy as np
 import pytest
 
-from wm_numpy import mdnrnn, parallel
-from wm_numpy.config import MDNRNNConfig
-from wm_numpy.core import sigmoid
-from wm_numpy.gradcheck import check_vector, numerical_gradient, relative_error
-from wm_numpy.mdnrnn import MDNRNN
-from wm_numpy.optim import Adam
+from wm_numpy.core.adam import Adam
+from wm_numpy.core.gradcheck import check_vector, numerical_gradient, relative_error
+from wm_numpy.core.ops import sigmoid
+from wm_numpy.models import mdnrnn
+from wm_numpy.models.mdnrnn import MDNRNN
+from wm_numpy.settings.config import MDNRNNConfig
+from wm_numpy.training import parallel
 
 B, T, Z, A, H, K = 3, 6, 5, 2, 7, 4
 SMALL = MDNRNNConfig(

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NUMPY_ALONE = (
-    "core conv lstm mdn gradcheck gradcases optim parallel cmaes vae mdnrnn controller config "
-    "tasks data train agent worlds rollout"
-)
+NUMPY_ALONE = [
+    "core.ops core.conv core.lstm core.mixture core.adam core.gradcheck lab.cases",
+    "models.cmaes models.vae models.mdnrnn models.controller models.agent settings.config",
+    "worlds.tasks worlds.world worlds.rollout training.data training.loops training.parallel",
+]
 BLOCK = """
 import sys
 
@@ -35,11 +36,12 @@ def run(code: str) -> str:
 
 def test_other_packages_are_out_of_reach():
     with pytest.raises(AssertionError, match="gymnasium is not NumPy"):
-        run("import wm_numpy.faces")
+        run("import wm_numpy.worlds.faces")
 
 
 def test_every_file_of_the_algorithm_is_imported():
-    assert run(f"from wm_numpy import {', '.join(NUMPY_ALONE.split())}; print('done')") == "done\n"
+    names = " ".join(NUMPY_ALONE).split()
+    assert run(f"import {', '.join(f'wm_numpy.{n}' for n in names)}; print('done')") == "done\n"
 
 
 def test_the_examples_of_the_readme_run():
@@ -53,11 +55,11 @@ def test_v_m_and_c_learn(tmp_path):
     code = """
 from pathlib import Path
 import numpy as np
-from wm_numpy.agent import Agent, new_mdnrnn, new_vae, theta_size
-from wm_numpy.cmaes import CMAES
-from wm_numpy.config import resolve
-from wm_numpy.rollout import dream_rollouts
-from wm_numpy.train import evolve, fit
+from wm_numpy.models.agent import Agent, new_mdnrnn, new_vae, theta_size
+from wm_numpy.models.cmaes import CMAES
+from wm_numpy.settings.config import resolve
+from wm_numpy.worlds.rollout import dream_rollouts
+from wm_numpy.training.loops import evolve, fit
 
 config = resolve("doom", "smoke", ["vae.z_size=3", "evolve.horizon=5"])
 rng = np.random.default_rng(0)

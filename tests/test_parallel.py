@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_agent
-from wm_numpy import parallel, rollout
-from wm_numpy.parallel import WorkerError
+from wm_numpy.training import parallel
+from wm_numpy.training.parallel import WorkerError
+from wm_numpy.worlds import rollout
 
 HERE = Path(__file__).resolve().parent
 
@@ -134,7 +135,7 @@ def test_threads_work_in_a_forked_child(where):
     """What has used V and is forked then, as the vector environments of others do."""
     printed = script(f"""
         import os, warnings
-        from wm_numpy import parallel
+        from wm_numpy.training import parallel
         warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, of forks and threads
         parallel.set_workers(2)
         parallel.threads(abs, range(4))
@@ -156,7 +157,7 @@ def test_threads_work_in_a_forked_child(where):
 
 def test_threads_inside_threads(workers):
     printed = script("""
-        from wm_numpy import parallel
+        from wm_numpy.training import parallel
         parallel.set_workers(2)
         inner = lambda i: sum(parallel.threads(lambda j: 10 * i + j, range(3)))
         print(parallel.threads(inner, range(5)))

@@ -16,10 +16,12 @@ import pytest
 
 from tests.browser import CHROMIUM, Browser, Client
 from tests.conftest import tiny_agent
-from wm_numpy import data, pictures, play, serve
-from wm_numpy.agent import Agent
-from wm_numpy.tasks import TASKS
-from wm_numpy.worlds import Dream
+from wm_numpy.demo import play, serve
+from wm_numpy.lab import pictures
+from wm_numpy.models.agent import Agent
+from wm_numpy.training import data
+from wm_numpy.worlds.tasks import TASKS
+from wm_numpy.worlds.world import Dream
 
 CLOSED = b"\x03\xf0"  # 1008, against the rules
 UPGRADE = b"Upgrade: websocket\r\nSec-WebSocket-Key: x\r\n"

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from wm_numpy.gradcheck import TOLERANCE
+from wm_numpy.core.gradcheck import TOLERANCE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -12,9 +12,10 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 def test_the_reading_order_names_every_file_once():
     order = README[README.index("## Read it in this order") :]
-    rows = re.findall(r"\[(\w+\.py)\]\(wm_numpy/\1\)", order[: order.index("\nTime,")])
-    files = {path.name for path in (ROOT / "wm_numpy").glob("*.py")} - {"__init__.py"}
-    assert sorted(rows) == sorted(files)
+    rows = re.findall(r"\[\w+\.py\]\(wm_numpy/(\w+/\w+\.py)\)", order[: order.index("\nTime,")])
+    package = ROOT / "wm_numpy"
+    files = [p for p in package.rglob("*.py") if p.name != "__init__.py"]
+    assert sorted(rows) == sorted(str(p.relative_to(package)) for p in files)
 
 
 def test_pictures_and_commands_exist():

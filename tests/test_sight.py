@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_agent
-from wm_numpy.sight import OF_FIREBALL, Fireballs, Seeing, auc, figures, r2
+from wm_numpy.lab.sight import OF_FIREBALL, Fireballs, Seeing, auc, figures, r2
 
 
 def balls() -> Fireballs:

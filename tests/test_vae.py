@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from tests.fixtures import make_vae
-from wm_numpy import parallel
-from wm_numpy.agent import read_weights
-from wm_numpy.config import VAEConfig
-from wm_numpy.data import write
-from wm_numpy.gradcheck import check_vector, relative_error
-from wm_numpy.optim import Adam
-from wm_numpy.vae import VAE
+from wm_numpy.core.adam import Adam
+from wm_numpy.core.gradcheck import check_vector, relative_error
+from wm_numpy.models.agent import read_weights
+from wm_numpy.models.vae import VAE
+from wm_numpy.settings.config import VAEConfig
+from wm_numpy.training import parallel
+from wm_numpy.training.data import write
 
 FIXTURE = Path(__file__).parent / "fixtures" / "vae.npz"
 

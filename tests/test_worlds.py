@@ -8,13 +8,13 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from tests.conftest import tiny_agent
-from wm_numpy import parallel
-from wm_numpy import rollout as rollouts
-from wm_numpy.data import DataError
-from wm_numpy.faces import DreamEnv
-from wm_numpy.faces import VectorDream as Dream
-from wm_numpy.faces import VectorReality as RealWorld
-from wm_numpy.rollout import dream_rollouts, rollout
+from wm_numpy.training import parallel
+from wm_numpy.training.data import DataError
+from wm_numpy.worlds import rollout as rollouts
+from wm_numpy.worlds.faces import DreamEnv
+from wm_numpy.worlds.faces import VectorDream as Dream
+from wm_numpy.worlds.faces import VectorReality as RealWorld
+from wm_numpy.worlds.rollout import dream_rollouts, rollout
 
 Z, H = 6, 8
 

@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from wm_numpy.agent import Agent
-from wm_numpy.config import Config, resolve
-from wm_numpy.data import Recorder, Records, SeriesBatches, encoded, series_dtype, write
-from wm_numpy.experiment import Experiment
-from wm_numpy.rollout import rollout
-from wm_numpy.worlds import RealWorld
+from wm_numpy.models.agent import Agent
+from wm_numpy.settings.config import Config, resolve
+from wm_numpy.training.data import Recorder, Records, SeriesBatches, encoded, series_dtype, write
+from wm_numpy.training.experiment import Experiment
+from wm_numpy.worlds.rollout import rollout
+from wm_numpy.worlds.world import RealWorld
 
 SIDE = 16  # of a square, in pixels
 FALL = 16  # pixels a step: the heights are 0, 16, 32 and 48, beside the green one

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .cmaes import CMAES
-from .config import Training
-from .core import Params
+from ..core.adam import Adam
+from ..core.ops import Params
+from ..models.cmaes import CMAES
+from ..settings.config import Training
 from .data import read_arrays, write
-from .optim import Adam
 
 SAVE_SECONDS = 20.0  # between saves of the state
 

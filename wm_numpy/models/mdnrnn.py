@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import core, parallel
-from .config import MDNRNNConfig
-from .core import Params, linear_backward, linear_forward
-from .lstm import lstm_backward, lstm_forward
-from .mdn import mixture_nll_backward, mixture_nll_forward, sample_mixture
+from ..core import ops as core
+from ..core.lstm import lstm_backward, lstm_forward
+from ..core.mixture import mixture_nll_backward, mixture_nll_forward, sample_mixture
+from ..core.ops import Params, linear_backward, linear_forward
+from ..settings.config import MDNRNNConfig
+from ..training import parallel
 
 PIECE = 50  # sequences for one thread at a time; fixed, so that no result depends on the threads
 ROWS = 256  # states whose mixtures are made at a time, so that they stay in cache

@@ -9,11 +9,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import conv, core, lstm, mdn
-from .config import MDNRNNConfig, VAEConfig
-from .gradcheck import TOLERANCE, RelativeError, Rng, check_pair, check_vector
-from .mdnrnn import MDNRNN
-from .vae import VAE
+from ..core import conv, lstm
+from ..core import mixture as mdn
+from ..core import ops as core
+from ..core.gradcheck import TOLERANCE, RelativeError, Rng, check_pair, check_vector
+from ..models.mdnrnn import MDNRNN
+from ..models.vae import VAE
+from ..settings.config import MDNRNNConfig, VAEConfig
 
 Case = Callable[[Rng], RelativeError]
 

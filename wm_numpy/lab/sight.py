@@ -14,12 +14,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from . import parallel
-from .agent import Agent
-from .envs import TakeCover
-from .experiment import episode_seeds
-from .rollout import GROUP
-from .worlds import RealWorld
+from ..models.agent import Agent
+from ..training import parallel
+from ..training.experiment import episode_seeds
+from ..worlds.envs import TakeCover
+from ..worlds.rollout import GROUP
+from ..worlds.world import RealWorld
 
 # The policy that sees everything: tanh of a weight for each fireball, by where it will pass (rows, from left to right)
 # and when (columns, in tics), one for the player's place, and the last action. Evolved in the real game by CMA-ES, a

@@ -1,6 +1,6 @@
 """Is a hand-written backward the gradient of its forward? Central differences in float64, public and reusable.
 
-    from wm_numpy.gradcheck import check_pair
+    from wm_numpy.core.gradcheck import check_pair
     error = check_pair(my_forward, my_backward, x, w, rng=np.random.default_rng(0))
     assert error < 1e-6
     print(error)  # 9.0e-01 at w[2, 0]: claimed 0.0132, numerical 0.132

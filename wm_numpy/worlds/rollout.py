@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import parallel
-from .agent import Agent
-from .data import Recorder
-from .worlds import Dream, RealWorld, World
+from ..models.agent import Agent
+from ..training import parallel
+from ..training.data import Recorder
+from .world import Dream, RealWorld, World
 
 CHUNK = 256  # dreams that one thread steps together
 FEW = 64  # dreams that are a quarter faster on one thread than on two

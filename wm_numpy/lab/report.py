@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from . import config as configuration
-from .agent import Agent, new_mdnrnn, new_vae, theta_size
-from .config import Config
-from .data import DataError, Records, frame_dtype
-from .experiment import read_results
-from .tasks import TASKS
+from ..models.agent import Agent, new_mdnrnn, new_vae, theta_size
+from ..settings import config as configuration
+from ..settings.config import Config
+from ..training.data import DataError, Records, frame_dtype
+from ..training.experiment import read_results
+from ..worlds.tasks import TASKS
 
 CURVES = (  # title, stage, what its steps are, names of the lines
     ("V", "vae", "updates", ("reconstruction", "kl")),
@@ -96,7 +96,8 @@ def sweep_table(folders: dict[float, Path]) -> str:
 
 def write(folder: Path, out: Path) -> None:
     """Write the pictures of a run into `out`: reconstructions.png, dream.png beside reality, curves.png."""
-    from . import pictures, play  # they need pygame, tables do not
+    from ..demo import play  # they need pygame, tables do not
+    from . import pictures
 
     agent = Agent.load(folder)
     episodes = folder / "episodes"

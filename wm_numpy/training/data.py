@@ -26,7 +26,7 @@ except ImportError:  # Windows
 
     fcntl = None
 
-from .core import reparameterize_forward
+from ..core.ops import reparameterize_forward
 
 LIVELY = 8  # steps: if they brought nothing, the episode may be lost
 TRIES = 100  # draws of a moment before any is taken

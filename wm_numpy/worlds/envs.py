@@ -354,4 +354,6 @@ def make_env(task: str, render_mode: str | None = None, repeat: int = 1) -> Task
 
 
 for _task in ENVIRONMENTS.values():
-    gym.register(f"wm_numpy/{_task.__name__}-v0", entry_point=f"wm_numpy.envs:{_task.__name__}")
+    gym.register(
+        f"wm_numpy/{_task.__name__}-v0", entry_point=f"wm_numpy.worlds.envs:{_task.__name__}"
+    )

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .agent import Agent, feature_size
-from .config import flat, from_flat
-from .core import reparameterize_forward, sigmoid
+from ..core.ops import reparameterize_forward, sigmoid
+from ..models.agent import Agent, feature_size
+from ..settings.config import flat, from_flat
 from .tasks import TASKS
 
 BLOCK = 16  # steps whose noise is drawn at a time, for one episode

@@ -24,15 +24,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..models.agent import Agent
+from ..settings.config import SettingError
+from ..training.data import Records, advantage, encoded, frame_dtype, series_dtype, transitions
+from ..training.experiment import collecting_policy, episode_seeds, score
+from ..worlds.envs import fixed_policy, make_env, to_and_fro
+from ..worlds.rollout import blind_rollouts, real_rollouts, rollout
+from ..worlds.tasks import TASKS
+from ..worlds.world import Dream, RealWorld
 from . import sight
-from .agent import Agent
-from .config import SettingError
-from .data import Records, advantage, encoded, frame_dtype, series_dtype, transitions
-from .envs import fixed_policy, make_env, to_and_fro
-from .experiment import collecting_policy, episode_seeds, score
-from .rollout import blind_rollouts, real_rollouts, rollout
-from .tasks import TASKS
-from .worlds import Dream, RealWorld
 
 HORIZONS = (5, 20, 50, 100, 200)  # steps into the dream
 MOMENTS = 256  # replayed

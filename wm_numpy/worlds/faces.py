@@ -9,9 +9,9 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from ..models.agent import Agent
 from . import envs  # noqa: F401  registers the two tasks
-from .agent import Agent
-from .worlds import Dream, RealWorld, World
+from .world import Dream, RealWorld, World
 
 
 class VectorWorld(World, VectorEnv):
@@ -89,7 +89,7 @@ def dream_vec(run: str, num_envs: int = 1, **arguments) -> VectorDream:
 
 gym.register(
     "wm_numpy/Dream-v0",
-    entry_point="wm_numpy.faces:DreamEnv",
-    vector_entry_point="wm_numpy.faces:dream_vec",
+    entry_point="wm_numpy.worlds.faces:DreamEnv",
+    vector_entry_point="wm_numpy.worlds.faces:dream_vec",
     disable_env_checker=True,
 )

@@ -18,14 +18,14 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from .agent import Agent, run_folder
-from .core import sigmoid
-from .data import DataError, Records, series_dtype
-from .envs import ENVIRONMENTS, EnvironmentDied, make_env, to_and_fro
-from .experiment import read_results
+from ..core.ops import sigmoid
+from ..models.agent import Agent, run_folder
+from ..training.data import DataError, Records, series_dtype
+from ..training.experiment import read_results
+from ..worlds.envs import ENVIRONMENTS, EnvironmentDied, make_env, to_and_fro
+from ..worlds.tasks import TASKS
+from ..worlds.world import Dream, RealWorld, World
 from .serve import Server, WebSocket
-from .tasks import TASKS
-from .worlds import Dream, RealWorld, World
 
 # What a page may order: a number within limits, one of these words, an action.
 LIMITS = {
@@ -160,7 +160,7 @@ def draw(
     agent: Agent, moments: list[dict], png: Path | None = None, strip: Path | None = None
 ) -> None:
     """Write a film as an animated PNG, or COLUMNS pictures evenly spread over it as a strip."""
-    from . import pictures  # it needs pygame, a page does not
+    from ..lab import pictures  # it needs pygame, a page does not
 
     if png:
         pictures.save(pictures.animation(moments, round(1 / period(agent))), png)

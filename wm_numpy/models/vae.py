@@ -16,10 +16,11 @@ import math
 
 import numpy as np
 
-from . import core, parallel
-from .config import VAEConfig
-from .conv import conv_backward, conv_forward, conv_transpose_backward, conv_transpose_forward
-from .core import Params, linear_backward, linear_forward, relu_backward, relu_forward
+from ..core import ops as core
+from ..core.conv import conv_backward, conv_forward, conv_transpose_backward, conv_transpose_forward
+from ..core.ops import Params, linear_backward, linear_forward, relu_backward, relu_forward
+from ..settings.config import VAEConfig
+from ..training import parallel
 
 PIECE = 50  # frames at a time for one thread; fixed, so that no result depends on the threads
 OUTPUTS = 400  # outputs of deconv1 at a time, likewise

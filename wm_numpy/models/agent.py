@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import Config, flat, from_flat
+from ..core.ops import Params
+from ..settings.config import Config, flat, from_flat
+from ..training.data import DataError, is_empty, read_arrays, write
+from ..worlds.tasks import TASKS
 from .controller import Controller, controller_size
-from .core import Params
-from .data import DataError, is_empty, read_arrays, write
 from .mdnrnn import MDNRNN
-from .tasks import TASKS
 from .vae import VAE
 
-SHIPPED = Path(__file__).parent / "weights"
+SHIPPED = Path(__file__).parents[1] / "weights"
 RENAMED = {"vae.kl_floor": "vae.kl_tolerance"}  # settings of older run folders
 # Those no longer in use.
 GONE = {"later_size", "vae.warmup", "mdnrnn.warmup", "evolve.chunk", "evolve.worst"}

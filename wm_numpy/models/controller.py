@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .core import linear_forward
+from ..core.ops import linear_forward
 
 
 def controller_size(sizes: Sequence[int], bias: bool) -> int:

@@ -16,10 +16,21 @@ from pathlib import Path
 
 import numpy as np
 
-from .agent import Agent, load_config, new_mdnrnn, new_vae, read_weights, run_folder, theta_size
-from .cmaes import CMAES
-from .config import Config, EvolveConfig, SettingError, Training, flat, from_flat
-from .core import Params
+from ..core.ops import Params
+from ..models.agent import (
+    Agent,
+    load_config,
+    new_mdnrnn,
+    new_vae,
+    read_weights,
+    run_folder,
+    theta_size,
+)
+from ..models.cmaes import CMAES
+from ..settings.config import Config, EvolveConfig, SettingError, Training, flat, from_flat
+from ..worlds.envs import random_policy
+from ..worlds.rollout import GROUP, blind_rollouts, dream_rollouts, real_rollouts
+from ..worlds.tasks import TASKS
 from .data import (
     DataError,
     FrameBatches,
@@ -33,10 +44,7 @@ from .data import (
     series_dtype,
     write,
 )
-from .envs import random_policy
-from .rollout import GROUP, blind_rollouts, dream_rollouts, real_rollouts
-from .tasks import TASKS
-from .train import RunError, evolve, fit
+from .loops import RunError, evolve, fit
 
 STAGES = ("collect", "vae", "encode", "mdnrnn", "evolve", "select", "adapt", "evaluate")
 DRAWING = ("collect", "vae", "encode", "mdnrnn", "evolve", "adapt")  # a place is part of the seed

@@ -1,0 +1,1 @@
+"""Play inside the dream, in a browser. It imports lab and the rooms above."""

@@ -1,0 +1,1 @@
+"""What an agent knows: the judge, reports, pictures, gradient-check cases. It imports training and the rooms above."""
