@@ -103,6 +103,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def perform(args: argparse.Namespace) -> int | None:
     """Carry out a command -> exit code. `settings` and `gradcheck` need only NumPy, and only pictures need pygame."""
+    from wm_numpy.core import files, threads
     from wm_numpy.lab import cases as gradcases
     from wm_numpy.settings import config
     from wm_numpy.training import parallel
@@ -112,7 +113,7 @@ def perform(args: argparse.Namespace) -> int | None:
         if value is not None and value < least:
             raise config.SettingError(f"--{name} {value}: at least {least}")
     if args.workers is not None:
-        parallel.set_workers(args.workers)
+        threads.set_workers(args.workers)
     if args.executor is not None:
         parallel.use_cluster(args.executor)
     if getattr(args, "tau", None) is not None:
@@ -127,7 +128,7 @@ def perform(args: argparse.Namespace) -> int | None:
 
     from wm_numpy.lab import judge, report
     from wm_numpy.models import agent
-    from wm_numpy.training import data, experiment
+    from wm_numpy.training import experiment
 
     mine = Path("runs") / str(getattr(args, "run", "")) / "config.json"
     if mine.exists() and agent.run_folder(args.run).parent == agent.SHIPPED:
@@ -172,7 +173,7 @@ def perform(args: argparse.Namespace) -> int | None:
             result = experiment.evaluate(task, who, args.episodes, args.seed, experiment.Log())
             print(report.score_line("random policy" if args.random else "agent", result))
             if args.json:
-                data.write(args.json, result)
+                files.write(args.json, result)
         case "judge":
             player = agent.Agent.load(args.run)
             if args.png:
@@ -181,12 +182,14 @@ def perform(args: argparse.Namespace) -> int | None:
                 for line in judge.table(player, args.episodes, taus):
                     print(line, flush=True)
         case "play":
-            from wm_numpy.demo import play
-
             if args.png or args.strip:
+                from wm_numpy.lab import film
+
                 player = agent.Agent.load(args.run)
-                play.draw(player, play.film(player, args.seed or 0, args.tau), args.png, args.strip)
+                film.draw(player, film.film(player, args.seed or 0, args.tau), args.png, args.strip)
             else:
+                from wm_numpy.demo import play
+
                 play.serve(args.run, args.host, args.port, seed=args.seed, tau=args.tau)
         case "report":
             folder = agent.run_folder(args.run)

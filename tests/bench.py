@@ -28,16 +28,18 @@ import wm_numpy  # noqa: F401  before numpy: it sets the threads of BLAS
 # isort: split
 import numpy as np
 
+from wm_numpy.core import files, threads
 from wm_numpy.core.adam import Adam
 from wm_numpy.lab import pictures
 from wm_numpy.models import agent as agents
 from wm_numpy.models.cmaes import CMAES
 from wm_numpy.models.vae import VAE
 from wm_numpy.settings import config
+from wm_numpy.settings.tasks import TASKS
 from wm_numpy.training import data, parallel
+from wm_numpy.training.episodes import GROUP, real_rollouts
 from wm_numpy.worlds.envs import make_env, random_policy
-from wm_numpy.worlds.rollout import GROUP, dream_rollouts, real_rollouts
-from wm_numpy.worlds.tasks import TASKS
+from wm_numpy.worlds.rollout import dream_rollouts
 
 BATCH, POPULATION = 100, 64
 CAR, DOOM = config.resolve("carracing", "paper"), config.resolve("doom", "paper")
@@ -194,13 +196,13 @@ def one_env(task: str, bare: bool, episodes: int, limit: int) -> Repeat:
 def real_ours(task: str, groups: int) -> Repeat:
     """A population in the real world, V, M and C included; the processes start anew, as in every generation."""
     agent = new_agent(config.resolve(task, "paper"))
-    vectors = np.tile(agent.theta, (groups * parallel.workers(), 1))
+    vectors = np.tile(agent.theta, (groups * threads.workers(), 1))
     return lambda k: int(real_rollouts(agent, vectors, np.arange(GROUP) + k * GROUP)[1].sum())
 
 
 def real_peer(task: str, groups: int) -> Repeat:
     """The very same episodes of the bare environment, one after another in as many processes."""
-    jobs = groups * parallel.workers()
+    jobs = groups * threads.workers()
 
     def repeat(k: int) -> int:
         work = [(task, range(k * GROUP, (k + 1) * GROUP))] * jobs
@@ -290,11 +292,11 @@ ROWS = {
 
 def sgemm() -> Repeat:
     """The peak: a product of 1024 x 1024 on every thread."""
-    a = np.full((parallel.workers(), 1024, 1024), 0.5, np.float32)
+    a = np.full((threads.workers(), 1024, 1024), 0.5, np.float32)
     out = np.empty_like(a)
 
     def repeat(k: int) -> int:
-        parallel.threads(lambda i: np.matmul(a[i], a[i], out=out[i]), range(len(a)))
+        threads.run(lambda i: np.matmul(a[i], a[i], out=out[i]), range(len(a)))
         return 2 * 1024**3 * len(a)
 
     return repeat
@@ -308,9 +310,9 @@ class Side:
 
     def __init__(self, side: str):
         context = multiprocessing.get_context("spawn")
-        blas = 1 if side == "ours" else parallel.workers()
+        blas = 1 if side == "ours" else threads.workers()
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, side, parallel.workers()))
+        self.process = context.Process(target=_serve, args=(theirs, side, threads.workers()))
         before = dict(os.environ)
         for library in ("OMP", "OPENBLAS", "MKL"):  # set before NumPy and PyTorch are imported
             os.environ[f"{library}_NUM_THREADS"] = str(blas)
@@ -334,7 +336,7 @@ class Side:
 
 def _serve(pipe, side: str, workers: int) -> None:
     """In the process: (row, k) comes in, (units per second, error) goes out, until the pipe is closed."""
-    parallel.set_workers(workers)
+    threads.set_workers(workers)
     made: tuple[str, Repeat] = ("", sgemm())
     with suppress(EOFError, KeyboardInterrupt):
         while True:
@@ -386,12 +388,12 @@ def _rate(repeat: Repeat, repetitions: int) -> float:
 
 def thread_scaling(n: int) -> float:
     """V's training on n threads."""
-    most = parallel.workers()
-    parallel.set_workers(n)
+    most = threads.workers()
+    threads.set_workers(n)
     try:
         return _rate(v_ours("train", BATCH, 1), 5)
     finally:
-        parallel.set_workers(most)
+        threads.set_workers(most)
 
 
 def dream_scaling(n: int) -> float:
@@ -437,7 +439,7 @@ def cma_scaling(n: int) -> float:
 
 
 SCALING = (  # what, its x axis and the values there, its y axis
-    (thread_scaling, "threads", lambda: range(1, parallel.workers() + 1), "images/s"),
+    (thread_scaling, "threads", lambda: range(1, threads.workers() + 1), "images/s"),
     (dream_scaling, "dreams", lambda: (64, 256, 1024, 4096, 16_384), "steps/s"),
     (data_scaling, "episodes", lambda: (10, 100, 1000, 10_000), "MB"),
     (cma_scaling, "parameters", lambda: (100, 300, 1000, 2000, 4000), "ms per generation"),
@@ -472,7 +474,7 @@ def main(
         raise config.SettingError(f"unknown row {unknown[0]!r}: choose from {', '.join(ROWS)}")
     records = scale() if scaling else []
     if not scaling:
-        cores = f"{parallel.workers()} cores"
+        cores = f"{threads.workers()} cores"
         print(f"{'':18}{'ours':>11}{'peer':>11}  {'unit':14}{'ratio':>6}  of peak  peer, {cores}")
         for r in measure(only or list(ROWS)):
             forms = {"ours": ",.1f", "peer": ",.1f", "ratio": ".2f", "gemm_fraction": ".0%"}
@@ -483,4 +485,4 @@ def main(
             print(f"{r['name']:18}{a:>11}{b:>11}  {r['unit']:14}{c:>6}  {d:>7}  {peer}", flush=True)
             records.append(r)
     if json_path is not None:
-        data.write(json_path, records)
+        files.write(json_path, records)

@@ -13,9 +13,9 @@ import wm_numpy  # noqa: E402, F401, I001  before numpy: it sets the threads of 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from wm_numpy.core import threads  # noqa: E402
 from wm_numpy.models import agent as agents  # noqa: E402
 from wm_numpy.settings import config  # noqa: E402
-from wm_numpy.training import parallel  # noqa: E402
 from wm_numpy.models.agent import Agent  # noqa: E402
 from wm_numpy.training.experiment import STAGES, Experiment  # noqa: E402
 
@@ -66,6 +66,6 @@ def copy_of(tmp_path):
 @pytest.fixture
 def workers():
     """Sets the number of workers for one test."""
-    before = parallel.workers()
-    yield parallel.set_workers
-    parallel.set_workers(before)
+    before = threads.workers()
+    yield threads.set_workers
+    threads.set_workers(before)

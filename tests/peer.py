@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests import bench
+from wm_numpy.core import threads
 from wm_numpy.models import agent
 from wm_numpy.settings.config import Config
-from wm_numpy.training import parallel
-from wm_numpy.worlds.tasks import TASKS
+from wm_numpy.settings.tasks import TASKS
 
 PLAIN = os.environ.get("PLAIN_PEER") == "1"
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -166,7 +166,7 @@ class Trainer:
 
 
 def v_peer(mode: str, n: int, calls: int) -> Callable[[int], int]:
-    torch.set_num_threads(parallel.workers())
+    torch.set_num_threads(threads.workers())
     v, frames, z = V(32), torch.from_numpy(bench.v_data(n)), torch.randn(n, 32)
     trainer = Trainer(list(v.parameters()), 1e-4)
     once = {
@@ -178,7 +178,7 @@ def v_peer(mode: str, n: int, calls: int) -> Callable[[int], int]:
 
 
 def m_peer(c: Config, steps: int) -> Callable[[int], int]:
-    torch.set_num_threads(parallel.workers())
+    torch.set_num_threads(threads.workers())
     m, batch = M(c), m_batch(bench.m_data(c, steps))
     trainer = Trainer(m.trained(), 1e-3, clip=1.0)
 
@@ -190,7 +190,7 @@ def m_peer(c: Config, steps: int) -> Callable[[int], int]:
 
 
 def dream_peer(task: str, episodes: int, steps: int) -> Callable[[int], int]:
-    torch.set_num_threads(parallel.workers())
+    torch.set_num_threads(threads.workers())
     c = bench.dream_config(task, steps)
     m, n = M(c), bench.POPULATION * episodes
     weights = 0.1 * torch.randn(bench.POPULATION, agent.feature_size(c), TASKS[task].action_size)

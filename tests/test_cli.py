@@ -14,10 +14,11 @@ import pytest
 
 import run
 from tests.conftest import ROOT, TINY
-from wm_numpy.demo import play
+from wm_numpy.core import files
+from wm_numpy.lab import film
 from wm_numpy.models import agent as agents
 from wm_numpy.models.agent import Agent
-from wm_numpy.training import data, parallel
+from wm_numpy.training import parallel
 
 INSTALL = "run `pip install -r requirements.txt`"
 
@@ -144,9 +145,9 @@ def test_help_and_settings(capsys):
 
 
 def test_debug_shows_where():
-    with pytest.raises(data.DataError):
+    with pytest.raises(files.DataError):
         run.main(["evaluate", "nowhere", "--debug"])
-    with pytest.raises(data.DataError):
+    with pytest.raises(files.DataError):
         run.main(["--debug", "evaluate", "nowhere"])
 
 
@@ -177,11 +178,11 @@ def test_damaged_weights(sentence, doom_run, copy_of, name, damage):
     path = copy_of(doom_run) / name
     raw = path.read_bytes()
     if damage == "foreign":
-        data.write(path, {"x": np.zeros(3)})
+        files.write(path, {"x": np.zeros(3)})
     elif damage == "nan":
-        arrays = data.read_arrays(path)
+        arrays = files.read_arrays(path)
         arrays["theta" if name.startswith("c") else "weights"][3] = np.nan
-        data.write(path, arrays)
+        files.write(path, arrays)
     elif damage == "missing":
         path.unlink()
     else:
@@ -191,8 +192,8 @@ def test_damaged_weights(sentence, doom_run, copy_of, name, damage):
 
 def test_starts_that_are_missing(sentence, doom_run, copy_of):
     path = copy_of(doom_run) / "mdnrnn.npz"
-    arrays = data.read_arrays(path)
-    data.write(path, {k: a for k, a in arrays.items() if k != "initial_latents"})
+    arrays = files.read_arrays(path)
+    files.write(path, {k: a for k, a in arrays.items() if k != "initial_latents"})
     assert "mdnrnn.npz" in sentence("play", path.parent, "--png", "x.png", code=1)
 
 
@@ -231,7 +232,7 @@ def test_damaged_weights_when_training_goes_on(sentence, doom_run, copy_of, name
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:300])
     else:
-        data.write(path, {"x": np.zeros(3)})
+        files.write(path, {"x": np.zeros(3)})
     assert name in sentence(*train(path.parent), code=1)
 
 
@@ -266,7 +267,7 @@ def test_a_foreign_folder(sentence, tmp_path):
     assert "thesis.txt" in sentence(*train(tmp_path / "thesis.txt"), code=1)
 
 
-HOLD = "import sys, time; from pathlib import Path; from wm_numpy.training.data import alone\n\
+HOLD = "import sys, time; from pathlib import Path; from wm_numpy.core.files import alone\n\
 with alone(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
 
 
@@ -365,7 +366,7 @@ def test_sweep_evolves_another_c_on_the_same_v_and_m(doom_run, tmp_path, capsys)
     result = json.loads((folder / "results.json").read_text())["agent"]
     assert agents.load_config(folder).seed == result["seed"] == 5
     for name in ("vae.npz", "mdnrnn.npz"):
-        mine, theirs = data.read_arrays(folder / name), data.read_arrays(doom_run / name)
+        mine, theirs = files.read_arrays(folder / name), files.read_arrays(doom_run / name)
         assert np.array_equal(mine["weights"], theirs["weights"])
     assert json.loads((folder / "config.json").read_text())["evolve.tau"] == 0.5
     lines = capsys.readouterr().out.splitlines()
@@ -392,11 +393,11 @@ def size(columns: int, rows: int, captions: bool = True) -> tuple[int, int]:
 
 @pytest.mark.parametrize("task", ["doom", "car"])
 def test_a_film_and_a_strip_of_it(task, request, tmp_path, monkeypatch):
-    monkeypatch.setattr(play, "SECONDS", 0.5)
+    monkeypatch.setattr(film, "SECONDS", 0.5)
     folder = request.getfixturevalue(f"{task}_run")
     files = ["--png", "deep/film.png", "--strip", "strip.png"]
     assert run.main(["play", str(folder), *files, "--tau", "0.5"]) == 0
-    assert size_of(tmp_path / "strip.png") == size(play.COLUMNS, 3)
+    assert size_of(tmp_path / "strip.png") == size(film.COLUMNS, 3)
     assert size_of(tmp_path / "deep" / "film.png") == (3 * 192 + 2 * 4, 192 + 24)
     assert sorted(os.listdir(tmp_path)) == ["deep", "strip.png"]
 
@@ -425,8 +426,8 @@ def test_report(doom_run, copy_of, capsys):
     assert "random policy" in capsys.readouterr().out
     made = {p.name for p in folder.iterdir()} - before
     assert made == {"reconstructions.png", "dream.png", "curves.png"}
-    assert size_of(folder / "reconstructions.png") == size(play.COLUMNS, 2, captions=False)
-    assert size_of(folder / "dream.png") == size(play.COLUMNS, 3)
+    assert size_of(folder / "reconstructions.png") == size(film.COLUMNS, 2, captions=False)
+    assert size_of(folder / "dream.png") == size(film.COLUMNS, 3)
     assert size_of(folder / "curves.png") == (3 * 420, 310)
 
 

@@ -11,9 +11,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from wm_numpy.core import files
+from wm_numpy.core.files import DataError
 from wm_numpy.training import data
 from wm_numpy.training.data import (
-    DataError,
     FrameBatches,
     Recorder,
     Records,
@@ -34,10 +35,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         ("a.json", {"x": 3}, {"x": object()}),
     ]:
         path = tmp_path / "deep" / name
-        data.write(path, old)
+        files.write(path, old)
         before = path.read_bytes()
         with np.errstate(all="ignore"), pytest.raises(Exception):  # noqa: B017  NumPy's choice
-            data.write(path, new)
+            files.write(path, new)
         assert path.read_bytes() == before
         assert sorted(p.name for p in path.parent.iterdir() if p.name.startswith(".")) == []
 
@@ -45,28 +46,28 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     """What a kill leaves beside the place is never taken for an episode."""
     path = tmp_path / "000000.npy"
-    data.write(path, episode(0, 4))
+    files.write(path, episode(0, 4))
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
     with pytest.raises(KeyboardInterrupt):
-        data.write(path, episode(0, 9))
+        files.write(path, episode(0, 9))
     assert len(list(tmp_path.iterdir())) == 2
     assert Records(tmp_path, frame_dtype(A)).steps.tolist() == [4]
 
 
 def test_arrays_come_back(tmp_path):
     arrays = {"x": np.arange(5, dtype=np.float32), "round": np.array(2)}
-    data.write(tmp_path / "x.npz", arrays)
-    back = data.read_arrays(tmp_path / "x.npz")
+    files.write(tmp_path / "x.npz", arrays)
+    back = files.read_arrays(tmp_path / "x.npz")
     assert back.keys() == arrays.keys() and all(np.array_equal(back[k], arrays[k]) for k in arrays)
     with pytest.raises(FileNotFoundError):
-        data.read_arrays(tmp_path / "none.npz")
+        files.read_arrays(tmp_path / "none.npz")
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped", "pickle"])
 def test_damaged_arrays_are_named(tmp_path, damage):
     path = tmp_path / "x.npz"
-    data.write(path, {"x": np.arange(5000)})
+    files.write(path, {"x": np.arange(5000)})
     raw = bytearray(path.read_bytes())
     raw[20_000] ^= 255
     if damage == "pickle":
@@ -75,13 +76,13 @@ def test_damaged_arrays_are_named(tmp_path, damage):
         damaged = {"cut": raw[:10_000], "empty": b"", "text": b"hello", "flipped": bytes(raw)}
         path.write_bytes(damaged[damage])
     with pytest.raises(DataError, match="x.npz.*delete"):
-        data.read_arrays(path)
+        files.read_arrays(path)
 
 
 def test_arrays_are_what_they_are_expected_to_be(tmp_path):
     path = tmp_path / "x.npz"
-    data.write(path, {"x": np.ones((2, 5, 3)), "bad": np.array([1, np.nan])})
-    assert data.read_arrays(path, x=(2, -1, 3))["x"].shape == (2, 5, 3)
+    files.write(path, {"x": np.ones((2, 5, 3)), "bad": np.array([1, np.nan])})
+    assert files.read_arrays(path, x=(2, -1, 3))["x"].shape == (2, 5, 3)
     for expected, named in (
         ({"x": (2, 4, 3)}, "shape"),
         ({"x": (5, 2, 3)}, "x has shape"),
@@ -89,7 +90,7 @@ def test_arrays_are_what_they_are_expected_to_be(tmp_path):
         ({"bad": (2,)}, "not numbers"),
     ):
         with pytest.raises(DataError, match=f"x.npz.*{named}.*delete"):
-            data.read_arrays(path, **expected)
+            files.read_arrays(path, **expected)
 
 
 # ------------------------------------------------------------------------------------------------- episodes
@@ -129,9 +130,9 @@ def test_a_recorder_that_is_not_to_save_holds_no_frames():
 
 def test_a_folder_is_held_by_one_alone(tmp_path):
     me = f"process {os.getpid()} on .* is at work in"
-    with data.alone(tmp_path), pytest.raises(DataError, match=me), data.alone(tmp_path):
+    with files.alone(tmp_path), pytest.raises(DataError, match=me), files.alone(tmp_path):
         pass
-    with data.alone(tmp_path):
+    with files.alone(tmp_path):
         pass
 
 
@@ -140,7 +141,7 @@ def test_a_disk_without_locks(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(data, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4))
-    with pytest.warns(UserWarning, match="no lock on .*not supported"), data.alone(tmp_path):
+    with pytest.warns(UserWarning, match="no lock on .*not supported"), files.alone(tmp_path):
         pass
 
 
@@ -181,7 +182,7 @@ LENGTHS = [3, 7, 2, 9, 4]  # with the frames seen 4 + 7 + 3 + 9 + 5 = 28
 @pytest.fixture
 def episodes(tmp_path):
     for i, steps in enumerate(LENGTHS):
-        data.write(tmp_path / f"{i:06d}.npy", episode(i, steps, seen=i % 2 == 0))
+        files.write(tmp_path / f"{i:06d}.npy", episode(i, steps, seen=i % 2 == 0))
     return Records(tmp_path, frame_dtype(A))
 
 
@@ -224,14 +225,14 @@ def test_fewer_frames_than_a_batch(episodes):
     "damage", ["cut", "empty", "text", "foreign", "other actions", "two axes", "one record"]
 )
 def test_damaged_episodes_are_named(tmp_path, damage):
-    data.write(tmp_path / "000000.npy", episode(0, 4))
+    files.write(tmp_path / "000000.npy", episode(0, 4))
     path = tmp_path / "000001.npy"
-    data.write(path, episode(1, 4))
+    files.write(path, episode(1, 4))
     raw = path.read_bytes()
     if damage in ("cut", "empty", "text"):
         path.write_bytes({"cut": raw[: len(raw) // 2], "empty": b"", "text": b"hello"}[damage])
     else:
-        data.write(
+        files.write(
             path,
             {
                 "foreign": np.arange(5),
@@ -278,7 +279,7 @@ SERIES = [13, 5, 21, 2, 30, 8, 1]  # 80 steps
 @pytest.fixture
 def batches(tmp_path):
     for i, steps in enumerate(SERIES):
-        data.write(tmp_path / f"{i:06d}.npy", series(i, steps))
+        files.write(tmp_path / f"{i:06d}.npy", series(i, steps))
     return SeriesBatches(Records(tmp_path, series_dtype(Z, A)), batch=2, window=8, seed=(4, 2))
 
 
@@ -322,7 +323,7 @@ def test_memories_are_moments_at_which_not_all_is_lost(tmp_path):
     """A car far out on the grass: a dream that begins there says nothing of C."""
     lost = series(0, 40)
     lost["reward"][10:] = 0
-    data.write(tmp_path / "000000.npy", lost)
+    files.write(tmp_path / "000000.npy", lost)
     records = Records(tmp_path, series_dtype(Z, A))
     m = SeriesBatches(records, batch=2, window=8, seed=(4, 2)).memories(200, 12)
     assert set(m["mu"][:, -1, 1].astype(int).tolist()) == set(range(10 + data.LIVELY))

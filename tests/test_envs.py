@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from wm_numpy.settings.tasks import TASKS
 from wm_numpy.worlds import envs
 from wm_numpy.worlds.envs import (
     ENVIRONMENTS,
@@ -22,7 +23,6 @@ from wm_numpy.worlds.envs import (
     make_env,
     random_policy,
 )
-from wm_numpy.worlds.tasks import TASKS
 
 
 @pytest.fixture(autouse=True)

@@ -15,27 +15,28 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, TINY, tiny_config
+from wm_numpy.core import files
+from wm_numpy.core.files import DataError
 from wm_numpy.core.ops import Params
 from wm_numpy.models import vae
 from wm_numpy.models.agent import Agent, export
 from wm_numpy.models.cmaes import CMAES
 from wm_numpy.settings import config
 from wm_numpy.settings.config import SettingError, VAEConfig
-from wm_numpy.training import data, experiment, parallel
+from wm_numpy.training import data, episodes, experiment, parallel
 from wm_numpy.training import loops as train
-from wm_numpy.training.data import DataError
+from wm_numpy.training.episodes import blind_rollouts, real_rollouts
 from wm_numpy.training.experiment import PURPOSES, STAGES, Experiment, branch, episode_seeds, score
 from wm_numpy.training.loops import RunError
 from wm_numpy.worlds import envs, rollout
 from wm_numpy.worlds.envs import random_policy
-from wm_numpy.worlds.rollout import blind_rollouts, real_rollouts
 
 RESULTS = ("vae.npz", "mdnrnn.npz", "controller.npz")
 
 
 def same(a: Path, b: Path) -> bool:
     """Two .npz hold the same, to the bit."""
-    x, y = data.read_arrays(a), data.read_arrays(b)
+    x, y = files.read_arrays(a), files.read_arrays(b)
     return x.keys() == y.keys() and all(
         x[k].dtype == y[k].dtype and np.array_equal(x[k], y[k]) for k in x
     )
@@ -186,7 +187,7 @@ def test_killed_in_every_stage(doom_run, tmp_path):
             process.wait()
         if stage in made:
             assert not (folder / made[stage]).exists() and (folder / states[stage]).exists()
-            saved = data.read_arrays(folder / states[stage])
+            saved = files.read_arrays(folder / states[stage])
             # it will go on there
             assert int(saved["generation" if stage == "evolve" else "step_count"]) == step - 1
         if stage == "collect":
@@ -277,9 +278,9 @@ def test_evolution_never_ends_below_its_beginning(tmp_path):
 def test_reliability_is_what_other_episodes_would_repeat():
     rng = np.random.default_rng(0)
     own = rng.standard_normal((4000, 1))
-    for episodes in (4, 20):
-        luck = 3 * rng.standard_normal((4000, episodes))
-        expected = 1 / (1 + 9 / episodes)  # the share of their own in the variance of the means
+    for count in (4, 20):
+        luck = 3 * rng.standard_normal((4000, count))
+        expected = 1 / (1 + 9 / count)  # the share of their own in the variance of the means
         assert train.reliability(own + luck) == pytest.approx(expected, abs=0.03)
     assert train.reliability(luck) < 0.1
     assert train.reliability(own + np.zeros(20)) == pytest.approx(1)
@@ -306,8 +307,8 @@ def test_the_learning_rate_falls(tmp_path, monkeypatch, settings, expected):
 
 def test_states_of_another_configuration_are_refused(collected):
     state = collected / "vae.1.state.npz"
-    data.write(state, {"weights": np.zeros(3)})
-    with pytest.raises(data.DataError, match="vae.1.state.npz.*delete"):
+    files.write(state, {"weights": np.zeros(3)})
+    with pytest.raises(files.DataError, match="vae.1.state.npz.*delete"):
         Experiment(tiny_config(), collected).run(("vae",))
 
 
@@ -327,9 +328,9 @@ def test_a_second_round_keeps_the_older_data(doom_run, copy_of, capsys):
     assert [p.name for p in (folder / "series").iterdir()] == ["2"]
     assert len(list((folder / "series" / "2").iterdir())) == 4
     for name in RESULTS:
-        assert int(data.read_arrays(folder / name)["round"]) == 2
+        assert int(files.read_arrays(folder / name)["round"]) == 2
         assert not same(folder / name, doom_run / name)
-    assert data.read_arrays(folder / "mdnrnn.npz")["initial_latents"].shape[1] == 4
+    assert files.read_arrays(folder / "mdnrnn.npz")["initial_latents"].shape[1] == 4
     assert json.loads((folder / "results.json").read_text())["round"] == 2
     assert json.loads((folder / "config.json").read_text())["rounds"] == 2
     with pytest.raises(RunError, match="rounds is 2 there and 1 here"):
@@ -347,7 +348,7 @@ def test_a_later_round_may_be_smaller(doom_run, copy_of):
     )
     rates = ("vae.decay=0.5", "mdnrnn.decay=0.5", "vae.later_rate=2e-5")
     first = json.loads((folder / "config.json").read_text())
-    data.write(folder / "config.json", first | {"vae.decay": 0.5, "mdnrnn.decay": 0.5})
+    files.write(folder / "config.json", first | {"vae.decay": 0.5, "mdnrnn.decay": 0.5})
     depths, starts, fit = {}, {}, train.fit
 
     def noted(params, loss_and_grad, updates, settings, *more):
@@ -370,11 +371,11 @@ def test_a_later_round_may_be_smaller(doom_run, copy_of):
 def test_a_later_round_may_keep_v_and_what_it_encoded(doom_run, copy_of):
     folder = copy_of(doom_run)
     first = json.loads((folder / "config.json").read_text())
-    data.write(folder / "config.json", first | {"vae.rounds": 1})
+    files.write(folder / "config.json", first | {"vae.rounds": 1})
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "series" / "1").iterdir()}
     Experiment(tiny_config("doom", "rounds=2", "vae.rounds=1"), folder).run()
-    old = data.read_arrays(doom_run / "vae.npz")
-    new = data.read_arrays(folder / "vae.npz")
+    old = files.read_arrays(doom_run / "vae.npz")
+    new = files.read_arrays(folder / "vae.npz")
     assert np.array_equal(old["weights"], new["weights"]) and int(new["round"]) == 2
     after = {path.name: path.stat().st_mtime_ns for path in (folder / "series" / "2").iterdir()}
     assert len(after) == 4 and before.items() < after.items()
@@ -402,7 +403,7 @@ def test_the_agent_is_that_of_the_best_round(doom_run, copy_of, monkeypatch, cap
     )  # fmt: skip
     changed = dict(setting.split("=") for setting in settings)
     first = json.loads((folder / "config.json").read_text())
-    data.write(folder / "config.json", first | changed)
+    files.write(folder / "config.json", first | changed)
     (folder / "controller.npz").unlink()
     run = Experiment(tiny_config("doom", *settings), folder)
     with pytest.raises(KeyboardInterrupt):
@@ -416,13 +417,13 @@ def test_the_agent_is_that_of_the_best_round(doom_run, copy_of, monkeypatch, cap
     assert np.array_equal(agent.theta, best.theta)
     assert np.array_equal(agent.m.params.flat, best.m.params.flat)
     assert not np.array_equal(agent.theta, Agent.load(folder / "finalists" / "4").theta)
-    assert all(int(data.read_arrays(folder / name)["round"]) == 4 for name in RESULTS)
+    assert all(int(files.read_arrays(folder / name)["round"]) == 4 for name in RESULTS)
 
 
 def test_a_later_c_begins_from_a_share_of_the_last(doom_run, copy_of, monkeypatch):
     folder = copy_of(doom_run)
     first = json.loads((folder / "config.json").read_text())
-    data.write(folder / "config.json", first | {"evolve.shrink": 0.5})
+    files.write(folder / "config.json", first | {"evolve.shrink": 0.5})
     begun = []
 
     def cma(mean, *args, **how):
@@ -492,7 +493,7 @@ def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path
     checks = ("evolve.real_check_every=1", "evolve.real_check_episodes=3")
     more = (*real, *checks, "evolve.population=4")
     first = json.loads((folder / "config.json").read_text())
-    data.write(folder / "config.json", first | {"evolve.population": 4})
+    files.write(folder / "config.json", first | {"evolve.population": 4})
     scores = json.loads((folder / "results.json").read_text())
     played = []  # candidates, episodes
 
@@ -509,7 +510,7 @@ def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path
     results = json.loads((folder / "results.json").read_text())
     assert results["unadapted"] == scores["agent"] and results["agent"] != scores["agent"]
     assert results["random"] == scores["random"]
-    adapted = data.read_arrays(folder / "adapted.npz")["theta"]
+    adapted = files.read_arrays(folder / "adapted.npz")["theta"]
     assert np.array_equal(Agent.load(folder).theta, adapted)
     rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
     begun, told = (row for row in rows if row["stage"] == "adapt")
@@ -523,7 +524,7 @@ def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path
     assert np.allclose(Agent.load(tmp_path / "half", adapted=False).theta, before, atol=1e-3)
     # more rounds go on from the C of the dream
     Experiment(tiny_config("doom", *more, "rounds=3"), folder).run(STAGES[:5])
-    assert int(data.read_arrays(folder / "controller.npz")["round"]) == 3
+    assert int(files.read_arrays(folder / "controller.npz")["round"]) == 3
 
 
 def test_a_stage_of_a_run_with_rounds(collected):
@@ -558,10 +559,10 @@ def test_half_a_round_is_no_agent(doom_run, copy_of):
     """V of the second round, M and C of the first."""
     folder = copy_of(doom_run)
     config = json.loads((folder / "config.json").read_text())
-    data.write(folder / "config.json", config | {"rounds": 2})
+    files.write(folder / "config.json", config | {"rounds": 2})
     theta = Agent.load(folder).theta
-    arrays = data.read_arrays(folder / "vae.npz")
-    data.write(folder / "vae.npz", arrays | {"round": np.array(2)})
+    arrays = files.read_arrays(folder / "vae.npz")
+    files.write(folder / "vae.npz", arrays | {"round": np.array(2)})
     with pytest.raises(DataError, match="V, M and C are of rounds 2, 1 and 1.*`train` goes on"):
         Agent.load(folder)
     Agent.load(folder, theta)  # to evolve another C
@@ -584,7 +585,7 @@ def test_a_branch_has_no_finalists(doom_run, copy_of, tmp_path):
     folder = copy_of(doom_run)
     first = json.loads((folder / "config.json").read_text())
     finals = {"evolve.finalists": 2, "evolve.check_every": 3, "vae.rounds": 1}
-    data.write(folder / "config.json", first | finals)
+    files.write(folder / "config.json", first | finals)
     settings = branch(folder, tmp_path / "branch", {"evolve.check_every": "0"}).config
     assert settings.evolve.finalists == 0 and settings.evolve.check_every == 0
 
@@ -596,7 +597,7 @@ def test_foreign_files_among_the_series(doom_run, copy_of, tmp_path):
     out = tmp_path / "branch"
     (out / "series").mkdir(parents=True)
     other = branch(folder, tmp_path / "other", {"mdnrnn.updates": "1"})
-    data.write(out / "config.json", config.flat(other.config))
+    files.write(out / "config.json", config.flat(other.config))
     for _ in range(2):
         branch(folder, out, {"mdnrnn.updates": "1"})
         link = out / "series" / "1"
@@ -653,10 +654,10 @@ def test_a_process_changes_its_environments_with_the_task(monkeypatch):
     monkeypatch.setattr(envs, "make_env", Env)
     monkeypatch.setattr(rollout, "_envs", [])
     monkeypatch.setattr(rollout, "_kind", None)
-    first = rollout._environments("doom", 1, 2, keep=False)
-    assert rollout._environments("doom", 1, 1, keep=True) == first[:1]
+    first = episodes._environments("doom", 1, 2, keep=False)
+    assert episodes._environments("doom", 1, 1, keep=True) == first[:1]
     for kind in (("doom", 4), ("carracing", 4)):
-        (env,) = rollout._environments(*kind, 1, keep=False)
+        (env,) = episodes._environments(*kind, 1, keep=False)
         assert env.env.made == kind and not env.env.closed
     assert all(env.env.closed for env in first)
 
@@ -703,7 +704,7 @@ def test_a_loss_that_is_no_number(collected, monkeypatch, bad):
     monkeypatch.setattr(vae.VAE, "loss_and_grad", loss_and_grad)
     with pytest.raises(RunError, match="update 3 is not finite.*vae.1.state.npz"):
         Experiment(tiny_config(), collected).run(("vae",))
-    saved = data.read_arrays(collected / "vae.1.state.npz")
+    saved = files.read_arrays(collected / "vae.1.state.npz")
     assert np.isfinite(saved["weights"]).all() and np.array_equal(saved["weights"], calls[1])
     assert not (collected / "vae.npz").exists()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests import toy
+from wm_numpy.core.files import write
 from wm_numpy.core.ops import Params
 from wm_numpy.models.agent import Agent, new_mdnrnn, new_vae
 from wm_numpy.training.data import (
@@ -18,7 +19,6 @@ from wm_numpy.training.data import (
     encoded,
     frame_dtype,
     series_dtype,
-    write,
 )
 from wm_numpy.training.loops import fit
 

@@ -5,13 +5,13 @@ import pickle
 import numpy as np
 import pytest
 
+from wm_numpy.core import threads
 from wm_numpy.core.adam import Adam
 from wm_numpy.core.gradcheck import check_vector, numerical_gradient, relative_error
 from wm_numpy.core.ops import sigmoid
 from wm_numpy.models import mdnrnn
 from wm_numpy.models.mdnrnn import MDNRNN
 from wm_numpy.settings.config import MDNRNNConfig
-from wm_numpy.training import parallel
 
 B, T, Z, A, H, K = 3, 6, 5, 2, 7, 4
 SMALL = MDNRNNConfig(
@@ -162,13 +162,13 @@ def test_same_bits_on_any_number_of_threads(m, monkeypatch):
     rng = np.random.default_rng(7)
     m = MDNRNN(SMALL, Z, A, rng)
     batch = make_batch(rng, 11, np.float32)
-    results, before = [], parallel.workers()
+    results, before = [], threads.workers()
     try:
         for n in (1, 2, 3):
-            parallel.set_workers(n)
+            threads.set_workers(n)
             results += [m.loss_and_grad(batch), m.loss_and_grad(batch)]
     finally:
-        parallel.set_workers(before)
+        threads.set_workers(before)
     assert all(losses == results[0][0] for losses, _ in results)
     assert all(gradient.tobytes() == results[0][1].tobytes() for _, gradient in results)
     assert results[0][1].dtype == np.float32

@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NUMPY_ALONE = [
-    "core.ops core.conv core.lstm core.mixture core.adam core.gradcheck lab.cases",
+    "core.ops core.files core.threads core.conv core.lstm core.mixture core.adam core.gradcheck lab.cases",
     "models.cmaes models.vae models.mdnrnn models.controller models.agent settings.config",
-    "worlds.tasks worlds.world worlds.rollout training.data training.loops training.parallel",
+    "settings.tasks worlds.world worlds.rollout training.episodes training.data training.loops training.parallel",
 ]
 BLOCK = """
 import sys

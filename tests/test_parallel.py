@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_agent
-from wm_numpy.training import parallel
+from wm_numpy.core import threads
+from wm_numpy.training import episodes, parallel
 from wm_numpy.training.parallel import WorkerError
-from wm_numpy.worlds import rollout
 
 HERE = Path(__file__).resolve().parent
 
@@ -74,7 +74,7 @@ def boom():
 
 
 def facts():
-    return os.getpid(), parallel.workers()
+    return os.getpid(), threads.workers()
 
 
 def sleep_long(marker: Path):
@@ -93,21 +93,21 @@ def test_threads_keep_order(n, workers):
         time.sleep(0.02 if i == 0 else 0)
         return i * i
 
-    assert parallel.threads(slow_at_first, range(9)) == [i * i for i in range(9)]
-    assert parallel.threads(square, (i for i in [4])) == [16] and parallel.threads(square, []) == []
+    assert threads.run(slow_at_first, range(9)) == [i * i for i in range(9)]
+    assert threads.run(square, (i for i in [4])) == [16] and threads.run(square, []) == []
 
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_threads_raise(n, workers):
     workers(n)
     with pytest.raises(ZeroDivisionError):
-        parallel.threads(lambda i: 1 // (2 - i), range(4))
+        threads.run(lambda i: 1 // (2 - i), range(4))
 
 
 def test_threads_use_threads(workers):
     workers(2)
     start = time.monotonic()
-    parallel.threads(lambda _: time.sleep(0.2), range(2))
+    threads.run(lambda _: time.sleep(0.2), range(2))
     assert time.monotonic() - start < 0.35
 
 
@@ -137,19 +137,19 @@ def test_threads_work_in_a_forked_child(where):
         import os, warnings
         from wm_numpy.training import parallel
         warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, of forks and threads
-        parallel.set_workers(2)
-        parallel.threads(abs, range(4))
+        threads.set_workers(2)
+        threads.run(abs, range(4))
         def forked(_):
             child = os.fork()
             if child == 0:
-                os.write(1, f"{parallel.threads(lambda i: i * i, range(4))}\\n".encode())
+                os.write(1, f"{threads.run(lambda i: i * i, range(4))}\\n".encode())
                 os._exit(0)
             return os.waitpid(child, 0)[1]
         if {where!r} == "main":
             print(forked(0))
         else:
-            print(max(parallel.threads(forked, range(2))))
-        print(parallel.threads(abs, range(-4, 0)))
+            print(max(threads.run(forked, range(2))))
+        print(threads.run(abs, range(-4, 0)))
     """)
     child, end = "[0, 1, 4, 9]\n", "0\n[4, 3, 2, 1]\n"
     assert printed == child * (1 if where == "main" else 2) + end
@@ -158,9 +158,9 @@ def test_threads_work_in_a_forked_child(where):
 def test_threads_inside_threads(workers):
     printed = script("""
         from wm_numpy.training import parallel
-        parallel.set_workers(2)
-        inner = lambda i: sum(parallel.threads(lambda j: 10 * i + j, range(3)))
-        print(parallel.threads(inner, range(5)))
+        threads.set_workers(2)
+        inner = lambda i: sum(threads.run(lambda j: 10 * i + j, range(3)))
+        print(threads.run(inner, range(5)))
     """)
     assert printed == "[3, 33, 63, 93, 123]\n"
 
@@ -204,7 +204,7 @@ def test_a_blas_that_is_not_known_is_a_warning(monkeypatch):
 
 def test_at_least_one_worker(workers):
     workers(0)
-    assert parallel.workers() == 1
+    assert threads.workers() == 1
 
 
 # ----------------------------------------------------------------------------------------------- processes
@@ -224,8 +224,8 @@ def test_results_by_index_after_setup(workers):
 
 def test_workers_have_one_thread_and_are_other_processes(workers):
     workers(2)
-    for _, (pid, threads) in parallel.processes(facts, [(), ()]):
-        assert pid != os.getpid() and threads == 1
+    for _, (pid, count) in parallel.processes(facts, [(), ()]):
+        assert pid != os.getpid() and count == 1
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_workers_have_one_thread_and_are_other_processes(workers):
     [(7, 3, 1, [1, 2, 2, 2]), (4, 9, 1, [2, 2]), (1, 9, 1, [1]), (4, 9, 4, [4]), (5, 9, 4, [2, 3])],
 )
 def test_pieces_are_nearly_equal_even_in_number_or_one(n, size, whole, sizes):
-    pieces = parallel.cut(n, size, whole)
+    pieces = threads.cut(n, size, whole)
     assert np.array_equal(np.concatenate([np.arange(n)[s] for s in pieces]), np.arange(n))
     assert sorted(s.stop - s.start for s in pieces) == sizes
 
@@ -293,7 +293,7 @@ def count_setups(value):
 
 
 def setups_here(x):
-    return os.getpid(), _setups, x * _value, parallel.workers()
+    return os.getpid(), _setups, x * _value, threads.workers()
 
 
 @pytest.fixture(scope="module")
@@ -350,9 +350,9 @@ def test_a_generation_on_a_cluster_equals_one_here(on_cluster, workers):
     agent = tiny_agent("doom", "repeat=8")
     vectors = np.random.default_rng(0).standard_normal((3, len(agent.theta)))
     seeds = np.array([3, 1, 4])  # 9 episodes: a group of 8, and one
-    there = rollout.real_rollouts(agent, vectors, seeds)
+    there = episodes.real_rollouts(agent, vectors, seeds)
     parallel._executor = parallel.SPAWN
-    here = rollout.real_rollouts(agent, vectors, seeds)
+    here = episodes.real_rollouts(agent, vectors, seeds)
     assert all(np.array_equal(a, b) for a, b in zip(there, here, strict=True))
     assert len(set(here[0].flat)) > 5
 
@@ -370,7 +370,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         "from pathlib import Path\n"
         "import test_parallel as t\n"
         "if __name__ == '__main__':\n"
-        "    t.parallel.set_workers(2)\n"
+        "    t.threads.set_workers(2)\n"
         "    list(t.parallel.processes(t.sleep_long, [(Path(sys.argv[1]),)] * 2))\n"
     )
     (tmp_path / "pids").mkdir()

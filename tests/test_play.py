@@ -16,11 +16,11 @@ import pytest
 
 from tests.browser import CHROMIUM, Browser, Client
 from tests.conftest import tiny_agent
+from wm_numpy.core import files
 from wm_numpy.demo import play, serve
-from wm_numpy.lab import pictures
+from wm_numpy.lab import film, pictures
 from wm_numpy.models.agent import Agent
-from wm_numpy.training import data
-from wm_numpy.worlds.tasks import TASKS
+from wm_numpy.settings.tasks import TASKS
 from wm_numpy.worlds.world import Dream
 
 CLOSED = b"\x03\xf0"  # 1008, against the rules
@@ -168,7 +168,7 @@ def test_m_is_warmed_by_the_steps_before(doom_run):
     """Dreaming on from a recorded moment is M's own step from the state that the record leads to."""
     agent = Agent.load(doom_run)
     series = np.load(next(doom_run.glob("series/*/*.npy")))
-    life = play.Life(play.Recorded(agent, series), 7)
+    life = film.Life(film.Recorded(agent, series), 7)
     state, restart = agent.m.initial_state(1), np.ones(1)
     for t in range(4):
         z = life.features[:, : agent.config.vae.z_size]
@@ -176,7 +176,7 @@ def test_m_is_warmed_by_the_steps_before(doom_run):
         life.step(None)
     world = life.world
     np.testing.assert_allclose(world.state, state, rtol=1e-5, atol=1e-6)
-    dream = play.Life(play.DreamOn(agent, 1.0, (world.z, world.state, world.steps)), 3)
+    dream = film.Life(film.DreamOn(agent, 1.0, (world.z, world.state, world.steps)), 3)
     np.testing.assert_array_equal(dream.features, life.features)
     cold = Dream(agent, 1, 1.0)
     cold.reset(seed=3)
@@ -321,7 +321,7 @@ def test_a_hundred_connections(port, capfd):
 
 
 def test_a_port_that_is_taken(port, doom_run):
-    with pytest.raises(data.DataError, match="choose another by --port"):
+    with pytest.raises(files.DataError, match="choose another by --port"):
         play.server(doom_run, port=port)
 
 
@@ -446,10 +446,10 @@ def test_an_animation_holds_its_pictures(tmp_path):
 @pytest.mark.parametrize("task", ["doom", "carracing"])
 def test_a_film(task, monkeypatch):
     """The dream begins at the very moment that reality has come to."""
-    monkeypatch.setattr(play, "SECONDS", 0.3)
+    monkeypatch.setattr(film, "SECONDS", 0.3)
     monkeypatch.setitem(TASKS, task, replace(TASKS[task], strip_from=5))
-    moments = play.film(tiny_agent(task), seed=1)
-    assert len(moments) == int(0.3 / play.period(tiny_agent(task))) and list(moments[0]) == [
+    moments = film.film(tiny_agent(task), seed=1)
+    assert len(moments) == int(0.3 / film.period(tiny_agent(task))) and list(moments[0]) == [
         "reality",
         "V's view",
         "dream",
@@ -464,7 +464,7 @@ def test_dreams_that_only_discount_come_to_an_end():
     agent = tiny_agent("doom", "evolve.survival=true")
     agent.m.params["done.b"][...] = 3.0  # nearly every step
     for mortal, over in ((False, ""), (True, "died")):
-        life = play.Life(Dream(play.mortal(agent) if mortal else agent, 1, horizon=0), 0)
+        life = film.Life(Dream(film.mortal(agent) if mortal else agent, 1, horizon=0), 0)
         for _ in range(10):
             if not life.over:
                 life.step(np.zeros((1, 1), np.float32))

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from tests.fixtures import make_vae
+from wm_numpy.core import threads
 from wm_numpy.core.adam import Adam
+from wm_numpy.core.files import write
 from wm_numpy.core.gradcheck import check_vector, relative_error
 from wm_numpy.models.agent import read_weights
 from wm_numpy.models.vae import VAE
 from wm_numpy.settings.config import VAEConfig
-from wm_numpy.training import parallel
-from wm_numpy.training.data import write
 
 FIXTURE = Path(__file__).parent / "fixtures" / "vae.npz"
 
@@ -176,15 +176,15 @@ def test_noise_of_another_batch_is_refused():
 def test_same_bits_on_any_number_of_threads(rng):
     v = VAE(VAEConfig(z_size=32), rng)
     frames, noise = make_vae.batch(60)
-    kept, results = parallel.workers(), []
+    kept, results = threads.workers(), []
     try:
         for n in (1, 2, 5):
-            parallel.set_workers(n)
+            threads.set_workers(n)
             losses, gradient = v.loss_and_grad(frames, noise)
             losses = np.array(list(losses.values()))
             results.append([losses, gradient, *v.encode(frames), v.decode(noise)])
     finally:
-        parallel.set_workers(kept)
+        threads.set_workers(kept)
     for other in results[1:]:
         assert all((a == b).all() for a, b in zip(results[0], other, strict=True))
 

@@ -8,8 +8,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from tests.conftest import tiny_agent
-from wm_numpy.training import parallel
-from wm_numpy.training.data import DataError
+from wm_numpy.core import threads
+from wm_numpy.core.files import DataError
 from wm_numpy.worlds import rollout as rollouts
 from wm_numpy.worlds.faces import DreamEnv
 from wm_numpy.worlds.faces import VectorDream as Dream
@@ -720,7 +720,7 @@ def test_each_candidate_has_its_own_returns(monkeypatch):
     vectors = np.random.default_rng(0).standard_normal((5, len(agent.theta)))
     seeds = np.array([3, 1, 4])
     together, _ = dream_rollouts(agent, vectors, seeds)
-    for chunk in parallel.cut(5, 2):
+    for chunk in threads.cut(5, 2):
         # two chunks at least: this one twice
         alone, _ = dream_rollouts(agent, np.tile(vectors[chunk], (2, 1)), seeds)
         assert np.array_equal(alone, np.tile(together[chunk], (2, 1)))

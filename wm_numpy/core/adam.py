@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..training import parallel
+from . import threads
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # the paper's, TensorFlow 1's and so the authors'
 CHUNK = 1 << 16  # floats: four vectors of this size stay in L2 (whole vectors: 3 x slower)
@@ -57,7 +57,7 @@ class Adam:
             update *= rate
             theta[part] -= update
 
-        parallel.threads(move, range(0, len(theta), CHUNK))
+        threads.run(move, range(0, len(theta), CHUNK))
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """What a checkpoint needs to go on exactly."""

@@ -26,11 +26,12 @@ import numpy as np
 
 from ..models.agent import Agent
 from ..settings.config import SettingError
+from ..settings.tasks import TASKS
 from ..training.data import Records, advantage, encoded, frame_dtype, series_dtype, transitions
+from ..training.episodes import blind_rollouts, real_rollouts
 from ..training.experiment import collecting_policy, episode_seeds, score
 from ..worlds.envs import fixed_policy, make_env, to_and_fro
-from ..worlds.rollout import blind_rollouts, real_rollouts, rollout
-from ..worlds.tasks import TASKS
+from ..worlds.rollout import rollout
 from ..worlds.world import Dream, RealWorld
 from . import sight
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.files import DataError
 from ..models.agent import Agent, new_mdnrnn, new_vae, theta_size
 from ..settings import config as configuration
 from ..settings.config import Config
-from ..training.data import DataError, Records, frame_dtype
+from ..settings.tasks import TASKS
+from ..training.data import Records, frame_dtype
 from ..training.experiment import read_results
-from ..worlds.tasks import TASKS
 
 CURVES = (  # title, stage, what its steps are, names of the lines
     ("V", "vae", "updates", ("reconstruction", "kl")),
@@ -96,21 +97,20 @@ def sweep_table(folders: dict[float, Path]) -> str:
 
 def write(folder: Path, out: Path) -> None:
     """Write the pictures of a run into `out`: reconstructions.png, dream.png beside reality, curves.png."""
-    from ..demo import play  # they need pygame, tables do not
-    from . import pictures
+    from . import film, pictures  # they need pygame, tables do not
 
     agent = Agent.load(folder)
     episodes = folder / "episodes"
     if any(episodes.glob("[0-9]*.npy")):  # frames of some, and what V makes of them (mu, decoded)
         records = Records(episodes, frame_dtype(agent.m.action_size))
-        files = np.linspace(0, len(records.paths) - 1, play.COLUMNS).astype(int)
+        files = np.linspace(0, len(records.paths) - 1, film.COLUMNS).astype(int)
         steps = (records.steps[files] * 0.7).astype(int)
         moments = zip(files, steps, strict=True)
         frames = np.concatenate([records.read(f, t, t + 1)["frame"] for f, t in moments])
-        again = play.to_picture(agent.v.decode(agent.v.encode(frames)[0]))
+        again = film.to_picture(agent.v.decode(agent.v.encode(frames)[0]))
         strip = pictures.strips({"frame": frames, "V's view": again})
         pictures.save(strip, out / "reconstructions.png")
-    play.draw(agent, play.film(agent), strip=out / "dream.png")
+    film.draw(agent, film.film(agent), strip=out / "dream.png")
     if panels := _panels(folder / "log.jsonl", agent.config.task):
         pictures.save(pictures.curves(panels), out / "curves.png")
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from ..models.agent import Agent
 from ..training import parallel
+from ..training.episodes import GROUP
 from ..training.experiment import episode_seeds
 from ..worlds.envs import TakeCover
-from ..worlds.rollout import GROUP
 from ..worlds.world import RealWorld
 
 # The policy that sees everything: tanh of a weight for each fireball, by where it will pass (rows, from left to right)

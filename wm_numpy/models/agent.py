@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.files import DataError, is_empty, read_arrays, write
 from ..core.ops import Params
 from ..settings.config import Config, flat, from_flat
-from ..training.data import DataError, is_empty, read_arrays, write
-from ..worlds.tasks import TASKS
+from ..settings.tasks import TASKS
 from .controller import Controller, controller_size
 from .mdnrnn import MDNRNN
 from .vae import VAE

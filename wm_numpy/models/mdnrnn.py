@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import ops as core
+from ..core import threads
 from ..core.lstm import lstm_backward, lstm_forward
 from ..core.mixture import mixture_nll_backward, mixture_nll_forward, sample_mixture
 from ..core.ops import Params, linear_backward, linear_forward
 from ..settings.config import MDNRNNConfig
-from ..training import parallel
 
 PIECE = 50  # sequences for one thread at a time; fixed, so that no result depends on the threads
 ROWS = 256  # states whose mixtures are made at a time, so that they stay in cache
@@ -148,8 +148,8 @@ class MDNRNN:
             "reward": self.config.reward_weight / (B * T),
             "value": self.config.value_weight * mean_over_steps("value_mask"),
         }
-        pieces = [{name: x[s] for name, x in batch.items()} for s in parallel.cut(B, PIECE)]
-        results = parallel.threads(lambda piece: self._piece(piece, scale), pieces)
+        pieces = [{name: x[s] for name, x in batch.items()} for s in threads.cut(B, PIECE)]
+        results = threads.run(lambda piece: self._piece(piece, scale), pieces)
         parts, grads = zip(*results, strict=True)
         losses = {name: float(sum(part[name] for part in parts)) for name in parts[0]}
         for more in grads[1:]:

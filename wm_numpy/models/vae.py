@@ -17,10 +17,10 @@ import math
 import numpy as np
 
 from ..core import ops as core
+from ..core import threads
 from ..core.conv import conv_backward, conv_forward, conv_transpose_backward, conv_transpose_forward
 from ..core.ops import Params, linear_backward, linear_forward, relu_backward, relu_forward
 from ..settings.config import VAEConfig
-from ..training import parallel
 
 PIECE = 50  # frames at a time for one thread; fixed, so that no result depends on the threads
 OUTPUTS = 400  # outputs of deconv1 at a time, likewise
@@ -79,16 +79,16 @@ class VAE:
         ValueError: frames of another size, or of other integers.
         """
         _check(frames)
-        pieces = parallel.cut(len(frames), PIECE)
-        codes = parallel.threads(lambda s: self._encode(self._load(frames[s]))[0], pieces)
+        pieces = threads.cut(len(frames), PIECE)
+        codes = threads.run(lambda s: self._encode(self._load(frames[s]))[0], pieces)
         mu, logvar = zip(*codes, strict=True)
         return np.concatenate(mu), np.concatenate(logvar)
 
     def decode(self, z: np.ndarray) -> np.ndarray:
         """z (N, Z) -> frames (N, 64, 64, 3), floats in [0, 1]."""
         z = z.astype(self.params.flat.dtype, copy=False)
-        pieces = parallel.cut(len(z), PIECE)
-        return np.concatenate(parallel.threads(lambda s: self._decode(z[s])[0], pieces))
+        pieces = threads.cut(len(z), PIECE)
+        return np.concatenate(threads.run(lambda s: self._decode(z[s])[0], pieces))
 
     def _load(self, frames: np.ndarray) -> np.ndarray:
         """Frames as encode takes them -> (M, 64, 64, 3), floats in [0, 1]."""
@@ -126,7 +126,7 @@ class VAE:
         def piece(s: slice) -> tuple:
             return self._piece(frames[s], noise[s], None if weight is None else weight[s], n)
 
-        pieces = parallel.threads(piece, parallel.cut(n, PIECE))
+        pieces = threads.run(piece, threads.cut(n, PIECE))
         losses, parts, rows = zip(*pieces, strict=True)
         error, reconstruction, kl = (float(sum(shares)) for shares in zip(*losses, strict=True))
         loss = error + self.config.kl_weight * kl
@@ -173,7 +173,7 @@ class VAE:
         def outputs(s: slice) -> None:
             _, dw[:, s], db[s] = linear_backward(da[:, s], (h, w[:, s]), need_dx=False)
 
-        parallel.threads(outputs, parallel.cut(len(db), OUTPUTS))
+        threads.run(outputs, threads.cut(len(db), OUTPUTS))
         grads["deconv1.b"][...] = db.reshape(25, 128).sum(axis=0)
 
     # --------------------------------------------------------------------------------------- the two networks

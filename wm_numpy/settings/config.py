@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from operator import attrgetter
 
-from ..worlds.tasks import TASKS
+from .tasks import TASKS
 
 
 class SettingError(ValueError):

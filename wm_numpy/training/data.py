@@ -8,104 +8,16 @@ Nothing is held in memory but file names and lengths. A batch is drawn at random
 (seed, update): so training goes on after a kill without any generator to restore.
 """
 
-import json
-import os
-import platform
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    import msvcrt
-
-    fcntl = None
-
+from ..core.files import MEND, DataError, write
 from ..core.ops import reparameterize_forward
 
 LIVELY = 8  # steps: if they brought nothing, the episode may be lost
 TRIES = 100  # draws of a moment before any is taken
-RENAMED = {"starts": "initial_latents", "vector": "theta"}  # arrays of older run folders
-MEND = "delete it, or move it away, and repeat the command"
-
-
-class DataError(ValueError):
-    """A file that is not what it should be; the sentence names it and the mend."""
-
-
-def write(path: Path, content: np.ndarray | dict | list) -> None:
-    """Write an array as .npy, arrays by name as .npz, anything else as JSON; a kill leaves the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            if isinstance(content, np.ndarray):
-                np.save(file, content, allow_pickle=False)
-            elif path.suffix == ".npz":
-                np.savez(file, **content)
-            else:
-                file.write((json.dumps(content, indent=1) + "\n").encode())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def is_empty(folder: Path) -> bool:
-    """Whether there is no such folder, or nothing in it but dot files such as .DS_Store."""
-    return not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir())
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Lock a folder until this process ends, however it ends; DataError says who holds it already."""
-    with open(folder / ".lock", "a+") as file:
-        try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            else:
-                file.seek(1 << 20)  # the text before it stays readable
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            who = file.read().strip() or "another process"
-            raise DataError(f"{who} is at work in {folder}: wait or choose another --out") from None
-        except OSError as error:  # some network disks
-            danger = f"no lock on {folder} ({error}): let no other process work there"
-            warnings.warn(danger, stacklevel=3)
-        since = time.strftime("%d %b %H:%M")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}, since {since},")
-        file.flush()
-        yield
-
-
-def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """All arrays of an .npz; DataError unless those named are there, finite and of this shape, -1 for any length.
-
-    FileNotFoundError: there is no such file.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {RENAMED.get(name, name): x for name, x in file.items()}
-        for name, shape in shapes.items():
-            if name not in arrays:
-                raise ValueError(f"it has no {name!r}")
-            found = arrays[name].shape
-            pairs = zip(shape, found, strict=False)
-            if len(found) != len(shape) or any(n not in (-1, m) for n, m in pairs):
-                raise ValueError(f"{name} has shape {found}, not {shape}")
-            if not np.isfinite(arrays[name]).all():
-                raise ValueError(f"{name} holds values that are not numbers")
-        return arrays
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # zipfile, zlib, struct, ValueError: np.load raises them all
-        raise DataError(f"{path} is damaged or of another run ({error}): {MEND}") from None
 
 
 def frame_dtype(action_size: int) -> np.dtype:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.files import DataError, alone, is_empty, read_arrays, write
 from ..core.ops import Params
 from ..models.agent import (
     Agent,
@@ -28,22 +29,11 @@ from ..models.agent import (
 )
 from ..models.cmaes import CMAES
 from ..settings.config import Config, EvolveConfig, SettingError, Training, flat, from_flat
+from ..settings.tasks import TASKS
 from ..worlds.envs import random_policy
-from ..worlds.rollout import GROUP, blind_rollouts, dream_rollouts, real_rollouts
-from ..worlds.tasks import TASKS
-from .data import (
-    DataError,
-    FrameBatches,
-    Records,
-    SeriesBatches,
-    alone,
-    encoded,
-    frame_dtype,
-    is_empty,
-    read_arrays,
-    series_dtype,
-    write,
-)
+from ..worlds.rollout import dream_rollouts
+from .data import FrameBatches, Records, SeriesBatches, encoded, frame_dtype, series_dtype
+from .episodes import GROUP, blind_rollouts, real_rollouts
 from .loops import RunError, evolve, fit
 
 STAGES = ("collect", "vae", "encode", "mdnrnn", "evolve", "select", "adapt", "evaluate")

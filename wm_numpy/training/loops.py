@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core.adam import Adam
+from ..core.files import read_arrays, write
 from ..core.ops import Params
 from ..models.cmaes import CMAES
 from ..settings.config import Training
-from .data import read_arrays, write
 
 SAVE_SECONDS = 20.0  # between saves of the state
 

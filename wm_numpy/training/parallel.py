@@ -1,84 +1,30 @@
-"""All cores, and the same result on any number of them.
-
-Work is cut into pieces by the configuration, never by the number of workers; pieces come back in order, or with
-their index. So a sum over pieces has one fixed order, and a run on one core equals a run on sixteen.
-
-`threads` is for NumPy (it releases the GIL): pieces of a batch, groups of dreams. `processes` is for environments.
-"""
+"""Real episodes on all cores, or on a cluster of machines: worker processes, and what happens when they die."""
 
 import multiprocessing
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
+
+from ..core import threads
 
 ATTEMPTS = 3  # how often one job, or a pool that brings no result at all, may die
 # Spawned processes: a fork would copy locks in use.
 SPAWN = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
 _executor: Callable[..., Executor] = SPAWN  # where `processes` runs unless told otherwise
-_workers = os.cpu_count() or 1
-if hasattr(os, "sched_getaffinity"):
-    _workers = len(os.sched_getaffinity(0))  # the cores that this process may use
-_local = threading.local()  # .in_pool: this is a thread of the pool
 
 
 class WorkerError(RuntimeError):
     """Processes died again and again."""
 
 
-def set_workers(n: int) -> None:
-    """Use n threads, and n processes, from now on."""
-    global _workers
-    _workers = max(1, int(n))
-
-
-def workers() -> int:
-    """How many are in use."""
-    return _workers
-
-
 def use_cluster(address: str) -> None:
     """From now on `processes` runs on the cluster of the Dask scheduler at this address."""
     global _executor
     _executor = cluster(address)
-
-
-@lru_cache(maxsize=1)
-def _pool(n: int) -> ThreadPoolExecutor:
-    def mark() -> None:
-        _local.in_pool = True
-
-    return ThreadPoolExecutor(n, thread_name_prefix="wm_numpy", initializer=mark)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork does not copy its threads
-
-
-def cut(n: int, size: int, whole: int = 1) -> list[slice]:
-    """Cut n into an even number of nearly equal pieces of at most `size`: as many for each of two threads.
-
-    Up to `whole`, at most `size`, stay in one piece: so few are faster on one thread than on two.
-    """
-    count = max(1, -(-n // size))
-    if n > whole and count % 2:
-        count += 1
-    edges = [n * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-
-
-def threads(function: Callable, pieces: Iterable) -> list:
-    """[function(p) for p in pieces], on all threads, in order. The first exception of a piece is raised.
-
-    Inside another call the pieces are done one by one: a pool that waits for itself waits for ever.
-    """
-    pieces = list(pieces)
-    if _workers == 1 or len(pieces) == 1 or hasattr(_local, "in_pool"):
-        return [function(p) for p in pieces]
-    return list(_pool(_workers).map(function, pieces))
 
 
 def processes(
@@ -100,7 +46,9 @@ def processes(
     failures = Counter()  # of each job, and of workers since the last result
     while waiting:
         pool = (executor or _executor)(
-            max_workers=min(_workers, len(waiting)), initializer=_start, initargs=(setup, arguments)
+            max_workers=min(threads.workers(), len(waiting)),
+            initializer=_start,
+            initargs=(setup, arguments),
         )
         try:
             futures = {pool.submit(function, *job): i for i, job in waiting.items()}
@@ -128,7 +76,7 @@ def processes(
 
 def _start(setup: Callable | None, arguments: tuple) -> None:
     """In a new worker: one thread, and an end when the parent ends, even by kill -9."""
-    set_workers(1)
+    threads.set_workers(1)
     _end_with_parent()
     if setup is not None:
         setup(*arguments)

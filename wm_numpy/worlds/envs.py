@@ -19,7 +19,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-from .tasks import TASKS
+from ..settings.tasks import TASKS
 
 FRAME = (64, 64, 3)  # what V sees
 Policy = Callable[[], np.ndarray]  # -> action (A,) float32

@@ -13,7 +13,7 @@ import numpy as np
 from ..core.ops import reparameterize_forward, sigmoid
 from ..models.agent import Agent, feature_size
 from ..settings.config import flat, from_flat
-from .tasks import TASKS
+from ..settings.tasks import TASKS
 
 BLOCK = 16  # steps whose noise is drawn at a time, for one episode
 
