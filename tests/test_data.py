@@ -140,7 +140,7 @@ def test_a_disk_without_locks(tmp_path, monkeypatch):
     def flock(file, how):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(data, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4))
+    monkeypatch.setattr(files, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4))
     with pytest.warns(UserWarning, match="no lock on .*not supported"), files.alone(tmp_path):
         pass
 

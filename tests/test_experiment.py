@@ -28,7 +28,7 @@ from wm_numpy.training import loops as train
 from wm_numpy.training.episodes import blind_rollouts, real_rollouts
 from wm_numpy.training.experiment import PURPOSES, STAGES, Experiment, branch, episode_seeds, score
 from wm_numpy.training.loops import RunError
-from wm_numpy.worlds import envs, rollout
+from wm_numpy.worlds import envs
 from wm_numpy.worlds.envs import random_policy
 
 RESULTS = ("vae.npz", "mdnrnn.npz", "controller.npz")
@@ -652,8 +652,8 @@ def test_a_process_changes_its_environments_with_the_task(monkeypatch):
             self.closed = True
 
     monkeypatch.setattr(envs, "make_env", Env)
-    monkeypatch.setattr(rollout, "_envs", [])
-    monkeypatch.setattr(rollout, "_kind", None)
+    monkeypatch.setattr(episodes, "_envs", [])
+    monkeypatch.setattr(episodes, "_kind", None)
     first = episodes._environments("doom", 1, 2, keep=False)
     assert episodes._environments("doom", 1, 1, keep=True) == first[:1]
     for kind in (("doom", 4), ("carracing", 4)):

@@ -135,7 +135,7 @@ def test_threads_work_in_a_forked_child(where):
     """What has used V and is forked then, as the vector environments of others do."""
     printed = script(f"""
         import os, warnings
-        from wm_numpy.training import parallel
+        from wm_numpy.core import threads
         warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, of forks and threads
         threads.set_workers(2)
         threads.run(abs, range(4))
@@ -157,7 +157,7 @@ def test_threads_work_in_a_forked_child(where):
 
 def test_threads_inside_threads(workers):
     printed = script("""
-        from wm_numpy.training import parallel
+        from wm_numpy.core import threads
         threads.set_workers(2)
         inner = lambda i: sum(threads.run(lambda j: 10 * i + j, range(3)))
         print(threads.run(inner, range(5)))
