@@ -160,7 +160,7 @@ def perform(args: argparse.Namespace) -> int | None:
                 changes["seed"] = args.seed
                 name += f"-{args.seed}"
             out = args.out or Path("runs") / name
-            folders = {tau: out / f"tau-{tau:g}" for tau in taus}
+            folders = {tau: out / f"tau-{tau!r}".removesuffix(".0") for tau in taus}
             for tau, folder in folders.items():
                 run = experiment.branch(args.run, folder, changes | {"evolve.tau": tau})
                 print(f"tau {tau:g} -> {folder}", flush=True)

@@ -217,6 +217,34 @@ def test_resizing(size):
     np.testing.assert_allclose(small[..., 2], np.broadcast_to(250 - middle, (64, 64)), atol=4)
 
 
+@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
+@pytest.mark.parametrize(
+    "argument, sentence",
+    [
+        ({"repeat": 0}, "repeat = 0 is out of range: 1 to 100"),
+        ({"repeat": -1}, "repeat = -1"),
+        ({"repeat": 1.5}, "repeat takes int"),
+        ({"max_steps": 0}, "max_steps = 0 is out of range: at least 1"),
+        ({"max_steps": -5}, "max_steps = -5"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(cls, argument, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        cls(**argument)
+    with pytest.raises(ValueError, match=sentence):
+        gym.make(f"wm_numpy/{cls.__name__}-v0", **argument)
+
+
+def test_policies_that_cannot_be():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="steps = 0"):
+        envs.to_and_fro(np.ones(1), rng, 0)
+    with pytest.raises(ValueError, match="hold = -1"):
+        random_policy("doom", rng, hold=-1)
+    with pytest.raises(ValueError, match="repeat = 0"):
+        random_policy("carracing", rng, hold=1, repeat=0)
+
+
 # -------------------------------------------------------------------------------------------------------- car
 
 

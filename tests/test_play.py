@@ -178,7 +178,7 @@ def test_m_is_warmed_by_the_steps_before(doom_run):
     np.testing.assert_allclose(world.state, state, rtol=1e-5, atol=1e-6)
     dream = film.Life(film.DreamOn(agent, 1.0, (world.z, world.state, world.steps)), 3)
     np.testing.assert_array_equal(dream.features, life.features)
-    cold = Dream(agent, 1, 1.0)
+    cold = Dream.as_evolved(agent, 1, tau=1.0)
     cold.reset(seed=3)
     assert not np.allclose(cold.state, dream.world.state)
 
@@ -464,7 +464,7 @@ def test_dreams_that_only_discount_come_to_an_end():
     agent = tiny_agent("doom", "evolve.survival=true")
     agent.m.params["done.b"][...] = 3.0  # nearly every step
     for mortal, over in ((False, ""), (True, "died")):
-        life = film.Life(Dream(film.mortal(agent) if mortal else agent, 1, horizon=0), 0)
+        life = film.Life(Dream.as_evolved(film.mortal(agent) if mortal else agent, 1, horizon=0), 0)
         for _ in range(10):
             if not life.over:
                 life.step(np.zeros((1, 1), np.float32))

@@ -76,7 +76,7 @@ def make(kind: str, n: int, task: str = "doom", *settings: str, ends: bool = Tru
     """A world of n; all its dreams end by the limit of 20 steps."""
     agent = tiny_agent(task, *settings)
     if kind == "dream":
-        return Dream(agent, n)
+        return Dream.as_evolved(agent, n)
     agent.v = StubV()
     return RealWorld(agent, [Toy(agent.m.action_size, ends) for _ in range(n)])
 
@@ -341,11 +341,50 @@ def test_actions_that_are_none(kind, task):
         ({"horizon": 2.5}, "evolve.horizon takes int"),
         ({"memories": 1.5}, "evolve.memories"),
         ({"memories": 1.0}, "recorded moments"),
+        ({"odds": 0}, "odds"),
+        ({"odds": -1}, "odds"),
+        ({"bootstrap": True}, "value head"),
     ],
 )
 def test_dreams_that_cannot_be(argument, named):
-    with pytest.raises(ValueError, match=named):
-        Dream(tiny_agent(), 2, **argument)
+    for make_dream in (Dream, Dream.as_evolved):
+        with pytest.raises(ValueError, match=named):
+            make_dream(tiny_agent(), 2, **argument)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_world_of_none_is_refused(number):
+    with pytest.raises(ValueError, match=f"num_envs = {number} is out of range"):
+        Dream(tiny_agent(), number)
+
+
+@both
+def test_seeds_that_are_none(kind):
+    world = make(kind, 2)
+    for wrong in (2**63, 2**64, 2**70, -1, [3, 2**63], 2**63 - 1):
+        with pytest.raises(ValueError, match="whole numbers from 0 to"):
+            world.reset(seed=wrong)
+    with pytest.raises(TypeError, match="integer"):
+        world.reset(seed=1.5)
+    world.reset(seed=[np.int64(5), 2**31])
+    if kind == "dream":
+        world.reset(seed=[2**63 - 1, None])
+
+
+def test_a_dream_goes_on_from_a_moment_of_another_world():
+    agent = tiny_agent()
+    agent.m.params["done.w"][...], agent.m.params["done.b"][...] = 0, -1  # nobody dies
+    first = Dream.as_evolved(agent, 1)
+    first.reset(seed=3)
+    features = [first.step(np.ones((1, 1)))[0] for _ in range(4)][-1]
+    second = Dream.as_evolved(agent, 1, start=first.moment)
+    assert np.array_equal(second.reset(seed=9)[0], features) and second.steps == 4
+    calls = recorded(agent.m)
+    for _ in range(16):
+        truncated = second.step(np.ones((1, 1)))[3]
+    assert truncated.all() and not np.any(
+        calls[0][3]
+    )  # 20 steps in all; M is not told of a beginning
 
 
 def test_a_batch_of_dreams_by_name(doom_run):
@@ -403,10 +442,10 @@ def test_a_seed_decides_a_dream():
 def test_dreams_begin_at_recorded_first_frames():
     agent = tiny_agent()
     agent.initial_latents[1] = -100  # no noise
-    z = Dream(agent, 7).reset(seed=10)[0][:, :Z]
+    z = Dream.as_evolved(agent, 7).reset(seed=10)[0][:, :Z]
     assert np.allclose(z, agent.initial_latents[0][np.arange(10, 17) % 5])
     agent.initial_latents[1] = np.log(4)
-    world = Dream(agent, 4000)
+    world = Dream.as_evolved(agent, 4000)
     z = world.reset(seed=np.arange(4000) * 5)[0][:, :Z]  # all from the first start
     assert np.allclose(z.std(axis=0), 2, atol=0.15) and np.allclose(
         z.mean(axis=0), agent.initial_latents[0, 0], atol=0.15
@@ -419,7 +458,7 @@ def test_dreams_begin_at_recorded_first_frames():
 def test_step_limit(horizon, given, limit):
     agent = tiny_agent("doom", f"evolve.horizon={horizon}")
     agent.m.params["done.w"][...], agent.m.params["done.b"][...] = 0, -1  # nobody dies
-    world = Dream(agent, 2, horizon=given)
+    world = Dream.as_evolved(agent, 2, horizon=given)
     assert world.limit == limit
     returns, lengths = rollout(world, lambda f: np.zeros((2, 1)), np.arange(2))
     assert lengths.tolist() == returns.tolist() == [limit] * 2
@@ -432,7 +471,7 @@ def test_step_limit(horizon, given, limit):
 def test_death_at_the_limit_is_death():
     agent = tiny_agent("doom", "evolve.horizon=1")
     agent.m.params["done.w"][...], agent.m.params["done.b"][...] = 0, 1
-    world = Dream(agent, 2)
+    world = Dream.as_evolved(agent, 2)
     world.reset(seed=1)
     *_, terminated, truncated, _ = world.step(np.zeros((2, 1)))
     assert terminated.all() and not truncated.any()
@@ -444,7 +483,7 @@ def test_a_dream_is_m_stepped_by_hand(task, actions):
     agent = tiny_agent(task)
     if task == "doom":
         agent.m.params["done.b"][...] = -0.3  # an end, but not at once
-    world, m = Dream(agent, 1, tau=0.7), agent.m
+    world, m = Dream.as_evolved(agent, 1, tau=0.7), agent.m
     low, high = world.reward_range
     normal = np.random.default_rng([8, 0]).standard_normal((16, 1, Z), np.float32)
     uniform = np.random.default_rng([8, 1]).random((16, 1, Z + 1), np.float32)
@@ -491,11 +530,11 @@ def test_an_episode_hangs_on_its_own_seed_alone(kind):
 def test_dreams_begin_in_recorded_moments():
     agent = tiny_agent("doom", "evolve.memories=1")
     with pytest.raises(ValueError, match="recorded moments"):
-        Dream(agent, 3)
+        Dream.as_evolved(agent, 3)
     rng = np.random.default_rng(0)
     z = np.stack([rng.standard_normal((9, Z)), np.full((9, Z), -100)]).astype(np.float32)
     agent.memories = z, *rng.standard_normal((2, 9, H)).astype(np.float32)
-    world = Dream(agent, 4)
+    world = Dream.as_evolved(agent, 4)
     calls = recorded(world.m)
     features, _ = world.reset(seed=[3, 12, 30, 5])
     which = [3, 3, 3, 5]
@@ -503,17 +542,17 @@ def test_dreams_begin_in_recorded_moments():
     assert np.allclose(features, remembered[which])
     world.step(np.zeros((4, 1)))
     assert not np.any(calls[0][3])  # M goes on, its state is kept
-    half = Dream(agent, 4000, memories=0.5)
+    half = Dream.as_evolved(agent, 4000, memories=0.5)
     half.reset(seed=np.arange(4000))
     assert abs(half.fresh.mean() - 0.5) < 0.03
     assert not half._features[half.fresh, Z:].any() and half._features[~half.fresh, Z:].all()
-    assert Dream(agent, 3, memories=0).reset(seed=1)[0][:, Z:].any() == 0
+    assert Dream.as_evolved(agent, 3, memories=0).reset(seed=1)[0][:, Z:].any() == 0
 
 
 def test_rewards_of_a_dream_count_by_the_odds_that_it_goes_on():
     agent = tiny_agent("doom", "evolve.survival=true", "evolve.done_odds=2")
     agent.m.params["done.w"][...], agent.m.params["done.b"][...] = 0, np.log(0.125)
-    world = Dream(agent, 3, horizon=30)  # at odds of 1 to 4 it ends: a chance of 1/5
+    world = Dream.as_evolved(agent, 3, horizon=30)  # at odds of 1 to 4 it ends: a chance of 1/5
     returns, lengths = rollout(world, lambda f: np.zeros((3, 1)), np.arange(3))
     assert np.allclose(returns, sum(0.8**t for t in range(1, 31))) and lengths.tolist() == [30] * 3
 
@@ -522,10 +561,10 @@ def test_a_dream_pays_no_more_than_the_world_can():
     agent = tiny_agent("carracing", "repeat=4")
     for bias, most in ((100.0, 3.0), (-5.0, 0.0)):
         agent.m.params["reward.b"][...] = bias
-        world = Dream(agent, 2)
+        world = Dream.as_evolved(agent, 2)
         world.reset(seed=1)
         assert world.step(np.zeros((2, 3)))[1].tolist() == [most] * 2
-    doom = Dream(tiny_agent("doom", "repeat=4"), 2, horizon=0)
+    doom = Dream.as_evolved(tiny_agent("doom", "repeat=4"), 2, horizon=0)
     doom.reset(seed=1)
     assert doom.step(np.zeros((2, 1)))[1].tolist() == [4, 4] and doom.limit == 525
 
@@ -534,7 +573,7 @@ def test_a_dream_cut_by_its_horizon_pays_the_value_of_where_it_led():
     agent = tiny_agent("carracing", "repeat=4", "mdnrnn.value_head=true", "evolve.bootstrap=true")
 
     def rewards(horizon: int, steps: int):
-        world = Dream(agent, 3, horizon=horizon)
+        world = Dream.as_evolved(agent, 3, horizon=horizon)
         world.reset(seed=1)
         return world, np.stack([world.step(np.ones((3, 3)))[1] for _ in range(steps)])
 
@@ -554,11 +593,15 @@ def test_a_value_counts_by_the_odds_that_life_goes_on():
     agent = tiny_agent("doom", *settings)
     for name, told in (("done", 0), ("value", 7)):
         agent.m.params[name + ".w"][...], agent.m.params[name + ".b"][...] = 0, told
-    returns, _ = rollout(Dream(agent, 3, horizon=2), lambda f: np.zeros((3, 1)), np.arange(3))
+    returns, _ = rollout(
+        Dream.as_evolved(agent, 3, horizon=2), lambda f: np.zeros((3, 1)), np.arange(3)
+    )
     assert np.allclose(returns, 0.5 + 0.25 + 0.25 * 7)
     agent.config = replace(agent.config, evolve=replace(agent.config.evolve, survival=False))
     agent.m.params["done.b"][...] = 1
-    returns, _ = rollout(Dream(agent, 3, horizon=1), lambda f: np.zeros((3, 1)), np.arange(3))
+    returns, _ = rollout(
+        Dream.as_evolved(agent, 3, horizon=1), lambda f: np.zeros((3, 1)), np.arange(3)
+    )
     assert np.allclose(returns, 1)  # an end at the limit is an end
 
 
@@ -566,12 +609,12 @@ def test_temperature_widens_the_dream():
     agent = tiny_agent("carracing")
 
     def spread(tau):
-        world = Dream(agent, 500, tau)
+        world = Dream.as_evolved(agent, 500, tau=tau)
         world.reset(seed=np.zeros(500, int))
         return world.step(np.zeros((500, 3)))[0][:, :Z].std()
 
     assert 0 < spread(0.01) < spread(1.0) < spread(3.0)
-    assert Dream(agent, 1).tau == agent.config.evolve.tau
+    assert Dream.as_evolved(agent, 1).tau == agent.config.evolve.tau
 
 
 # ------------------------------------------------------------------------------------------------ reality
@@ -758,7 +801,7 @@ def test_the_dream_of_no_run():
 def test_a_dream_ends_by_the_odds_of_its_configuration():
     ends = {}
     for odds in ("0", "1e-30", "1e30"):
-        world = Dream(tiny_agent("doom", f"evolve.done_odds={odds}"), 20)
+        world = Dream.as_evolved(tiny_agent("doom", f"evolve.done_odds={odds}"), 20)
         world.reset(seed=0)
         ends[odds] = world.step(np.zeros((20, 1), np.float32))[2]
     assert ends["1e30"].all() and not ends["1e-30"].any() and ends["0"].dtype == bool

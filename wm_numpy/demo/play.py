@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 import numpy as np
 
 from ..core.files import DataError
-from ..lab.film import DreamOn, Life, Recorded, mortal, period
+from ..lab.film import Life, Recorded, mortal, period
 from ..models.agent import Agent, run_folder
 from ..training.data import Records, series_dtype
 from ..training.experiment import read_results
@@ -116,14 +116,15 @@ class Visit:
 
     def _world(self, name: str) -> World:
         if name == "dream":
-            return Dream(self.agent, 1, self.tau, horizon=0)
+            return Dream.as_evolved(self.agent, 1, tau=self.tau, horizon=0)
         if name == "here":  # the moment on the page; while dreaming on from one, that one again
             world = self.life.world
             if self.name != "here" and not self.life.over:
-                self.moment = world.z, world.state, world.steps
+                self.moment = world.moment
             if self.moment is None:
                 return self._world("dream")
-            return DreamOn(self.agent, self.tau, self.moment)
+            how = {"tau": self.tau, "horizon": 0, "memories": 0}
+            return Dream.as_evolved(self.agent, 1, start=self.moment, **how)
         if name == "recorded":
             if self.episodes is None:
                 raise DataError("No episode is recorded here.")

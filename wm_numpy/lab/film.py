@@ -40,19 +40,6 @@ class Recorded(World):
         return z, record["reward"], record["done"], ~record["done"] & (t + 1 == len(self.series))
 
 
-class DreamOn(Dream):
-    """A dream that goes on from a moment of another world of the same agent: its z, M's state, its step."""
-
-    def __init__(self, agent: Agent, tau: float | None, moment: tuple):
-        super().__init__(agent, 1, tau, horizon=0, memories=0)
-        self.moment = moment
-
-    def _first(self, rows, seeds):
-        super()._first(rows, seeds)
-        z, state, self.steps = self.moment
-        return z, state, np.full(1, self.steps == 0)
-
-
 class Life:
     """One episode in a world of one environment, step by step, and what there is to see after each."""
 
@@ -119,8 +106,8 @@ def film(agent: Agent, seed: int = 0, tau: float | None = None) -> list[dict[str
             if real.over:  # an agent that dies so soon is shown from its beginning
                 real = Life(real.world, seed)
                 break
-        world = real.world
-        dream = Life(DreamOn(agent, tau, (world.z, world.state, world.steps)), seed)
+        how = {"tau": tau, "horizon": 0, "memories": 0}
+        dream = Life(Dream.as_evolved(agent, 1, start=real.world.moment, **how), seed)
         for _ in range(int(SECONDS / period(agent))):
             moments.append(real.pictures() | {"reality": env.frame} | dream.pictures())
             for life in (real, dream):

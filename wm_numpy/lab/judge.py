@@ -32,7 +32,7 @@ from ..training.episodes import blind_rollouts, real_rollouts
 from ..training.experiment import collecting_policy, episode_seeds, score
 from ..worlds.envs import fixed_policy, make_env, to_and_fro
 from ..worlds.rollout import rollout
-from ..worlds.world import Dream, RealWorld
+from ..worlds.world import Dream, RealWorld, weighted
 from . import sight
 
 HORIZONS = (5, 20, 50, 100, 200)  # steps into the dream
@@ -242,12 +242,10 @@ def replay(agent: Agent, m: Moments, act: Callable | None = None) -> tuple[np.nd
 
     Returns z (L, DREAMS, n, Z), and means over the dreams: the reward told so far, the odds of an end so far (L, n).
     """
-    evolve = replace(agent.config.evolve, survival=True, done_odds=0.0, bootstrap=False)
-    config = replace(agent.config, evolve=evolve)
-    agent = replace(agent, config=config, memories=(m.latents, m.h, m.c))
+    agent = replace(agent, memories=(m.latents, m.h, m.c))
     steps = max(HORIZONS)
     n = len(m.h)
-    world = Dream(agent, n * DREAMS, tau=1.0, horizon=steps, memories=1.0)
+    world = Dream(agent, n * DREAMS, horizon=steps, memories=1.0, ending=weighted)
     features, _ = world.reset(seed=np.arange(n * DREAMS))  # dream i begins in moment i % n
     z = []
     told = np.zeros((steps, n))
@@ -349,7 +347,7 @@ def lives(
         returns = np.array([r.sum() for r in rewards])
         yield name, "reality", returns, np.array([len(r) for r in rewards])
         for tau in taus:
-            world = Dream(agent, episodes, tau, horizon=0, memories=0)
+            world = Dream.as_evolved(agent, episodes, tau=tau, horizon=0, memories=0)
             yield name, f"dream {tau:g}", *rollout(world, actor(policy), seeds)
 
 

@@ -1,6 +1,14 @@
 """The paper's two tasks: all that is known of them before an environment is made, in one table."""
 
 from dataclasses import dataclass, field
+from operator import index
+
+
+def whole(name: str, number: int, least: int = 1) -> int:
+    """The number, if it is a whole one and not below `least`; ValueError, TypeError say why not."""
+    if index(number) < least:
+        raise ValueError(f"{name} = {number} is out of range: at least {least}")
+    return index(number)
 
 
 @dataclass(frozen=True)

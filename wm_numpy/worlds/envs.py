@@ -19,7 +19,8 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-from ..settings.tasks import TASKS
+from ..settings.config import from_flat
+from ..settings.tasks import TASKS, whole
 
 FRAME = (64, 64, 3)  # what V sees
 Policy = Callable[[], np.ndarray]  # -> action (A,) float32
@@ -96,6 +97,8 @@ def random_policy(
     That is Brownian for CarRacing; for Doom uniform actions, each held for up to `hold` steps, or up to `long_hold`
     in half of the episodes. A step is `repeat` frames.
     """
+    whole("hold", hold, 0), whole("long_hold", long_hold, 0)
+    repeat = from_flat({"repeat": repeat}).repeat
     if long_hold and rng.random() < 0.5:
         hold = long_hold
     size = _class_of(task).facts.action_size
@@ -116,7 +119,7 @@ def to_and_fro(action: np.ndarray, rng: np.random.Generator, steps: int = 120) -
     In Take Cover 120 steps lead from wall to wall. Fireballs miss a runner: it lives 800 steps and sees nothing.
     """
     first = np.asarray(action, np.float32) * np.float32(rng.choice((-1, 1)))
-    return partial(next, _swing(first, steps))
+    return partial(next, _swing(first, whole("steps", steps)))
 
 
 # ------------------------------------------------------------------------------------------------------ the tasks
@@ -136,8 +139,10 @@ class Task(gym.Env):
         self, render_mode: str | None = None, max_steps: int | None = None, repeat: int = 1
     ):
         self.render_mode = render_mode
-        self.repeat = repeat
-        self.max_steps = max_steps or self.facts.max_steps
+        self.repeat = from_flat({"repeat": repeat}).repeat  # checked as on the command line
+        self.max_steps = (
+            self.facts.max_steps if max_steps is None else whole("max_steps", max_steps)
+        )
         self.shows_end = self.facts.shows_end
         self.action_space = gym.spaces.Box(-1, 1, (self.facts.action_size,), np.float32)
         self.observation_space = gym.spaces.Box(0, 255, FRAME, np.uint8)

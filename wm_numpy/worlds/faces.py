@@ -1,4 +1,4 @@
-"""The two worlds as Gymnasium environments: thin faces over worlds.py. Importing this registers the ids.
+"""The two worlds as Gymnasium environments: thin faces over world.py. Importing this registers the ids.
 
 VectorDream and VectorReality are vector environments whose observation is what C sees; DreamEnv is one dream.
 """
@@ -61,7 +61,7 @@ class DreamEnv(gym.Env):
         self, run: str, tau: float | None = None, horizon: int | None = None, render_mode=None
     ):
         self.render_mode = render_mode
-        self.world = VectorDream(Agent.load(run), 1, tau, horizon)
+        self.world = VectorDream.as_evolved(Agent.load(run), 1, tau=tau, horizon=horizon)
         self.observation_space = self.world.single_observation_space
         self.action_space = self.world.single_action_space
 
@@ -84,7 +84,7 @@ class DreamEnv(gym.Env):
 
 def dream_vec(run: str, num_envs: int = 1, **arguments) -> VectorDream:
     """`gymnasium.make_vec("wm_numpy/Dream-v0", num_envs, run="runs/doom")`: one batch in place of n environments."""
-    return VectorDream(Agent.load(run), num_envs, **arguments)
+    return VectorDream.as_evolved(Agent.load(run), num_envs, **arguments)
 
 
 gym.register(

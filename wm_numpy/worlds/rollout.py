@@ -38,7 +38,7 @@ def dream_rollouts(agent: Agent, thetas: np.ndarray, seeds: np.ndarray) -> Rollo
 
     def play(some: slice) -> Rollouts:
         few = thetas[some]
-        world = Dream(agent, len(few) * len(seeds))
+        world = Dream.as_evolved(agent, len(few) * len(seeds))
         return rollout(world, agent.controller(few), np.tile(seeds, len(few)))
 
     most, whole = (max(1, n // len(seeds)) for n in (CHUNK, FEW))  # candidates

@@ -1,61 +1,23 @@
 """The real world and the dreamt one behind ONE interface: n episodes at once, and of each what C sees.
 
-RealWorld is environments + V + M; Dream is M alone. All that differs is where the next z comes from, one method.
-NumPy alone; faces.py makes Gymnasium environments of them.
+RealWorld is environments + V + M; Dream is M alone. Two methods differ: where an episode begins, and where the next z,
+the reward and the end come from. NumPy alone; faces.py makes Gymnasium environments of them.
 
 Letters: n environments, Z latent, F features, A action, H hidden.
 """
 
 from collections.abc import Callable, Sequence
+from operator import index
 
 import numpy as np
 
 from ..core.ops import reparameterize_forward, sigmoid
 from ..models.agent import Agent, feature_size
-from ..settings.config import flat, from_flat
-from ..settings.tasks import TASKS
+from ..settings.config import from_flat
+from ..settings.tasks import TASKS, whole
+from .noise import Noise
 
-BLOCK = 16  # steps whose noise is drawn at a time, for one episode
-
-
-class Noise:
-    """Random numbers for the n rows of a batch; what a row gets depends on its own seed alone.
-
-    draw: rng, shape, dtype -> numbers, such as np.random.Generator.random; size: numbers per row and step; key:
-    another for other numbers from the same seeds. Rows of equal seeds that begin together, candidates that meet the
-    same dream, share one stream.
-    """
-
-    def __init__(self, n: int, draw: Callable, size: int, key: int = 0):
-        self.draw, self.size, self.key = draw, size, key
-        self.stream = np.zeros(n, int)  # of each row
-        self.rngs = [None] * n  # of each stream, and so are the next two
-        self.block = np.empty((n, BLOCK, size), np.float32)  # its next numbers
-        self.used = np.zeros(n, int)
-        self.rows = None  # those of the step before; `at` are their streams, `streams` the same without repeats
-
-    def begin(self, rows: np.ndarray, seeds: np.ndarray) -> None:
-        """From now on these rows have these seeds."""
-        distinct, which = np.unique(seeds, return_inverse=True)
-        taken = np.delete(self.stream, rows)  # those of the other rows go on
-        streams = np.setdiff1d(np.arange(len(self.stream)), taken)[: len(distinct)]
-        for stream, seed in zip(streams, distinct, strict=True):
-            self.rngs[stream] = np.random.default_rng([int(seed), self.key])
-        self.used[streams] = 0
-        self.stream[rows] = streams[which]
-        self.rows = None
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """The numbers of one step for these rows -> (rows, size) float32."""
-        if rows is not self.rows:  # sorting them at every step takes 3 to 5 % of a dream
-            self.rows = rows
-            self.at = self.stream[rows]
-            self.streams = np.unique(self.at)
-        for stream in self.streams[self.used[self.streams] % BLOCK == 0]:
-            self.block[stream] = self.draw(self.rngs[stream], (BLOCK, self.size), np.float32)
-        numbers = self.block[self.at, self.used[self.at] % BLOCK]
-        self.used[self.streams] += 1
-        return numbers
+MOST_SEEDS = 2**63  # seeds are below that, as int64 holds them
 
 
 class World:
@@ -69,6 +31,7 @@ class World:
     reset_needed = RuntimeError  # what a step after an end raises
 
     def __init__(self, agent: Agent, num_envs: int):
+        num_envs = whole("num_envs", num_envs)
         self.agent, self.m, self.num_envs = agent, agent.m, num_envs
         self._features = np.zeros((num_envs, feature_size(agent.config)), np.float32)
         self.np_random = np.random.default_rng()  # of seeds that are not given
@@ -117,11 +80,13 @@ class World:
         given = list(seed) if np.ndim(seed) else [seed + i for i in range(n)]
         if len(given) != n or any(np.ndim(s) for s in given):
             raise ValueError(f"{len(given)} seeds were given for {n} environments")
-        known = [int(s) for s in given if s is not None]
+        known = [index(s) for s in given if s is not None]
+        if any(not 0 <= s < MOST_SEEDS for s in known):
+            raise ValueError(f"seeds are whole numbers from 0 to 2**63 - 1, not {seed}")
         if known:
             self.np_random = np.random.default_rng(known)
         drawn = self.np_random.integers(2**31, size=n)
-        return np.array([d if s is None else int(s) for s, d in zip(given, drawn, strict=True)])
+        return np.array([d if s is None else index(s) for s, d in zip(given, drawn, strict=True)])
 
     def step(self, actions: np.ndarray):
         """Actions (n, A) -> features (n, F), rewards, terminations, truncations (n,), {}.
@@ -160,6 +125,11 @@ class World:
         if not alive.all():
             self._keep(alive)
         return self._features.copy(), rewards, terminations, truncations, {}
+
+    @property
+    def moment(self) -> tuple:
+        """What a dream can go on from: z (rows, Z), M's state, steps."""
+        return self.z, self.state, self.steps
 
     def _keep(self, alive: np.ndarray) -> None:
         """Go on with these of the rows alone."""
@@ -215,11 +185,33 @@ class RealWorld(World):
             env.close()
 
 
+# How a dream ends: (logit, uniform) -> who ends, by what the rewards from now on count; (n,) each.
+# logit: of M's odds that the step just made is the last, times `odds`; uniform: random numbers in [0, 1).
+
+
+def cutoff(logit: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, float]:
+    """It ends where M finds an end likelier than none (authors' code)."""
+    return logit > 0, 1.0
+
+
+def drawn(logit: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, float]:
+    """It ends by chance, as often as M says."""
+    return uniform < sigmoid(logit), 1.0
+
+
+def weighted(logit: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """No dream ends; rewards count by the chance to be alive still: the mean over all draws, without their noise."""
+    return np.zeros(len(logit), bool), 1 - sigmoid(logit)
+
+
 class Dream(World):
     """M alone: the next z, the reward and the end are drawn from its head (paper, section 4).
 
-    tau: temperature; horizon: steps after which a dream is cut, 0: the task's limit; memories: share of the dreams
-    that begin in a recorded moment, M warmed by what went before, and not in a first frame. None: as C was evolved.
+    tau: temperature. ending: `cutoff`, `drawn` or `weighted`; odds: M's odds of an end are multiplied by this first.
+    horizon: steps after which a dream is cut; 0: the task's limit. memories: share of the dreams that begin in a
+    recorded moment, M warmed by what went before; the others begin in a recorded first frame. bootstrap: what is cut
+    before the task's limit also pays the value that M sees there. reward_range: of a step; a dream pays no more and no
+    less; None: the task's. start: a `moment` of another world of the same agent, which all dreams go on from.
     ValueError: one of them cannot be, such as a tau of 0.
     """
 
@@ -227,27 +219,53 @@ class Dream(World):
         self,
         agent: Agent,
         num_envs: int,
-        tau: float | None = None,
-        horizon: int | None = None,
-        memories: float | None = None,
+        tau: float = 1.0,
+        horizon: int = 0,
+        memories: float = 0.0,
+        ending: Callable = cutoff,
+        odds: float = 1.0,
+        bootstrap: bool = False,
+        reward_range: tuple[float, float] | None = None,
+        start: tuple | None = None,
     ):
         super().__init__(agent, num_envs)
-        given = {"evolve.tau": tau, "evolve.horizon": horizon, "evolve.memories": memories}
-        changes = {key: value for key, value in given.items() if value is not None}
-        c = from_flat(flat(agent.config) | changes).evolve  # checked as on the command line
+        numbers = {"tau": tau, "horizon": horizon, "memories": memories, "done_odds": odds}
+        # checked as on the command line
+        c = from_flat({f"evolve.{name}": number for name, number in numbers.items()}).evolve
         if c.memories and agent.memories is None:
             what = "this agent has no recorded moments for its dreams to begin in"
             raise ValueError(f"{what}: memories must be 0")
-        self.tau = c.tau
-        self.memories = c.memories
-        self.limit = c.horizon or agent.config.max_steps
-        self.reward_range = np.multiply(TASKS[agent.config.task].reward_range, agent.config.repeat)
+        if not c.done_odds:
+            raise ValueError("odds = 0: no dream would ever end; must be above 0")
+        if bootstrap and "value" not in agent.m.heads:
+            raise ValueError("bootstrap needs M's values, and this M has no value head")
         most = agent.config.max_steps
-        self.value_range = self.reward_range / max(1 - agent.config.mdnrnn.gamma, 1 / most)
+        if reward_range is None:
+            reward_range = np.multiply(TASKS[agent.config.task].reward_range, agent.config.repeat)
+        self.tau, self.ending, self.odds = c.tau, ending, c.done_odds
+        self.memories, self.start = c.memories, start
+        self.limit = c.horizon or most
         # at the task's own limit life is over, and nothing is left to pay
-        self.bootstrap = c.bootstrap and self.limit < most
+        self.bootstrap = bootstrap and self.limit < most
+        self.reward_range = np.asarray(reward_range)
+        self.value_range = self.reward_range / max(1 - agent.config.mdnrnn.gamma, 1 / most)
         self.uniform = Noise(num_envs, np.random.Generator.random, self.m.z_size + 1, key=1)
-        self.survival = np.ones(num_envs)  # odds that an episode still goes on, if asked for
+        self.survival = np.ones(num_envs)  # by what a row's rewards count
+
+    @classmethod
+    def as_evolved(cls, agent: Agent, num_envs: int, **changes) -> "Dream":
+        """The dream that the agent's C was evolved in; changes: arguments of the class that are not None."""
+        c = agent.config.evolve
+        given = {
+            "tau": c.tau,
+            "horizon": c.horizon,
+            "memories": c.memories,
+            "ending": weighted if c.survival else drawn if c.done_odds else cutoff,
+            "odds": c.done_odds or 1.0,
+            "bootstrap": c.bootstrap,
+        }
+        given |= {name: value for name, value in changes.items() if value is not None}
+        return cls(agent, num_envs, **given)
 
     def _first(self, rows, seeds):
         self.uniform.begin(rows, seeds)
@@ -263,7 +281,11 @@ class Dream(World):
             latents[:, recorded] = z[:, which]
             for part, kept in zip(state, (h, c), strict=True):
                 part[recorded] = kept[which]
-        return self._sample(*latents, rows), state, fresh
+        z = self._sample(*latents, rows)
+        if self.start is not None:
+            z, state, self.steps = self.start
+            fresh = np.full(len(z), self.steps == 0)
+        return z, state, fresh
 
     def _next(self, action):
         uniform = self.uniform(self.rows)
@@ -275,14 +297,9 @@ class Dream(World):
         reward = np.clip(reward, *self.reward_range)
         done = np.zeros(len(z), bool)
         if logit is not None:
-            odds = self.agent.config.evolve.done_odds
-            if self.agent.config.evolve.survival:
-                self.survival[self.rows] *= 1 - sigmoid(logit + np.log(odds or 1))
-                reward = reward * self.survival[self.rows]
-            elif odds:
-                done = uniform[:, 0] < sigmoid(logit + np.log(odds))
-            else:
-                done = logit > 0  # a cutoff (authors' code)
+            done, alive = self.ending(logit + np.log(self.odds), uniform[:, 0])
+            self.survival[self.rows] *= alive
+            reward = reward * self.survival[self.rows]
         cut = (self.steps - self.born[self.rows] >= self.limit) & ~done
         if self.bootstrap and cut.any():
             value = np.clip(self.m.predict(self.state[0]).value, *self.value_range)
