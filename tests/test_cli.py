@@ -15,10 +15,10 @@ import pytest
 import run
 from tests.conftest import ROOT, TINY
 from wm_numpy.core import files
-from wm_numpy.lab import film
+from wm_numpy.lab import film, report
 from wm_numpy.models import agent as agents
 from wm_numpy.models.agent import Agent
-from wm_numpy.training import parallel
+from wm_numpy.training import experiment, parallel
 
 INSTALL = "run `pip install -r requirements.txt`"
 
@@ -373,6 +373,13 @@ def test_sweep_evolves_another_c_on_the_same_v_and_m(doom_run, tmp_path, capsys)
     (row,) = [line for line in lines if line.strip().startswith("0.50")]
     assert f"{result['mean']:.0f} +-" in row
     assert "2060 +- 277" in row and "196 +- 50" in row  # the paper's
+
+
+def test_every_temperature_of_a_sweep_has_a_folder_of_its_own(doom_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment.Experiment, "run", lambda self, stages: None)
+    monkeypatch.setattr(report, "sweep_table", lambda folders: "")
+    assert run.main(["sweep", str(doom_run), "--tau", "1,1.0000001,1.15", "--out", "sweep"]) == 0
+    assert sorted(os.listdir(tmp_path / "sweep")) == ["tau-1", "tau-1.0000001", "tau-1.15"]
 
 
 # ------------------------------------------------------------------------------------------------- pictures

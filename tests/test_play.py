@@ -176,7 +176,7 @@ def test_m_is_warmed_by_the_steps_before(doom_run):
         life.step(None)
     world = life.world
     np.testing.assert_allclose(world.state, state, rtol=1e-5, atol=1e-6)
-    dream = film.Life(film.DreamOn(agent, 1.0, (world.z, world.state, world.steps)), 3)
+    dream = film.Life(Dream.as_evolved(agent, 1, tau=1.0, start=world.moment), 3)
     np.testing.assert_array_equal(dream.features, life.features)
     cold = Dream.as_evolved(agent, 1, tau=1.0)
     cold.reset(seed=3)
