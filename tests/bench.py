@@ -430,7 +430,7 @@ def cma_scaling(n: int) -> float:
     """A generation with its share of the decomposition, the two timed apart: a cycle of the largest takes minutes."""
     es = CMAES(np.zeros(n), 0.1, POPULATION)
     x = np.random.default_rng(0).standard_normal((n, 2 * n))
-    es.C = x @ x.T / (2 * n)  # a covariance with no two eigenvalues equal
+    es.cov = x @ x.T / (2 * n)  # a covariance with no two eigenvalues equal
     start = time.perf_counter()
     es._decompose()
     share = (time.perf_counter() - start) / es.constants.interval

@@ -61,7 +61,7 @@ def by_hand(state, k, x, costs):
     y = [[(x[i][d] - state["mean"][d]) / state["sigma"] for d in range(n)] for i in order]
     y_w = [sum(k.weights[i] * y[i][d] for i in range(k.parents)) for d in range(n)]
     mean = [state["mean"][d] + state["sigma"] * y_w[d] for d in range(n)]
-    b, d_ = state["B"], state["D"]
+    b, d_ = state["axes"], state["widths"]
     # C^-1/2
     root = [[sum(b[r, e] / d_[e] * b[c, e] for e in range(n)) for c in range(n)] for r in range(n)]
 
@@ -88,8 +88,8 @@ def by_hand(state, k, x, costs):
     for r in range(n):
         for c in range(n):
             rank_mu = sum(w0[i] * y[i][r] * y[i][c] for i in range(population))
-            cov[r, c] = keep * state["C"][r, c] + k.c_1 * p_c[r] * p_c[c] + k.c_mu * rank_mu
-    return h, {"mean": mean, "sigma": sigma, "p_sigma": p_sigma, "p_c": p_c, "C": cov}
+            cov[r, c] = keep * state["cov"][r, c] + k.c_1 * p_c[r] * p_c[c] + k.c_mu * rank_mu
+    return h, {"mean": mean, "sigma": sigma, "p_sigma": p_sigma, "p_c": p_c, "cov": cov}
 
 
 @pytest.mark.parametrize("h_sigma", [1, 0])
@@ -142,8 +142,8 @@ def test_candidates_of_others_do_not_make_it_explode(n, box):
         x, before = rng.uniform(-box, box, (es.population, n)), es.sigma
         es.tell(x, x[:, 0] ** 2)
         assert es.sigma <= before * np.e * (1 + 1e-12)
-        assert es.sigma * es.D[-1] < 100 * box
-    assert np.isfinite(es.C).all() and np.abs(es.mean).max() <= box
+        assert es.sigma * es.widths[-1] < 100 * box
+    assert np.isfinite(es.cov).all() and np.abs(es.mean).max() <= box
     run(es, lambda x: x[:, 0], 10)
 
 
@@ -157,11 +157,11 @@ def test_a_long_step_of_another_is_shortened_and_no_other():
     step = np.array([1e5, 2e5, -3e5, 1e4])
     far[2] = pair[0].mean + step
     y = step / pair[0].sigma
-    length = np.linalg.norm((pair[0].B / pair[0].D).T @ y)
+    length = np.linalg.norm((pair[0].axes / pair[0].widths).T @ y)
     short[2] = pair[1].mean + step * (2 + 8 / 6) / length
     costs = np.array([3.0, 1, 0, 2, 6, 5, 4])
     pair[0].tell(far, costs), pair[1].tell(short, costs)
-    for name in ("mean", "sigma", "C", "p_c", "p_sigma"):
+    for name in ("mean", "sigma", "cov", "p_c", "p_sigma"):
         np.testing.assert_allclose(*(es.state_dict()[name] for es in pair), rtol=1e-9, err_msg=name)
 
 
@@ -240,6 +240,35 @@ def test_restored_mid_run_goes_on_to_the_bit(tmp_path):
     assert es.stop() == other.stop() and other.generation == 55 and isinstance(other.sigma, float)
 
 
+@pytest.mark.parametrize("n, population", [(1, 4), (3, 7)])
+def test_restored_between_ask_and_tell_goes_on_to_the_bit(n, population, tmp_path):
+    """Its candidates are its own in the other, too: no long step of theirs is shortened."""
+    shortened = 0
+    for seed in range(20):
+        es, other = (CMAES(np.zeros(n), 0.5, population, seed=seed + i) for i in range(2))
+        x = es.ask()
+        np.savez(tmp_path / "es.npz", **es.state_dict())
+        with np.load(tmp_path / "es.npz", allow_pickle=False) as saved:
+            other.load_state_dict(saved)
+        stranger = CMAES(np.zeros(n), 0.5, population)  # to whom they are foreign
+        for each in (es, other, stranger):
+            each.tell(x, -np.abs(x).sum(axis=1))
+        for name, value in es.state_dict().items():
+            np.testing.assert_array_equal(value, other.state_dict()[name], err_msg=name)
+        shortened += not np.array_equal(es.mean, stranger.mean)
+    assert shortened  # it makes a difference
+
+
+def test_what_was_told_is_forgotten():
+    es = CMAES(np.zeros(2), population=5)
+    x = es.ask()
+    assert es.state_dict()["drawn"].shape == (5, 2)
+    x[:] = 7  # the caller may do what he likes with them
+    assert not (es.drawn == 7).any()
+    es.tell(x, np.arange(5.0))
+    assert es.state_dict()["drawn"].shape == (0, 2)
+
+
 def test_a_saved_state_is_a_copy():
     f = rotated_ellipsoid(4, 0)
     es = run(CMAES(np.ones(4), seed=5), f, 3)
@@ -268,12 +297,12 @@ def test_decomposition_is_exact_and_lazy(monkeypatch):
     f = rotated_ellipsoid(12, 2)
     for _ in range(10 * interval):
         run(es, f, 1)
-        rebuilt = (es.B * es.D**2) @ es.B.T
+        rebuilt = (es.axes * es.widths**2) @ es.axes.T
         if es.generation % interval == 0:
-            np.testing.assert_allclose(rebuilt, es.C, rtol=1e-10, atol=1e-12 * es.D[-1] ** 2)
-            np.testing.assert_allclose(es.B.T @ es.B, np.eye(12), atol=1e-12)
+            np.testing.assert_allclose(rebuilt, es.cov, rtol=1e-10, atol=1e-12 * es.widths[-1] ** 2)
+            np.testing.assert_allclose(es.axes.T @ es.axes, np.eye(12), atol=1e-12)
         else:
-            assert not np.allclose(rebuilt, es.C, rtol=1e-6)
+            assert not np.allclose(rebuilt, es.cov, rtol=1e-6)
     assert calls == list(range(interval, 10 * interval + 1, interval))
 
 
@@ -286,9 +315,9 @@ def test_interval_at_the_papers_sizes(n, expected):
 def test_samples_have_the_covariance():
     es = CMAES(np.ones(3), sigma=0.5, population=4000, seed=4)
     run(es, rotated_ellipsoid(3, 4, 100.0), 6)
-    assert es.D[-1] / es.D[0] > 1.3  # not a sphere any more
+    assert es.widths[-1] / es.widths[0] > 1.3  # not a sphere any more
     x = np.concatenate([es.ask() for _ in range(25)])  # 100,000
-    wanted = es.sigma**2 * (es.B * es.D**2) @ es.B.T
+    wanted = es.sigma**2 * (es.axes * es.widths**2) @ es.axes.T
     np.testing.assert_allclose(np.cov(x.T), wanted, atol=0.02 * wanted.max())  # 4.5 standard errors
     np.testing.assert_allclose(x.mean(axis=0), es.mean, atol=5 * np.sqrt(wanted.max() / len(x)))
 
@@ -302,16 +331,16 @@ def test_sampling_is_one_matrix_product():
             return getattr(ufunc, method)(*(np.asarray(x) for x in inputs), **kwargs)
 
     es = CMAES(np.zeros(5), population=9)
-    es.B = es.B.view(Counted)
+    es.axes = es.axes.view(Counted)
     assert es.ask().shape == (9, 5) and Counted.products == 1
 
 
 def test_negative_eigenvalues_are_lifted():
     es = CMAES(np.zeros(3))
-    es.C = np.diag([1.0, -1e-9, 4.0])
+    es.cov = np.diag([1.0, -1e-9, 4.0])
     es._decompose()
-    assert es.D.min() > 0 and np.isfinite(es.ask()).all()
-    np.testing.assert_allclose(es.C, np.diag([1.0, 4 * np.finfo(float).eps, 4.0]), atol=1e-17)
+    assert es.widths.min() > 0 and np.isfinite(es.ask()).all()
+    np.testing.assert_allclose(es.cov, np.diag([1.0, 4 * np.finfo(float).eps, 4.0]), atol=1e-17)
     assert "conditioncov" in es.stop()
 
 
@@ -323,7 +352,7 @@ def test_only_the_order_of_costs_counts(transform):
     plain = run(CMAES(np.full(5, 0.1), seed=6), f, 20)
     other = run(CMAES(np.full(5, 0.1), seed=6), lambda x: transform(f(x)), 20)
     np.testing.assert_array_equal(plain.mean, other.mean)
-    np.testing.assert_array_equal(plain.C, other.C)
+    np.testing.assert_array_equal(plain.cov, other.cov)
 
 
 def test_infinity_is_the_worst():
@@ -333,10 +362,11 @@ def test_infinity_is_the_worst():
     assert f(walls.mean[None])[0] < f(np.ones((1, 5)))[0]
 
 
-def test_stops_when_no_cost_is_finite():
+@pytest.mark.parametrize("infinity", [np.inf, -np.inf])
+def test_stops_when_no_best_cost_is_finite(infinity):
     es = CMAES(np.zeros(3))
     run(es, lambda x: np.where(np.arange(len(x)) == es.generation % 2, np.inf, 1.0), 9)
-    assert set(stopped(es, lambda x: np.full(len(x), np.inf))) == {"infinite"}
+    assert set(stopped(es, lambda x: np.full(len(x), infinity))) == {"infinite"}
     assert es.generation == 19
 
 
@@ -357,14 +387,14 @@ def test_stops_when_fitness_is_flat():
     es = CMAES(np.zeros(3))
     reasons = stopped(es, lambda x: np.full(len(x), 7.0))
     assert es.generation == es.window == 10 + int(np.ceil(90 / 7))
-    assert set(reasons) == {"equalfunvalues", "tolfun"} and "7" in reasons["equalfunvalues"]
+    assert set(reasons) == {"tolfun"} and "the best cost" in reasons["tolfun"]
 
 
 def test_stops_when_the_best_is_always_the_same_though_the_rest_differ():
     reasons = stopped(
         CMAES(np.zeros(3)), lambda x: np.where(np.arange(len(x)) == 2, 0.0, 1 + x[:, 0] ** 2)
     )
-    assert set(reasons) == {"equalfunvalues"}
+    assert set(reasons) == {"tolfun"}
 
 
 def test_stops_when_costs_hardly_differ():
@@ -375,17 +405,6 @@ def test_stops_when_costs_hardly_differ():
 def test_stops_when_steps_are_tiny():
     reasons = stopped(CMAES(np.zeros(4), sigma=1.0), lambda x: (1e12 * np.abs(x)).sum(axis=1))
     assert set(reasons) == {"tolx"}
-
-
-def test_stops_when_sigma_was_far_too_small():
-    es = CMAES(np.zeros(4), sigma=1e-5)
-    assert set(stopped(es, lambda x: x[:, 0])) == {"tolxup"}
-    assert 0.1 < es.sigma * es.D[-1] < 1.0
-
-
-def test_stops_when_the_mean_no_longer_moves():
-    reasons = stopped(CMAES(np.full(4, 1e12), sigma=1e-2), lambda x: np.abs(x - 1e12).sum(axis=1))
-    assert "noeffectcoord" in reasons
 
 
 def test_stops_when_the_covariance_is_degenerate():
@@ -441,8 +460,8 @@ def test_tell_leaves_its_arguments_alone():
 
 def test_bad_states():
     saved = CMAES(np.zeros(3)).state_dict()
-    with pytest.raises(ValueError, match="lacks C"):
-        CMAES(np.zeros(3)).load_state_dict({k: v for k, v in saved.items() if k != "C"})
+    with pytest.raises(ValueError, match="lacks cov"):
+        CMAES(np.zeros(3)).load_state_dict({k: v for k, v in saved.items() if k != "cov"})
     with pytest.raises(ValueError, match="dimensions, population"):
         CMAES(np.zeros(4)).load_state_dict(saved)
     with pytest.raises(ValueError, match="dimensions, population"):

@@ -83,6 +83,39 @@ def test_a_target_of_weight_zero_may_be_anything(forward, backward):
     assert backward(1.0, cache)[0].tolist() == [[*backward(1.0, cache_alone)[0][0], 0]]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("forward, backward", LOSSES.values(), ids=LOSSES)
+def test_a_prediction_of_weight_zero_may_be_anything(forward, backward, wrong):
+    x, target = np.array([[wrong, 0.3], [wrong, -2.0]]), np.array([[1.0, 1.0], [0.0, 0.0]])
+    alone, cache_alone = forward(x[:, 1:], target[:, 1:], 2.0)
+    for weight in (np.array([0.0, 2.0]), np.array([[0.0, 2.0], [0.0, 2.0]])):
+        loss, cache = forward(x, target, weight)
+        assert loss == alone
+        (dx,) = backward(1.0, cache)
+        assert not dx[:, 0].any() and (dx[:, 1:] == backward(1.0, cache_alone)[0]).all()
+    assert forward(x[:, :1], target[:, :1], 0.0)[0] == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_logit_costs_nothing_when_it_is_right_and_all_when_it_is_wrong():
+    logit, target = np.array([np.inf, -np.inf, 0.0]), np.array([1.0, 0.0, 1.0])
+    loss, cache = core.bce_with_logits_forward(logit, target)
+    assert loss == pytest.approx(np.log(2))
+    assert core.bce_with_logits_backward(1.0, cache)[0].tolist() == [0, 0, -0.5]
+    loss, cache = core.bce_with_logits_forward(logit, 1 - target)
+    assert loss == np.inf
+    assert core.bce_with_logits_backward(1.0, cache)[0].tolist() == [1, -1, 0.5]
+
+
+def test_bce_is_the_textbook_formula():
+    rng = np.random.default_rng(5)
+    logit, target = 3 * rng.standard_normal(50), rng.random(50)  # soft targets, too
+    q = core.sigmoid(logit)
+    nll = -(target * np.log(q) + (1 - target) * np.log(1 - q)).sum()
+    assert core.bce_with_logits_forward(logit, target)[0] == pytest.approx(nll, rel=1e-12)
+
+
 @pytest.mark.parametrize("forward, backward", LOSSES.values(), ids=LOSSES)
 def test_losses_refuse_to_broadcast_by_accident(forward, backward):
     column, row = np.zeros((3, 1)), np.array([0.0, 1.0, 1.0])
@@ -121,6 +154,30 @@ def test_integers_are_refused_and_targets_of_any_kind_promoted():
     x = np.zeros((1, 2), np.float32)
     loss, cache = core.squared_error_forward(x, whole, np.array([[1, 2]]))
     assert loss == 512 and core.squared_error_backward(1.0, cache)[0].tolist() == [[0, -64]]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.longdouble, np.complex128])
+def test_only_float32_and_float64_are_taken(dtype):
+    """float16 would overflow at 65,504."""
+    x = np.full((1, 9), 200, dtype)
+    with pytest.raises(ValueError, match=f"needs float32 or float64, not x {x.dtype}"):
+        core.linear_forward(x, np.ones((9, 2)), np.ones(2))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_batch_of_none_is_no_error():
+    none = np.zeros((0, 3))
+    kl, cache = core.gaussian_kl_forward(none, none)
+    assert kl == 0 and [d.shape for d in core.gaussian_kl_backward(1.0, cache)] == [(0, 3), (0, 3)]
+    for forward, backward in LOSSES.values():
+        loss, cache = forward(none, none)
+        assert loss == 0 and backward(1.0, cache)[0].shape == (0, 3)
+    _, cache = core.linear_forward(none, np.ones((3, 2)), np.ones(2))
+    assert [d.shape for d in core.linear_backward(np.zeros((0, 2)), cache)] == [
+        (0, 3),
+        (3, 2),
+        (2,),
+    ]
 
 
 @pytest.mark.parametrize("order", "CF")
@@ -169,6 +226,16 @@ def test_plain_adam_by_hand():
     again, _, _ = adam_plain(theta, np.array([0.0, 0.0]), m, v, 2, 0.1)
     m_hat, v_hat = 0.27 / 0.19, 0.009 * 0.999 / (1 - 0.999**2)
     assert again[0] == pytest.approx(-0.1 - 0.1 * m_hat / np.sqrt(v_hat), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_gradient_whose_square_overflows_is_a_step_like_any_other():
+    """1e20 squared is beyond float32: a second moment of infinity would stand still for ever."""
+    adam, theta = Adam(2), np.zeros(2, np.float32)
+    for _ in range(5):
+        adam.step(theta, np.array([1e20, -1e20], np.float32), 0.1)
+    np.testing.assert_allclose(theta, [-0.5, 0.5], rtol=1e-3)
+    assert np.isfinite(adam.v).all()
 
 
 def test_adam_goes_on_exactly():

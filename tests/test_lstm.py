@@ -135,6 +135,17 @@ def test_scratch_space_changes_no_number():
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("steps, batch", [(4, 0), (0, 2)])
+def test_no_sequences_and_no_steps(steps, batch):
+    x, h0, c0, w, b = make(np.random.default_rng(9))
+    inputs = x[:steps, :batch], h0[:batch], c0[:batch], w, b
+    (h, c), cache = lstm_forward(*inputs, RESTART[:steps, :batch])
+    dx, dh0, dc0, dw, db = lstm_backward((h, np.ones_like(c)), cache)
+    assert h.shape == (steps, batch, H) and (c == c0[:batch]).all() and not dw.any()
+    for d, x in zip((dx, dh0, dc0, dw, db), inputs, strict=True):
+        assert d.shape == x.shape
+
+
 def test_far_inputs_stay_finite():
     rng = np.random.default_rng(4)
     x, h0, c0, w, b = (a.astype(np.float32) for a in make(rng))

@@ -118,6 +118,23 @@ def test_a_target_that_is_no_number_counts_nothing_at_weight_zero():
     )
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("which", range(3))  # logmix, mean, logstd
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_prediction_that_is_no_number_counts_nothing_at_weight_zero(wrong, which):
+    *parts, target, _ = make(np.random.default_rng(8))
+    weights = np.array([1.0, 0.0, 1.0]), np.ones((Z, N)) * [1.0, 0.0, 1.0]
+    nll, cache = mixture_nll_forward(*parts, target, weights[0])
+    gradients = mixture_nll_backward(1, cache)
+    parts[which][1, :, 1] = wrong
+    for weight in weights:
+        again, cache = mixture_nll_forward(*parts, target, weight)
+        assert nll == again
+        np.testing.assert_array_equal(mixture_nll_backward(1, cache), gradients)
+    if np.isnan(wrong):  # and where it counts, it is seen
+        assert np.isnan(mixture_nll_forward(*parts, target, 1.0)[0])
+
+
 def test_shapes_that_would_broadcast_by_accident_are_refused():
     logmix, mean, logstd, target, _ = make(np.random.default_rng(9))
     with pytest.raises(ValueError, match=r"mean \(4, 5, 3\).*target \(1, 3\)"):

@@ -39,5 +39,6 @@ def test_the_example_of_an_agent_runs():
 def test_the_example_of_a_gradient_check_runs(capsys):
     (code,) = [block for block in EXAMPLES if "check_pair" in block]
     exec(code, {})
-    error, entry = capsys.readouterr().out.split(maxsplit=1)
-    assert 0 < float(error) < TOLERANCE and entry.startswith("at x[")
+    verdict, error, _, limit, entry = capsys.readouterr().out.split(maxsplit=4)
+    assert verdict == "ok," and 0 < float(error) < float(limit) == TOLERANCE
+    assert entry.startswith("at x[")

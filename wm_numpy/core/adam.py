@@ -20,12 +20,13 @@ def adam_plain(theta, gradient, m, v, t: int, learning_rate: float) -> tuple:
 class Adam:
     """First and second moments of the gradient (size,), and the step made of them.
 
-    With clip, every entry of the gradient is clipped to [-clip, clip] first (authors' rnn.py: 1.0 for M). The paper's
-    factors 1 - beta are applied to the step instead of to the moments: two passes over memory fewer.
+    Every entry of the gradient is clipped to [-clip, clip] first (authors' rnn.py: 1.0 for M); None: to what v can
+    hold. The paper's factors 1 - beta are applied to the step instead of to the moments: two passes over memory fewer.
     """
 
     def __init__(self, size: int, clip: float | None = None, dtype=np.float32):
-        self.clip = clip
+        most = np.sqrt((1 - BETA2) * np.finfo(dtype).max) / 2  # v stays under most^2 / (1 - beta2)
+        self.clip = float(most) if clip is None else clip
         self.step_count = 0
         self.m = np.zeros(size, dtype)
         self.v = np.zeros(size, dtype)
@@ -43,12 +44,10 @@ class Adam:
             part = slice(first, first + CHUNK)
             m = self.m[part]
             v = self.v[part]
-            g = gradient[part]
-            if self.clip is not None:
-                g = np.clip(g, -self.clip, self.clip)
+            update = np.clip(gradient[part], -self.clip, self.clip)  # g, in the one buffer of all
             m *= BETA1
-            m += g  # m = beta1 m + g
-            update = g * g
+            m += update  # m = beta1 m + g
+            update *= update
             v *= BETA2
             v += update  # v = beta2 v + g^2
             np.sqrt(v, out=update)

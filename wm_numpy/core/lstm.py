@@ -102,7 +102,7 @@ def lstm_backward(dy: tuple[np.ndarray, np.ndarray], cache: tuple, need_dx: bool
     db = np.zeros(4 * H, w.dtype)
     dh_prev = np.zeros_like(dc)
     # Gate gradients of a few steps at a time: those of all steps would take as much memory as all the rest.
-    span = max(1, BLOCK // B)
+    span = max(1, BLOCK // max(1, B))
     for last in range(T, 0, -span):
         first = max(0, last - span)
         da_block = scratch("da", (last - first, B, 4 * H), w.dtype, reuse)

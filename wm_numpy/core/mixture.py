@@ -34,7 +34,7 @@ def mixture_nll_forward(
     """sum of weight * -log p(target) in nats -> scalar, in logarithms, so that nothing under- or overflows.
 
     logmix (not normalised), mean, logstd (K, ...), target (...). weight, broadcast against target, makes
-    the sum a mean over dims and steps; it is 0 where there is no target (which may be nan there).
+    the sum a mean over dims and steps; it is 0 where there is no target; all else may be nan there.
     """
     target = np.asarray(target, mean.dtype)
     weight = np.asarray(weight, mean.dtype)
@@ -57,6 +57,9 @@ def mixture_nll_forward(
     logjoint, posterior = _logsumexp(joint)
     nll = logprior - logjoint
     nll += HALF_LOG_2PI
+    if not np.isfinite(nll).all():  # nothing is left of it where its weight is 0
+        parts = (nll, prior, posterior, u, inv)
+        nll, prior, posterior, u, inv = (chosen(weight, part) for part in parts)
     return np.sum(nll * weight), (prior, posterior, u, inv, weight)
 
 

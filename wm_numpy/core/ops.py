@@ -76,11 +76,11 @@ def scratch(name: str, shape: tuple[int, ...], dtype, reuse: bool = True) -> np.
 
 
 def require(fits: bool, op: str, **inputs: np.ndarray) -> None:
-    """ValueError unless the inputs of an op fit each other and are floating point: integers would wrap or truncate."""
+    """ValueError unless an op's inputs fit each other and are float32 or float64: others would wrap or overflow."""
     if not fits:
         shapes = ", ".join(f"{name} {x.shape}" for name, x in inputs.items())
         raise ValueError(f"{op}: these shapes do not fit each other: {shapes}")
-    if {x.dtype.kind for x in inputs.values()} != {"f"}:
+    if not all(x.dtype.char in "fd" for x in inputs.values()):
         kinds = ", ".join(f"{name} {x.dtype}" for name, x in inputs.items())
         raise ValueError(f"{op}: this needs float32 or float64, not {kinds}")
 
@@ -165,7 +165,7 @@ def relu_backward(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray]:
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)), accurate to the last digits for any x."""
-    y = np.negative(x)
+    y = np.negative(x, out=np.empty_like(x))
     with np.errstate(over="ignore"):  # exp(-x) = inf gives 0, as it should
         np.exp(y, out=y)
     y += 1
@@ -215,19 +215,19 @@ def gaussian_kl_forward(
     require(mu.shape == logvar.shape and mu.ndim == 2, "gaussian_kl", mu=mu, logvar=logvar)
     var = np.exp(logvar)
     kl = 0.5 * np.sum(mu * mu + var - 1 - logvar, axis=1)  # (B,)
-    return np.maximum(kl, floor).mean(), (mu, var, kl > floor)
+    return np.maximum(kl, floor).sum() / max(1, len(mu)), (mu, var, kl > floor)
 
 
 def gaussian_kl_backward(dloss: float, cache: tuple) -> tuple[np.ndarray, np.ndarray]:
     """-> dmu, dlogvar (B, Z)."""
     mu, var, above = cache
-    dkl = (dloss / len(mu) * above[:, None]).astype(mu.dtype)  # (B, 1)
+    dkl = (dloss / max(1, len(mu)) * above[:, None]).astype(mu.dtype)  # (B, 1)
     return dkl * mu, dkl * (var - 1) / 2
 
 
 # ----------------------------------------------------------------------------------------------------------- losses
 # Targets may have any numeric type. A weight makes the sum a mean over batch or steps, and broadcasts against x;
-# where it is 0, nothing counts, not even a target of nan.
+# where it is 0, nothing counts: not even a target or a prediction of nan.
 
 
 def squared_error_forward(
@@ -253,14 +253,17 @@ def bce_with_logits_forward(
 ) -> tuple[float, tuple]:
     """sum of weight * -log P(target | logit), target 0 or 1 -> scalar.  logit and target of one shape.
 
-    softplus(logit) - target * logit, in the form that does not overflow.
+    softplus(logit) - target * logit, in a form that does not overflow: an infinite logit that is right costs 0.
     """
     target = np.asarray(target, logit.dtype)
     weight = np.asarray(weight, logit.dtype)
     fits = logit.shape == target.shape and spreads(weight, logit.shape)
     require(fits, "bce_with_logits", logit=logit, target=target, weight=weight)
+    logit = chosen(weight, logit)
     target = chosen(weight, target)
-    nll = np.maximum(logit, 0) - logit * target + np.log1p(np.exp(-np.abs(logit)))
+    size = np.abs(logit)
+    miss = np.where(logit > 0, 1 - target, target)  # how far the sign is from the target
+    nll = chosen(miss, size) * miss + np.log1p(np.exp(-size))
     return np.sum(weight * nll), (logit, target, weight)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..core import conv, lstm
 from ..core import mixture as mdn
 from ..core import ops as core
-from ..core.gradcheck import TOLERANCE, RelativeError, Rng, check_pair, check_vector
+from ..core.gradcheck import RelativeError, Rng, check_pair, check_vector
 from ..models.mdnrnn import MDNRNN
 from ..models.vae import VAE
 from ..settings.config import MDNRNNConfig, VAEConfig
@@ -89,17 +89,12 @@ CASES: dict[str, Case] = dict([
 
 def main() -> int:
     """Print the table -> 0 when all gradients are right, else 1."""
-    print(f"{'op':16} {'largest relative error':>24}   verdict  (at most {TOLERANCE:g})")
     wrong = []
     for name, case in CASES.items():
         start = time.perf_counter()
         error = case(np.random.default_rng(0))
-        seconds = time.perf_counter() - start
-        right = error <= TOLERANCE and not error.changed
-        verdict = "ok" if right else "FAILED"
-        print(f"{name:16} {error:24.1e}   {verdict:7} {seconds:5.1f} s", flush=True)
-        if not right:
-            print(f"  {error}")
+        print(f"{name:15} {time.perf_counter() - start:4.1f} s  {error}", flush=True)
+        if not error.ok:
             wrong.append(name)
     summary = f"{len(CASES) - len(wrong)} of {len(CASES)} gradients are right"
     print(f"{summary}; wrong: {', '.join(wrong)}" if wrong else summary)

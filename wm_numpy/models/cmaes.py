@@ -2,12 +2,13 @@
 
     es = CMAES(np.zeros(867), sigma=0.1, population=64)
     while not es.stop():
-        candidates = es.ask()  # (P, n) draws from N(mean, sigma^2 C)
+        candidates = es.ask()  # (P, n) draws from N(mean, sigma^2 cov)
         es.tell(candidates, costs=[f(x) for x in candidates])  # lower is better; only their ORDER matters
     es.mean  # what to deploy
 
-The numbers in brackets are the tutorial's equations. One point differs: C is decomposed LAZINESS times less
-often, because at n = 867 and P = 64 one `eigh` costs as much as 15 whole generations without it.
+The numbers in brackets are the tutorial's equations; its C, B and D are cov, axes and widths here. One point differs:
+cov is decomposed LAZINESS times less often, because at n = 867 and P = 64 one `eigh` costs as much as 15 whole
+generations without it.
 
 Letters: n dimensions, P population.
 """
@@ -18,9 +19,16 @@ import numpy as np
 
 LAZINESS = 10  # of the tutorial's interval between decompositions, see Constants.interval
 SAVED = (
-    "mean", "sigma", "p_sigma", "p_c", "C", "B", "D",
-    "generation", "decomposed", "best", "worst", "sigma0",
+    "mean", "sigma", "p_sigma", "p_c", "cov", "axes", "widths",
+    "generation", "decomposed", "best", "drawn", "sigma0",
 )  # fmt: skip
+
+REASONS = {  # to stop: those of appendix B.3 that somebody meets
+    "conditioncov": "the condition of the covariance is above 1e14",
+    "tolx": "no coordinate moves by more than 1e-12 of the first sigma",
+    "tolfun": "the best cost has been the same, to 1e-12, for 10 + 30 n / P generations",
+    "infinite": "the best cost has been infinite for 10 generations",
+}
 
 
 class Constants:
@@ -39,18 +47,17 @@ class Constants:
         self.c_mu = c_mu = min(1 - c_1, c_mu)  # (58) rate of the rank-mu update
         self.chi_n = np.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))  # E ||N(0, I)||
         alpha = min(
-            1 + c_1 / c_mu,  # (50) the decay of C would vanish
+            1 + c_1 / c_mu,  # (50) the decay of cov would vanish
             1 + 2 * mu_eff_minus / (mu_eff + 2),  # (51) as trustworthy as the positive ones
-            (1 - c_1 - c_mu) / (n * c_mu),  # (52) C stays positive definite
+            (1 - c_1 - c_mu) / (n * c_mu),  # (52) cov stays positive definite
         )
         positive = raw / raw[raw > 0].sum()
         negative = alpha * raw / -raw[raw < 0].sum()
         # (P,) by rank, best first: the first half moves the mean, the rest are negative
         self.weights = np.where(raw >= 0, positive, negative)  # (53)
 
-        # The tutorial decomposes every 1 / (10 n (c_1 + c_mu)) generations (n = 867, P = 64: 3), we every 25,
-        # in which C changes by about 1 / n. Rotated ellipsoids (2-5 seeds) need no more evaluations at 10 times
-        # the interval (n = 10, 40, 100) or 20 (40, 100); Rosenbrock (n = 5) needs 1.6 x at 30.
+        # Every 25 generations at n = 867, P = 64 (the tutorial: 3), in which cov changes by about 1 / n. Rotated
+        # ellipsoids (n = 10, 40, 100) need no more evaluations for it; Rosenbrock (n = 5) 1.6 x at a LAZINESS of 30.
         self.interval = max(1, int(LAZINESS / (10 * n * (c_1 + c_mu))))
 
         assert 1 <= mu_eff <= parents + 1e-9 and abs(self.weights[:parents].sum() - 1) < 1e-9
@@ -87,29 +94,31 @@ class CMAES:
         self.mean = mean  # (n,) centre of the distribution: what to deploy
         self.sigma = self.sigma0 = float(sigma)  # overall step size, now and at first
         self.p_sigma = np.zeros(n)  # path of successive steps, whitened: moves sigma
-        self.p_c = np.zeros(n)  # path of successive steps: moves C
-        self.C = np.eye(n)  # covariance; symmetric but for rounding: eigh reads its lower triangle
-        self.B = np.eye(n)  # eigenvectors, in columns: C = B D^2 B^T when last decomposed
-        self.D = np.ones(n)  # roots of the eigenvalues, ascending
+        self.p_c = np.zeros(n)  # path of successive steps: moves cov
+        self.cov = np.eye(
+            n
+        )  # covariance; symmetric but for rounding: eigh reads its lower triangle
+        self.axes = np.eye(
+            n
+        )  # eigenvectors, in columns: cov = axes widths^2 axes^T when decomposed
+        self.widths = np.ones(n)  # roots of the eigenvalues, ascending
         self.generation = 0  # how often tell was called
         self.decomposed = 0  # generation of the last decomposition
         self.best = np.empty(0)  # (<= window,) best cost of each of the latest generations
-        self.worst = np.inf  # cost of the latest generation
-        self._drawn = set()  # the latest candidates, as bytes
+        self.drawn = np.empty((0, n))  # the candidates that ask drew, until they are told
 
     def ask(self) -> np.ndarray:
-        """-> candidates (P, n) float64, drawn from N(mean, sigma^2 C); one matrix product for all of them."""
+        """-> candidates (P, n) float64, drawn from N(mean, sigma^2 cov); one matrix product for all of them."""
         z = self.rng.standard_normal((self.population, self.mean.size))  # (38)
-        y = z * self.D @ self.B.T  # (39) y = B D z, (P, n)
-        x = self.mean + self.sigma * y  # (40)
-        self._drawn = {row.tobytes() for row in x}
-        return x
+        y = z * self.widths @ self.axes.T  # (39) y = B D z, (P, n)
+        self.drawn = self.mean + self.sigma * y  # (40)
+        return self.drawn.copy()
 
     def tell(self, candidates: np.ndarray, costs: np.ndarray) -> None:
         """Move towards the candidates (P, n) of the lowest costs (P,); infinity is the worst.
 
         Candidates that ask did not draw, repaired or from elsewhere, are welcome: too long a step is shortened
-        (Hansen, "Injecting External Solutions Into CMA-ES", arXiv:1110.4181), or C would explode.
+        (Hansen, "Injecting External Solutions Into CMA-ES", arXiv:1110.4181), or cov would explode.
 
         Raises:
             ValueError: wrong shapes, a candidate that is not finite, a NaN cost; nothing has changed then.
@@ -132,8 +141,9 @@ class CMAES:
         order = np.argsort(costs, kind="stable")
         x = x[order]
         y = (x - self.mean) / self.sigma  # (P, n)
-        foreign = [i for i in range(len(x)) if x[i].tobytes() not in self._drawn]
-        lengths = np.linalg.norm(y[foreign] @ self.B / self.D, axis=1)  # ||C^-1/2 y||
+        own = {row.tobytes() for row in self.drawn}
+        foreign = [i for i, row in enumerate(x) if row.tobytes() not in own]
+        lengths = np.linalg.norm(y[foreign] @ self.axes / self.widths, axis=1)  # ||C^-1/2 y||
         longest = np.sqrt(n) + 2 * n / (n + 2)  # c_y of arXiv:1110.4181
         y[foreign] *= (longest / np.maximum(lengths, longest))[:, None]
 
@@ -142,9 +152,9 @@ class CMAES:
         self.mean = self.mean + self.sigma * y_w  # (42)
 
         # 3. Step size: grow when successive steps agree, shrink when they cancel.
-        turned = np.vstack([y_w, y[k.parents :]]) @ self.B / self.D  # D^-1 B^T y: unit variance
+        turned = np.vstack([y_w, y[k.parents :]]) @ self.axes / self.widths  # unit variance
         gain = np.sqrt(k.c_sigma * (2 - k.c_sigma) * k.mu_eff)
-        step = self.B @ turned[0]  # C^-1/2 y_w
+        step = self.axes @ turned[0]  # C^-1/2 y_w
         self.p_sigma = (1 - k.c_sigma) * self.p_sigma + gain * step  # (43)
         length = np.linalg.norm(self.p_sigma)
         change = k.c_sigma / k.d_sigma * (length / k.chi_n - 1)
@@ -162,48 +172,36 @@ class CMAES:
         w = np.append(k.c_1, w)  # rank one and rank mu in one product
         rows = np.vstack([self.p_c, y])  # (1 + P, n)
         kept = 1 + k.c_1 * (1 - h_sigma) * k.c_c * (2 - k.c_c) - k.c_1 - k.c_mu * k.weights.sum()
-        self.C *= kept  # (47)
-        self.C += rows.T @ (w[:, None] * rows)  # + c_1 p_c p_c^T + c_mu sum_i w_i y_i y_i^T
+        self.cov *= kept  # (47)
+        self.cov += rows.T @ (w[:, None] * rows)  # + c_1 p_c p_c^T + c_mu sum_i w_i y_i y_i^T
 
         # 5. What stop() looks at, and the decomposition when it is due.
         self.best = np.append(self.best, costs[order[0]])[-self.window :]
-        self.worst = float(costs[order[-1]])
+        self.drawn = self.drawn[:0]
         if self.generation - self.decomposed >= k.interval:
             self._decompose()
 
     def _decompose(self) -> None:
-        """C = B D^2 B^T. Eigenvalues that rounding made negative are lifted to the smallest that counts."""
-        d2, self.B = np.linalg.eigh(self.C)
+        """cov = axes widths^2 axes^T. Eigenvalues that rounding made negative are lifted to the least that counts."""
+        d2, self.axes = np.linalg.eigh(self.cov)
         floor = d2[-1] * np.finfo(np.float64).eps
         if d2[0] < floor:
             d2 = np.maximum(d2, floor)
-            self.C = (self.B * d2) @ self.B.T
-        self.D = np.sqrt(d2)
+            self.cov = (self.axes * d2) @ self.axes.T
+        self.widths = np.sqrt(d2)
         self.decomposed = self.generation
 
     def stop(self) -> dict[str, str]:
-        """Why to stop, name -> sentence; empty: go on. Criteria and tolerances of appendix B.3."""
-        reasons = {}
-        condition = (self.D[-1] / self.D[0]) ** 2
-        deviation = self.sigma * np.sqrt(np.abs(np.diag(self.C)))  # (n,)
-        if condition > 1e14:
-            reasons["conditioncov"] = f"the condition of C is {condition:.1e}, above 1e14"
-        if self.sigma * self.D[-1] > 1e4 * self.sigma0:
-            reasons["tolxup"] = "over 1e4 times as wide as at first: sigma was too small"
-        if max(deviation.max(), self.sigma * np.abs(self.p_c).max()) < 1e-12 * self.sigma0:
-            reasons["tolx"] = "no coordinate moves by more than 1e-12 of the first sigma"
-        if np.any(self.mean == self.mean + 0.2 * deviation):
-            reasons["noeffectcoord"] = "0.2 standard deviations no longer move some coordinate"
-        if len(self.best) >= 10 and np.isposinf(self.best[-10:]).all():
-            reasons["infinite"] = "no candidate had a finite cost for 10 generations"
-        if len(self.best) == self.window and np.isfinite(self.best).all():
-            spread = np.ptp(self.best)
-            last = self.best[-1]
-            if spread == 0:
-                reasons["equalfunvalues"] = f"best cost {last:g} for {self.window} generations"
-            if max(spread, self.worst - last) < 1e-12:
-                reasons["tolfun"] = f"costs within 1e-12 for {self.window} generations"
-        return reasons
+        """Why to stop, name -> sentence; empty: go on."""
+        moves = self.sigma * max(np.sqrt(np.abs(np.diag(self.cov))).max(), np.abs(self.p_c).max())
+        full = len(self.best) == self.window and np.isfinite(self.best).all()
+        met = {
+            "conditioncov": (self.widths[-1] / self.widths[0]) ** 2 > 1e14,
+            "tolx": moves < 1e-12 * self.sigma0,
+            "tolfun": full and np.ptp(self.best) < 1e-12,
+            "infinite": len(self.best) >= 10 and not np.isfinite(self.best[-10:]).any(),
+        }
+        return {name: why for name, why in REASONS.items() if met[name]}
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all that is needed to go on exactly, random numbers included; np.savez takes it."""
@@ -215,11 +213,14 @@ class CMAES:
         """Restore what state_dict gave; ValueError when it lacks some or is of another dimension or population."""
         missing = [name for name in (*SAVED, "population", "rng") if name not in state]
         if missing:
-            raise ValueError(f"this is no state of CMAES: it lacks {', '.join(missing)}")
-        saved = (len(state["mean"]), int(state["population"]))
-        here = (self.mean.size, self.population)
-        if saved != here:
-            raise ValueError(f"saved with (dimensions, population) {saved}, this one has {here}")
+            lacks = f"it lacks {', '.join(missing)}"
+            raise ValueError(f"this is no state of CMAES, or of an older version: {lacks}")
+        saved, own = (
+            (len(state["mean"]), int(state["population"])),
+            (self.mean.size, self.population),
+        )
+        if saved != own:
+            raise ValueError(f"saved with (dimensions, population) {saved}, this one has {own}")
         for name in SAVED:
             array = np.array(state[name])
             setattr(self, name, array if array.ndim else array.item())
