@@ -305,6 +305,24 @@ def test_the_learning_rate_falls(tmp_path, monkeypatch, settings, expected):
     assert rates == pytest.approx(expected)
 
 
+def test_a_large_gradient_is_a_step_and_one_without_end_is_named(tmp_path):
+    """1e20 is finite in float32, its square is not; and nothing is said to be kept before it is."""
+    state, settings = tmp_path / "state.npz", VAEConfig(learning_rate=0.5, final_rate=0.5)
+
+    def fit(gradient, loss=1.0):
+        params = Params({"w": (1,)})
+        step = {"loss": loss}, np.array([gradient], np.float32)
+        train.fit(params, lambda u: step, 2, settings, state, lambda *a, **figures: None)
+        return params.flat[0]
+
+    assert fit(1e20) == pytest.approx(-1, rel=1e-3)
+    state.unlink()
+    for wrong, gradient, loss in (("gradient", np.inf, 1.0), ("loss", 1.0, np.nan)):
+        with pytest.raises(RunError, match=f"the {wrong} of update 1 is not finite") as error:
+            fit(gradient, loss)
+        assert "kept" not in str(error.value)
+
+
 def test_states_of_another_configuration_are_refused(collected):
     state = collected / "vae.1.state.npz"
     files.write(state, {"weights": np.zeros(3)})

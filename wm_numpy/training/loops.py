@@ -42,7 +42,7 @@ def fit(
     """Adam, in place, by loss_and_grad: update -> losses by name, gradient (params.size,).
 
     What loss_and_grad draws must depend on the update alone. RunError: a loss or the gradient is not finite; the
-    weights in `state` are older, and good.
+    weights in `state`, if there are any yet, are older, and good.
     """
     adam = Adam(params.size, clip=getattr(settings, "clip", None))  # V's gradient is not clipped
     if state.exists():
@@ -54,10 +54,13 @@ def fit(
     saved_at = time.monotonic()
     for update in range(first, updates):
         losses, gradient = loss_and_grad(update)
-        if not np.isfinite([*losses.values(), gradient @ gradient]).all():
+        wrong = "gradient" * (not np.isfinite(gradient).all())
+        wrong = wrong if np.isfinite([*losses.values()]).all() else "loss"
+        if wrong:
+            kept = f"; the last good weights are kept in {state}" if state.exists() else ""
             raise RunError(
-                f"the loss of update {update + 1} is not finite ({losses}): the last good weights "
-                f"are kept in {state}; try a smaller learning_rate in a new run folder"
+                f"the {wrong} of update {update + 1} is not finite (losses: {losses}){kept}: "
+                "try a smaller learning_rate in a new run folder"
             )
         if update == first or time.monotonic() - saved_at > SAVE_SECONDS:  # their loss is finite
             write(state, {"weights": params.flat} | adam.state_dict())
