@@ -9,7 +9,7 @@ import pytest
 
 from wm_numpy.core import ops as core
 from wm_numpy.core.adam import CHUNK, Adam, adam_plain
-from wm_numpy.core.ops import Params
+from wm_numpy.core.arrays import Params
 from wm_numpy.models import vae
 
 

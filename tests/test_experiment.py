@@ -16,8 +16,8 @@ import pytest
 
 from tests.conftest import ROOT, TINY, tiny_config
 from wm_numpy.core import files
+from wm_numpy.core.arrays import Params
 from wm_numpy.core.files import DataError
-from wm_numpy.core.ops import Params
 from wm_numpy.models import vae
 from wm_numpy.models.agent import Agent, export
 from wm_numpy.models.cmaes import CMAES

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from .ops import require, scratch, small_buffer, sum_rows
+from .arrays import require, scratch, small_buffer, sum_rows
 
 BLOCK = 1 << 19  # numbers (2 MB): patches of few enough images at a time to stay in cache
 

@@ -12,7 +12,8 @@ Letters: T time, B batch, I inputs, H hidden; G = 4H gates.
 
 import numpy as np
 
-from .ops import require, scratch, sigmoid, small_buffer, sum_rows
+from .arrays import require, scratch, small_buffer, sum_rows
+from .ops import sigmoid
 
 FORGET_BIAS = 1.0
 BLOCK = 800  # rows (steps x batch) of gate gradients that backward holds at a time

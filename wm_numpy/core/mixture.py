@@ -11,7 +11,7 @@ Letters: K mixtures; `...` is any shape, M's is (Z, n).
 
 import numpy as np
 
-from .ops import chosen, require, spreads
+from .arrays import chosen, require, spreads
 
 HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.arrays import Params
 from ..core.files import DataError, is_empty, read_arrays, write
-from ..core.ops import Params
 from ..settings.config import Config, flat, from_flat
 from ..settings.tasks import TASKS
 from .controller import Controller, controller_size

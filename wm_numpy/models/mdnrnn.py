@@ -12,9 +12,10 @@ import numpy as np
 
 from ..core import ops as core
 from ..core import threads
+from ..core.arrays import Params
 from ..core.lstm import lstm_backward, lstm_forward
 from ..core.mixture import mixture_nll_backward, mixture_nll_forward, sample_mixture
-from ..core.ops import Params, linear_backward, linear_forward
+from ..core.ops import linear_backward, linear_forward
 from ..settings.config import MDNRNNConfig
 
 PIECE = 50  # sequences for one thread at a time; fixed, so that no result depends on the threads

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.arrays import Params
 from ..core.files import DataError, alone, is_empty, read_arrays, write
-from ..core.ops import Params
 from ..models.agent import (
     Agent,
     load_config,

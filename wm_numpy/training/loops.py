@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.adam import Adam
+from ..core.arrays import Params
 from ..core.files import read_arrays, write
-from ..core.ops import Params
 from ..models.cmaes import CMAES
 from ..settings.config import Training
 
