@@ -44,7 +44,6 @@ def parser() -> argparse.ArgumentParser:
     judge = command("judge", "M on held-out episodes; the same policies in dream and reality")
     judge.add_argument("--episodes", type=int, default=50)
     judge.add_argument("--tau", default="0.5,1.0,1.15,1.3", help="comma-separated temperatures")
-    judge.add_argument("--png", **file, help="draw instead: advantage along a real life of C")
 
     evaluate = command("evaluate", "play real episodes on seeds used for nothing else")
     evaluate.add_argument("--episodes", type=int, default=100)
@@ -58,7 +57,6 @@ def parser() -> argparse.ArgumentParser:
     play.add_argument("--port", type=int, default=0, help="of the page's address; any that is free")
     play.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines visit")
     play.add_argument("--png", **file, help="write a moving picture: reality, V's view, dream")
-    play.add_argument("--strip", **file, help="write some of its pictures, side by side")
     play.add_argument("--tau", type=float, help="temperature of the dream; that of C's evolution")
     play.add_argument("--seed", type=int, help="of the first dream; the page draws a new one")
     for sub in (train, evaluate):
@@ -68,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
 
     export = command("export", "write a run's weights in float16, to keep, ship or share")
     export.add_argument("folder", type=Path, help="where to; it can be RUN of every command")
-    command("report", "tables and pictures of a run")
+    report = command("report", "the scores of a run, and its pictures in one HTML file")
+    report.add_argument("--all", action="store_true", help="play, too: can its dream be trusted?")
+    report.add_argument("--episodes", type=int, default=24, help="of each policy, with --all")
     command("gradcheck", "check every hand-written gradient", run=False)
     bench = command("bench", "time the hot paths beside PyTorch, pycma and Gymnasium", run=False)
     bench.add_argument("--json", **file)
@@ -126,7 +126,7 @@ def perform(args: argparse.Namespace) -> int | None:
     if args.command == "gradcheck":
         return gradcases.main()
 
-    from wm_numpy.lab import judge, report
+    from wm_numpy.lab import judge, lecture, report
     from wm_numpy.models import agent
     from wm_numpy.training import experiment
 
@@ -145,14 +145,8 @@ def perform(args: argparse.Namespace) -> int | None:
             run.run(experiment.STAGES[: experiment.STAGES.index(args.stage) + 1])
             if args.stage == "evaluate":
                 print(report.table(run.folder))
-                try:
-                    from wm_numpy.lab import pictures  # noqa: F401
-                except ImportError as error:  # the run is finished all the same
-                    print(f"no pictures: {error}")
-                else:
-                    report.write(run.folder, run.folder)
-                    print(f"pictures: {run.folder}")
-                print(f"now: python run.py play {run.folder}   (no folder: the shipped weights)")
+                lecture.write_page(run.folder, run.folder)
+                print(f"pictures: {run.folder / 'report.html'}")
         case "sweep":
             changes = config.pairs(args.set)
             name = f"{Path(args.run).name}-sweep"
@@ -175,18 +169,15 @@ def perform(args: argparse.Namespace) -> int | None:
             if args.json:
                 files.write(args.json, result)
         case "judge":
-            player = agent.Agent.load(args.run)
-            if args.png:
-                judge.draw(player, args.png)
-            else:
-                for line in judge.table(player, args.episodes, taus):
-                    print(line, flush=True)
+            for line in judge.table(agent.Agent.load(args.run), args.episodes, taus):
+                print(line, flush=True)
         case "play":
-            if args.png or args.strip:
+            if args.png:
                 from wm_numpy.lab import film
 
                 player = agent.Agent.load(args.run)
-                film.draw(player, film.film(player, args.seed or 0, args.tau), args.png, args.strip)
+                moments = film.film(player, args.seed or 0, args.tau)
+                files.write(args.png, film.animated(player, moments))
             else:
                 from wm_numpy.demo import play
 
@@ -197,8 +188,8 @@ def perform(args: argparse.Namespace) -> int | None:
             if out != folder:  # nothing is written into the package
                 out = Path("runs") / f"{folder.name}-report"
             print(report.table(folder))
-            report.write(folder, out)
-            print(f"pictures: {out}")
+            lecture.write_page(folder, out, args.episodes if args.all else 0)
+            print(f"pictures: {out / 'report.html'}")
         case "export":
             agent.export(args.run, args.folder)
         case "bench":

@@ -30,7 +30,7 @@ import numpy as np
 
 from wm_numpy.core import files, threads
 from wm_numpy.core.adam import Adam
-from wm_numpy.lab import pictures
+from wm_numpy.lab import plots
 from wm_numpy.models import agent as agents
 from wm_numpy.models.cmaes import CMAES
 from wm_numpy.models.vae import VAE
@@ -447,7 +447,7 @@ SCALING = (  # what, its x axis and the values there, its y axis
 
 
 def scale() -> list[dict]:
-    """Print a table, draw runs/scaling.png -> the same as records."""
+    """Print a table, draw runs/scaling.svg -> the same as records."""
     records, panels = [], []
     for function, x_name, values, unit in SCALING:
         name, xs, ys = function.__name__.removesuffix("_scaling"), list(values()), []
@@ -456,9 +456,9 @@ def scale() -> list[dict]:
             print(f"{name:8}{x:>8,} {x_name:12}{ys[-1]:>12,.1f} {unit}", flush=True)
         records.append({"name": name, "x": xs, "x_name": x_name, "y": ys, "unit": unit})
         axis = (x_name, xs) if x_name == "threads" else (f"log10 of {x_name}", np.log10(xs))
-        panels.append((f"{name}: {unit}", axis[0], {"": (axis[1], ys)}))
-    pictures.save(pictures.curves(panels), Path("runs/scaling.png"))
-    print("runs/scaling.png")
+        panels.append(plots.chart(name, axis[0], unit, [plots.Line("", axis[1], ys)]))
+    files.write(Path("runs/scaling.svg"), plots.beside(panels, columns=2).encode())
+    print("runs/scaling.svg")
     return records
 
 

@@ -26,8 +26,11 @@ class DataError(ValueError):
     """A file that is not what it should be; the sentence names it and the mend."""
 
 
-def write(path: Path, content: np.ndarray | dict | list) -> None:
-    """Write an array as .npy, arrays by name as .npz, anything else as JSON; a kill leaves the old file or the new."""
+def write(path: Path, content: np.ndarray | dict | list | bytes) -> None:
+    """Write an array as .npy, arrays by name as .npz, bytes as they are, all else as JSON.
+
+    A kill leaves the old file or the new.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -36,6 +39,8 @@ def write(path: Path, content: np.ndarray | dict | list) -> None:
                 np.save(file, content, allow_pickle=False)
             elif path.suffix == ".npz":
                 np.savez(file, **content)
+            elif isinstance(content, bytes):
+                file.write(content)
             else:
                 file.write((json.dumps(content, indent=1) + "\n").encode())
         os.replace(beside, path)

@@ -1,8 +1,7 @@
-"""A life in one of the worlds, step by step, and what there is to see of it; a film of C in reality and its dream."""
+"""A life in one of the worlds, step by step, and what there is to see; a film of C in reality and in a dream."""
 
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -11,9 +10,10 @@ from ..models.agent import Agent
 from ..settings.tasks import TASKS
 from ..worlds.envs import make_env
 from ..worlds.world import Dream, RealWorld, World
+from .pictures import animation
 
 SECONDS = 8  # of a film
-COLUMNS = 10  # pictures of a strip
+FPS = 12  # of its animation, at most
 
 
 class Recorded(World):
@@ -116,18 +116,11 @@ def film(agent: Agent, seed: int = 0, tau: float | None = None) -> list[dict[str
     return moments
 
 
-def draw(
-    agent: Agent, moments: list[dict], png: Path | None = None, strip: Path | None = None
-) -> None:
-    """Write a film as an animated PNG, or COLUMNS pictures evenly spread over it as a strip."""
-    from . import pictures  # it needs pygame, a page does not
-
-    if png:
-        pictures.save(pictures.animation(moments, round(1 / period(agent))), png)
-    if strip:
-        times = np.linspace(0, len(moments), COLUMNS, endpoint=False).astype(int)
-        rows = {name: [moments[t][name] for t in times] for name in moments[0]}
-        pictures.save(pictures.strips(rows, [f"{t * period(agent):.1f} s" for t in times]), strip)
+def animated(agent: Agent, moments: list[dict]) -> bytes:
+    """A film as an animated PNG of at most FPS pictures a second."""
+    every = max(1, round(1 / period(agent) / FPS))
+    pictures = [[*moment.values()] for moment in moments[::every]]
+    return animation(pictures, 1 / period(agent) / every)
 
 
 def period(agent: Agent) -> float:

@@ -1,25 +1,31 @@
-"""What a run reports: the header at its start, the table and the pictures at its end."""
+"""What a run reports in words: the header at its start; at its end the scores, whether they are good, what is next."""
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from ..core.files import DataError
-from ..models.agent import Agent, new_mdnrnn, new_vae, theta_size
+from ..models.agent import SHIPPED, load_config, new_mdnrnn, new_vae, theta_size
 from ..settings import config as configuration
 from ..settings.config import Config
 from ..settings.tasks import TASKS
-from ..training.data import Records, frame_dtype
 from ..training.experiment import read_results
 
-CURVES = (  # title, stage, what its steps are, names of the lines
-    ("V", "vae", "updates", ("reconstruction", "kl")),
-    ("M (z: nats per dim)", "mdnrnn", "updates", ("z", "done", "reward")),
-    ("C, return", "evolve", "generations", ("fitness", "max", "check")),
-    ("C, on in reality", "adapt", "generations", ("fitness", "max", "check")),
+CHECK = {"check": "C, checked"}
+PEOPLE = {"fitness": "population's mean", "max": "its best"}
+# The panels of learning curves: title, stage, the axes, figures of log.jsonl and what they are called
+CURVES = (
+    ("V: reconstruction", "vae", "updates", "squared error", {"reconstruction": ""}),
+    ("V: KL", "vae", "updates", "nats of a frame", {"kl": ""}),
+    ("M: the next z", "mdnrnn", "updates", "nats a dimension", {"z": ""}),
+    ("M: its heads", "mdnrnn", "updates", "loss", {k: k for k in ("done", "reward", "value")}),
+    ("C in its dream", "evolve", "generations", "return", PEOPLE),
+    ("C in reality", "evolve", "generations", "return", CHECK),
+    ("C evolved on in reality", "adapt", "generations", "return", PEOPLE | CHECK),
 )
 
 
@@ -46,35 +52,109 @@ def header(config: Config, folder: Path, disk: float) -> str:
 
 
 def score_line(name: str, result: dict) -> str:
-    """A row of the table."""
-    low, high = result["ci95"]
-    scores = f"{result['episodes']:8} {result['mean']:9.1f} {result['sd']:8.1f}"
-    return f"{name:14} {scores}   [{low:.1f}, {high:.1f}]"
+    """A row of the table; of a score quoted from elsewhere there is no number of episodes."""
+    row = f"{name:17} {result.get('episodes', ''):>8} {result['mean']:9.1f} {result['sd']:8.1f}"
+    if "ci95" in result:
+        row += "   [{:.1f}, {:.1f}]".format(*result["ci95"])
+    return row
+
+
+def number(score: str) -> float:
+    """The mean of a score such as "906 +- 21"."""
+    return float(score.split()[0])
+
+
+def compared(folder: Path) -> dict[str, dict]:
+    """The scores of a run in reality, and those that its task is compared with, all by name."""
+    path = folder / "results.json"
+    results = read_results(path)
+    task = TASKS[results["task"]]
+    quoted = {"blind baseline": task.blind, "the paper's agent": task.paper}
+    known = {
+        name: dict(zip(("mean", "sd"), map(float, score.split(" +- ")), strict=True))
+        for name, score in quoted.items()
+        if score
+    }
+    try:
+        found = {"random policy": results["random"], "C of the dream": results.get("unadapted")}
+        found |= {"blind baseline": known.get("blind baseline"), "agent": results["agent"]}
+        found |= {"the paper's agent": known.get("the paper's agent")}
+        return {name: result | {"mean": result["mean"]} for name, result in found.items() if result}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is not complete ({error}): repeat `train`") from None
 
 
 def table(folder: Path) -> str:
-    """Scores of the random policy and the agent in reality, and of the agent in the dream that it evolved in."""
-    path = folder / "results.json"
-    results = read_results(path)
-    try:
-        rows = [score_line("random policy", results["random"])]
-        if "unadapted" in results:
-            rows.append(score_line("C of the dream", results["unadapted"]))
-        rows.append(score_line("agent", results["agent"]))
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is not complete ({error}): repeat `train`") from None
+    """The scores of a run and of its dream, whether they are good, and what to type next."""
+    rows = compared(folder)
+    results = read_results(folder / "results.json")
     task = TASKS[results["task"]]
-    heading = f"{task.title}, real episodes of at most {task.max_steps:,} frames"
-    columns = f"{'':14} {'episodes':>8} {'mean':>9} {'SD':>8}   95 % interval of the mean"
-    note = f"solved: a mean of {task.solved_at} over 100 episodes; the paper's agent: {task.paper}"
+    lines = [f"{task.title}, real episodes of at most {task.max_steps:,} frames"]
+    lines.append(f"{'':17} {'episodes':>8} {'mean':>9} {'SD':>8}   95 % interval of the mean")
+    lines += [score_line(name, result) for name, result in rows.items()]
     if "dream" in results:
         dream = results["dream"]
-        rows.append(score_line("its own dream", dream))
-        note += "\nits own dream:"
-        if "steps" in dream:  # older results do not say
-            note += f" of at most {dream['steps']} steps"
-        note += f" at temperature {dream['tau']:g}, in {task.reward}"
-    return "\n".join([heading, columns, *rows, note])
+        lines.append(score_line("its own dream", dream))
+        length = f"at most {dream['steps']} steps" if "steps" in dream else "whole episodes"
+        lines.append(f"its own dream: {length} at temperature {dream['tau']:g}, in {task.reward}")
+    return "\n".join([*lines, "", *verdict(folder, rows, results), "", *advice(folder, results)])
+
+
+def verdict(folder: Path, rows: dict[str, dict], results: dict) -> list[str]:
+    """Whether the agent's score is good, in sentences."""
+    task = TASKS[results["task"]]
+    agent = rows["agent"]
+    mean, error = agent["mean"], agent["sd"] / np.sqrt(agent["episodes"])
+    told = []
+    for name in ("random policy", "blind baseline"):
+        if other := rows.get(name):
+            n = other.get("episodes", 100)
+            gap = (mean - other["mean"]) / max(np.hypot(error, other["sd"] / np.sqrt(n)), 1e-9)
+            how = "better than" if gap > 2 else "worse than" if gap < -2 else "not to be told from"
+            what = (
+                ""
+                if name == "random policy"
+                else ", which alternates left and right and sees nothing"
+            )
+            told.append(f"The agent is {how} the {name}{what}.")
+    config = load_config(folder)
+    if scores := task.expected.get(config.preset):
+        low, high = min(scores), max(scores)
+        plain = configuration.resolve(config.task, config.preset, (), config.seed) == config
+        where = (
+            "within"
+            if low - 2 * error <= mean <= high + 2 * error
+            else "above"
+            if mean > high
+            else "below"
+        )
+        seeds = ", ".join(f"{score:.0f}" for score in scores)
+        whose = "" if plain else "; this run has other settings"
+        told.append(
+            f"Preset {config.preset} has had {seeds} (a score for each seed{whose}): {mean:.0f} is {where} that."
+        )
+    if task.solved_at:
+        over = "solved" if mean >= task.solved_at else "not solved"
+        told.append(
+            f"The task counts as solved at a mean of {task.solved_at} over 100 episodes: {over}."
+        )
+    return told
+
+
+def advice(folder: Path, results: dict) -> list[str]:
+    """What to type next."""
+    name = folder.name if folder.parent == SHIPPED else folder
+    lines = [
+        (f"play {name}", "watch it, play in its dream, in a browser"),
+        (f"report {name} --all", "all pictures, with captions: can its dream be trusted?"),
+    ]
+    if results["preset"] in ("smoke", "quick") and results["task"] in ("doom", "carracing"):
+        better = "quick" if results["preset"] == "smoke" else "laptop"
+        lines.append(
+            (f"train {results['task']} --preset {better} --out {folder}-{better}", "a better agent")
+        )
+    width = max(len(command) for command, _ in lines)
+    return ["next:"] + [f"  python run.py {command:{width}}   {what}" for command, what in lines]
 
 
 def sweep_table(folders: dict[float, Path]) -> str:
@@ -95,24 +175,24 @@ def sweep_table(folders: dict[float, Path]) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, out: Path) -> None:
-    """Write the pictures of a run into `out`: reconstructions.png, dream.png beside reality, curves.png."""
-    from . import film, pictures  # they need pygame, tables do not
+def sweeps(folder: Path) -> dict[float, dict]:
+    """results.json of the newest sweep of a run, by temperature; nothing if there is none."""
+    runs = Path("runs") if folder.parent == SHIPPED else folder.parent
+    paths = sorted(
+        runs.glob(f"{folder.name}-sweep*/tau-*/results.json"), key=lambda p: p.stat().st_mtime
+    )
+    found = [read_results(path) for path in paths]
+    return {r["dream"]["tau"]: r for r in found if "dream" in r and "agent" in r}
 
-    agent = Agent.load(folder)
-    episodes = folder / "episodes"
-    if any(episodes.glob("[0-9]*.npy")):  # frames of some, and what V makes of them (mu, decoded)
-        records = Records(episodes, frame_dtype(agent.m.action_size))
-        files = np.linspace(0, len(records.paths) - 1, film.COLUMNS).astype(int)
-        steps = (records.steps[files] * 0.7).astype(int)
-        moments = zip(files, steps, strict=True)
-        frames = np.concatenate([records.read(f, t, t + 1)["frame"] for f, t in moments])
-        again = film.to_picture(agent.v.decode(agent.v.encode(frames)[0]))
-        strip = pictures.strips({"frame": frames, "V's view": again})
-        pictures.save(strip, out / "reconstructions.png")
-    film.draw(agent, film.film(agent), strip=out / "dream.png")
-    if panels := _panels(folder / "log.jsonl", agent.config.task):
-        pictures.save(pictures.curves(panels), out / "curves.png")
+
+def across_rounds(rows: Sequence[dict]) -> list[int]:
+    """The steps of records of log.jsonl, counted on from round to round."""
+    before = defaultdict(int)
+    steps = []
+    for r in rows:
+        steps.append(before[r["round"]] + r["step"])
+        before[r["round"] + 1] = steps[-1]
+    return steps
 
 
 def read_log(path: Path) -> list[dict]:
@@ -123,27 +203,3 @@ def read_log(path: Path) -> list[dict]:
             record = json.loads(line)
             records[record["stage"], record["round"], record["step"]] = record
     return list(records.values())
-
-
-def _panels(path: Path, task: str) -> list[tuple]:
-    """Curves of V, M and C from log.jsonl, round after round; beside C's the authors', as far as it has come."""
-    log = read_log(path)
-    panels = []
-    for title, stage, unit, names in CURVES:
-        rows = [r for r in log if r["stage"] == stage]
-        before = defaultdict(int)
-        for r in rows:
-            r["x"] = before[r["round"]] + r["step"]
-            before[r["round"] + 1] = r["x"]
-        lines = {}
-        for name in names:
-            points = [(r["x"], r[name]) for r in rows if name in r]
-            if any(y for _, y in points):
-                lines[name] = tuple(zip(*points, strict=True))
-        if lines and "fitness" in names:
-            last = max(max(x) for x, _ in lines.values())
-            known = {x: y for x, y in TASKS[task].authors.items() if x <= last}
-            lines["authors' fitness"] = tuple(known), tuple(known.values())
-        if lines:
-            panels.append((title, unit, lines))
-    return panels

@@ -31,6 +31,9 @@ class Task:
     # Mean fitness of the population in the authors' own training logs (their log/*.hist.json):
     # CarRacing in the real environment, Doom in the dream; 64 candidates of 16 episodes.
     authors: dict[int, float]  # by generation
+    blind: str = ""  # a policy that alternates between the first action's ends, 100 real episodes
+    # Scores of a preset's agents, one for each seed that was run
+    expected: dict[str, tuple[float, ...]] = field(default_factory=dict)
     # Table 2: temperature -> score in the dream, score in reality.
     table2: dict[float, tuple[str, str]] = field(default_factory=dict)
 
@@ -55,6 +58,7 @@ TASKS = {
         reward="tiles of the track newly visited",
         reward_range=(0.0, 0.75),
         authors=dict(zip(GENERATIONS, _CAR, strict=True)),
+        expected={"quick": (364, 501, 409), "laptop": (881, 871, 806), "reality": (881, 897)},
     ),
     "doom": Task(
         title="Doom Take Cover",
@@ -71,6 +75,8 @@ TASKS = {
         reward="frames survived",
         reward_range=(0.0, 1.0),
         authors=dict(zip(GENERATIONS, _DOOM, strict=True)),
+        blind="879 +- 514",  # 120 tics each way, from wall to wall: it outruns the fireballs, and sees none
+        expected={"quick": (596, 502, 658), "laptop": (752, 689, 838)},
         table2={
             0.1: ("2086 +- 140", "193 +- 58"),
             0.5: ("2060 +- 277", "196 +- 50"),

@@ -1,0 +1,274 @@
+"""The lecture: all that a run can show, in one HTML file that holds its pictures, opens offline and prints.
+
+lecture.html has the captions; here is what they speak of, a function for each. What needs no games is drawn after
+every `train`; `report RUN --all` also plays, and judges the dream (judge.py).
+"""
+
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from ..core.files import write
+from ..models.agent import Agent, feature_size
+from ..settings.tasks import TASKS
+from ..training.data import Records, advantage, frame_dtype
+from ..training.episodes import real_rollouts
+from ..training.experiment import episode_seeds, score
+from ..worlds.rollout import rollout
+from ..worlds.world import Dream
+from . import film, judge, report
+from .pictures import png
+from .plots import Line, bars, beside, chart
+
+COLUMNS = 10  # pictures in a row
+STRONGEST = 8  # latent dimensions shown
+SPREAD = (-3, -2, -1, 0, 1, 2, 3)  # standard deviations that each is moved by
+TAUS = (0.1, 0.5, 1.0, 1.15, 1.3)  # table 2's
+HEADS = ("done", "reward", "value")
+SMOOTH = 9  # points averaged in a curve
+
+
+def write_page(folder: Path, out: Path, games: int = 0) -> None:
+    """Write out/report.html and out/curves.svg of a run; games: real episodes of each policy, 0: none are played."""
+    agent = Agent.load(folder)
+    c = agent.config
+    task = TASKS[c.task]
+    sizes = {"v": agent.v.params.size, "m": agent.m.params.size, "c": agent.theta.size}
+    parts = {
+        "title": escape(f"{task.title}, preset {c.preset}, seed {c.seed}"),
+        "unit": escape(task.reward),
+        "games": games,
+        "repeat": c.repeat,
+        "z": c.vae.z_size,
+        "hidden": c.mdnrnn.hidden,
+        "mixtures": c.mdnrnn.mixtures,
+        "heads": "".join(f", {k}" for k in HEADS if getattr(c.mdnrnn, f"{k}_head")),
+        "features": f"[{' '.join(c.evolve.features)}] ({feature_size(c)})",
+        "actions": agent.m.action_size,
+        "layers": f"{c.evolve.hidden} tanh units" if c.evolve.hidden else "linear, tanh",
+        "sizes": True,
+        **{f"size_{k}": f"{n:,} parameters" for k, n in sizes.items()},
+        "scores": scores(folder),
+        "dream": dream(agent),
+        "reconstructions": reconstructions(agent, folder),
+        "traversals": traversals(agent),
+    }
+    if panels := curves(folder, c.task):
+        parts["curves"] = beside(panels)
+        write(out / "curves.svg", parts["curves"].encode())
+    parts |= with_games(agent, folder, games) if games else {}
+    page = (Path(__file__).parent / "lecture.html").read_text()
+    for section in re.findall(r"(?s)<section.*?</section>\n", page):
+        if not parts.get(re.search(r'id="(\w+)"', section)[1]):
+            page = page.replace(section, "")
+    write(out / "report.html", Template(page).substitute(parts).encode())
+
+
+def with_games(agent: Agent, folder: Path, games: int) -> dict[str, str]:
+    """The sections that take games in reality and whole dreams."""
+    c = agent.config
+    found = []
+    for finding in judge.findings(agent, games, [c.evolve.tau]):
+        found.append(finding)
+        print("judged:", *finding[:2], flush=True)
+    by = {(kind, about): told for kind, about, told in found}
+    lives = {about: told[0] for (kind, about), told in by.items() if kind == "life"}
+    rows = {f"{policy}, {world}": interval(x) for (policy, world), x in lives.items()}
+    facts = {about: told for (kind, about), told in by.items() if kind == "fact"}
+    read = {
+        f"{k} ({m}): {who}": (max(x, 0),) * 3 for k, (m, v) in facts.items() for who, x in v.items()
+    }
+    return temperature(agent, folder, games, lives["C", "reality"]) | {
+        "verdict": "<ul>"
+        + "".join(f"<li>{escape(x)}" for x in judge.verdict(agent, found))
+        + "</ul>",
+        "lives": bars(rows, {name: 1 for name in rows if "dream" in name}),
+        "followed": followed(by),
+        "ablations": bars(ablations(agent, games)),
+        "facts": bars(read, {name: i % 3 for i, name in enumerate(read)}) if read else "",
+        "value": value(agent) if c.mdnrnn.value_head else "",
+    }
+
+
+def scores(folder: Path) -> str:
+    """The scores of a run beside what they are to be compared with."""
+    rows = {}
+    for name, result in report.compared(folder).items():
+        rows[name] = (result["mean"], *result.get("ci95", (result["mean"],) * 2))
+    return bars(rows, {"agent": 1}) + f"<pre>{escape(report.table(folder))}</pre>"
+
+
+def dream(agent: Agent) -> str:
+    """A film's pictures: reality, V's view, the dream."""
+    moments = film.film(agent)
+    times = np.linspace(0, len(moments), COLUMNS, endpoint=False).astype(int)
+    rows = {name: [moments[t][name] for t in times] for name in moments[0]}
+    return strip(rows, [f"{t * film.period(agent):.1f} s" for t in times])
+
+
+def reconstructions(agent: Agent, folder: Path) -> str:
+    """Frames of some episodes, and what V makes of them; nothing if the run keeps none."""
+    if not any((folder / "episodes").glob("[0-9]*.npy")):
+        return ""
+    records = Records(folder / "episodes", frame_dtype(agent.m.action_size))
+    files = np.linspace(0, len(records.paths) - 1, COLUMNS).astype(int)
+    steps = (records.steps[files] * 0.7).astype(int)
+    frames = [records.read(f, t, t + 1)["frame"][0] for f, t in zip(files, steps, strict=True)]
+    views = film.to_picture(agent.v.decode(agent.v.encode(np.stack(frames))[0]))
+    return strip({"frame": frames, "V's view": views})
+
+
+def traversals(agent: Agent) -> str:
+    """The latent dimensions that change the picture most, each moved alone."""
+    mu = (agent.memories[0] if agent.memories else agent.initial_latents)[0]  # (N, Z)
+    usual = mu[np.argmin(((mu - mu.mean(axis=0)) ** 2).sum(axis=1))]
+    moves = np.multiply.outer(SPREAD, np.diag(mu.std(axis=0)))  # (S, Z, Z)
+    z = (usual + moves).reshape(-1, mu.shape[1]).astype(np.float32)
+    images = agent.v.decode(z).reshape(len(SPREAD), mu.shape[1], 64, 64, 3)
+    change = 255 * np.abs(images[-1] - images[0]).mean(axis=(1, 2, 3))  # (Z,)
+    strongest = np.argsort(-change)[:STRONGEST]
+    rows = {f"z[{d}]: {change[d]:.1f}": film.to_picture(images[:, d]) for d in strongest}
+    return strip(rows, [f"{s:+d} SD" if s else "as it is" for s in SPREAD])
+
+
+def curves(folder: Path, task: str) -> list[str]:
+    """Panels of V, M, C in its dream and C in reality; all rounds after one another."""
+    log = report.read_log(folder / "log.jsonl")
+    levels = {
+        name: r["mean"]
+        for name, r in report.compared(folder).items()
+        if name not in ("agent", "C of the dream")
+    }
+    panels = []
+    for title, stage, unit, y_name, names in report.CURVES:
+        rows = [r for r in log if r["stage"] == stage]
+        steps = report.across_rounds(rows)
+        lines = []
+        for name, label in names.items():
+            points = [(x, r[name]) for x, r in zip(steps, rows, strict=True) if name in r]
+            if any(y for _, y in points):
+                smooth = SMOOTH if len(points) > 40 else 1
+                lines.append(Line(label, *zip(*points, strict=True), smooth=smooth))
+        real = "check" in names
+        if lines and real:
+            authors = {g: y for g, y in TASKS[task].authors.items() if g <= max(steps)}
+            if authors:
+                lines.append(Line("the authors' log", list(authors), list(authors.values())))
+        if lines:
+            panels.append(chart(title, unit, y_name, lines, levels if real else {}))
+    return panels
+
+
+def temperature(agent: Agent, folder: Path, games: int, real: np.ndarray) -> dict[str, str]:
+    """Score by temperature, of a sweep of this run if there is one, else of its C; the paper's beside it."""
+    task = TASKS[agent.config.task]
+    swept = report.sweeps(folder)
+    lines = []
+    levels = {}
+    if swept:
+        how = "C evolved anew at each temperature, by `sweep`"
+        where = {"its dream": "dream", "reality": "agent"}
+    else:
+        how = "this C at every temperature (`sweep` evolves it anew at each, as the paper did)"
+        where = {"its dream": "dream"}
+        levels["C in reality"] = real.mean()
+        for tau in TAUS:
+            world = Dream.as_evolved(agent, games, tau=tau, horizon=0, memories=0)
+            dreams, _ = rollout(world, agent.controller(), episode_seeds("check", games, 0, 98))
+            swept[tau] = {"dream": score(dreams)}
+    taus = sorted(swept)
+    for name, world in where.items():
+        results = [swept[tau][world] for tau in taus]
+        ends = np.transpose([r["ci95"] for r in results])
+        lines.append(Line(name, taus, [r["mean"] for r in results], *ends))
+    for k, name in enumerate(("the paper, dream", "the paper, reality")):
+        if task.table2:
+            y = [report.number(cells[k]) for cells in task.table2.values()]
+            lines.append(Line(name, list(task.table2), y, dots=True))
+    drawn = chart("", "temperature", task.reward, lines, levels, width=640)
+    return {"evolved": how, "temperature": drawn}
+
+
+def followed(by: dict) -> str:
+    """How long a dream of recorded moments stays with what really came."""
+    panels = []
+    for policy in ("collecting", "C"):
+        for title, y_name, names in (
+            ("z", "squared error", {"z: M": "M", "stays": "nothing changes", "mean": "mean frame"}),
+            (
+                "reward",
+                "sum so far",
+                {"reward: true": "came", "told": "told", "C: told": "told, C acts"},
+            ),
+        ):
+            rows = by["loop", policy]
+            lines = [
+                Line(label, [r["steps"] for r in rows], [r[name] for r in rows])
+                for name, label in names.items()
+                if rows and name in rows[0]
+            ]
+            if lines:
+                panels.append(chart(f"{title}, moments of {policy}", "steps dreamt", y_name, lines))
+    return beside(panels) if panels else ""
+
+
+def ablations(agent: Agent, games: int) -> dict[str, tuple]:
+    """C with parts of what it sees silenced, and with the actions of another game, in reality."""
+    c = agent.config
+    parts = {"C as it is": slice(0, 0), "z silenced": slice(0, c.vae.z_size)}
+    if c.evolve.features != "z":
+        parts["M's memory silenced"] = slice(c.vae.z_size, None)
+    thetas = np.stack([agent.theta] * len(parts))
+    inputs, outputs = feature_size(c), c.evolve.hidden or agent.m.action_size
+    for theta, silent in zip(thetas, parts.values(), strict=True):
+        theta[: inputs * outputs].reshape(inputs, outputs)[silent] = 0
+    returns, _ = real_rollouts(agent, thetas, episode_seeds("check", games, 0, 98))
+    rows = {name: interval(x) for name, x in zip(parts, returns, strict=True)}
+    return rows | {"another game's actions": interval(judge.another_game(agent, games))}
+
+
+def value(agent: Agent) -> str:
+    """A real life of C: frames, and below them value and advantage."""
+    episode = min(judge.recorded(agent, None, 8), key=lambda e: e["reward"].sum())
+    series = judge.in_latents(agent, episode)
+    (batch,) = judge.as_batches([series])
+    told = agent.m.outputs(batch)["value"][0]  # of frames 1 ... T
+    reward = batch["reward"][0, 1:]
+    a = advantage(reward, told, batch["done"][0, 1:], agent.config.mdnrnn.gamma)
+    seconds = np.arange(1, len(told) + 1) * film.period(agent)
+    times = ((np.arange(COLUMNS) + 0.5) / COLUMNS * len(told)).astype(int)
+    views = film.to_picture(agent.v.decode(series["mu"][times]))
+    lines = [Line("value told", seconds, told)]
+    known = np.isfinite(series["value"][1:])
+    if known.any():
+        lines.append(Line("what came", seconds[known], series["value"][1:][known]))
+    steps = [
+        Line("reward", seconds[1:], reward, smooth=5),
+        Line("advantage", seconds[1:], a, smooth=5),
+    ]
+    rows = {"reality": episode["frame"][times], "V's view": views}
+    panels = [chart("value", "seconds", "", lines), chart("each step", "seconds", "", steps)]
+    return strip(rows, [f"{t * film.period(agent):.1f} s" for t in times]) + beside(panels)
+
+
+def interval(returns: np.ndarray) -> tuple[float, float, float]:
+    """The mean and its 95 % interval."""
+    result = score(returns)
+    return (result["mean"], *result["ci95"])
+
+
+def strip(rows: dict[str, Sequence[np.ndarray]], captions: Sequence[str] = ()) -> str:
+    """Rows of pictures (height, width, 3) with their names, captions under the columns; PNGs inside the page."""
+    lines = []
+    for name, pictures in rows.items():
+        data = [b64encode(png(picture[None])).decode() for picture in pictures]
+        cells = "".join(f'<td><img alt="" src="data:image/png;base64,{d}">' for d in data)
+        lines.append(f"<tr><th>{escape(name)}{cells}")
+    if captions:
+        lines.append("<tr><th>" + "".join(f"<td>{escape(words)}" for words in captions))
+    return f"<table>{''.join(lines)}</table>"
