@@ -794,24 +794,6 @@ def test_score():
     assert got["ci95"] == pytest.approx([3 - half, 3 + half])
 
 
-def test_learning_curve_over_the_authors(tmp_path):
-    """Their log as far as the run has come, in the panel of C alone."""
-    from wm_numpy.lab import report
-
-    log = experiment.Log(tmp_path)
-    log.record(stage="vae", round=1, step=9, reconstruction=3.0)
-    for generation in (1, 12):
-        log.record(
-            stage="evolve", round=1, step=generation, fitness=300.0 + generation, check=200.0
-        )
-    log.record(stage="adapt", round=1, step=5, fitness=500.0)
-    v, c, real = report._panels(log.path, "doom")
-    assert real[2]["fitness"] == ((5,), (500.0,))
-    assert real[2]["authors' fitness"] == ((1, 5), (305, 350))
-    assert set(v[2]) == {"reconstruction"} and c[2]["fitness"] == ((1, 12), (301.0, 312.0))
-    assert c[2]["authors' fitness"] == ((1, 5, 10), (305, 350, 355))
-
-
 def test_the_pace_of_a_resumed_stage_is_its_own(capsys, monkeypatch):
     now = iter((0.0, 10.0, 14.0, 20.0))
     monkeypatch.setattr("time.monotonic", lambda: next(now))

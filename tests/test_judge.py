@@ -4,24 +4,13 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
-import pygame
 import pytest
 
 from tests.conftest import tiny_agent
-from wm_numpy.lab.judge import (
-    auc,
-    correlation,
-    draw,
-    judge,
-    lives,
-    moments,
-    open_loop,
-    probe,
-    r2,
-    recorded,
-    table,
-)
-from wm_numpy.settings.config import SettingError
+from wm_numpy.lab.judge import another_game, lives, recorded, replayed, step_by_step, table
+from wm_numpy.lab.openloop import moments, open_loop
+from wm_numpy.lab.statistics import auc, correlation, r2, ridge
+from wm_numpy.lab.verdict import kindness, verdict
 from wm_numpy.training.data import discounted, frame_dtype, series_dtype
 from wm_numpy.training.experiment import episode_seeds
 from wm_numpy.worlds.envs import fixed_policy, make_env
@@ -55,7 +44,7 @@ def test_figures_of_known_outputs():
     m = SimpleNamespace(
         loss_and_grad=lambda b: ({"z": 1.25}, None), outputs=lambda b: answers[id(b)]
     )
-    figures = judge(SimpleNamespace(m=m), data)
+    figures = step_by_step(SimpleNamespace(m=m), data)
     assert figures["nll"] == pytest.approx(1.25)
     assert figures["gaussian"] == pytest.approx(
         np.log(2) + 0.5 * np.log(2 * np.pi * np.e), abs=0.03
@@ -71,7 +60,7 @@ def test_nll_is_per_step_not_per_episode():
     long = batches(np.random.default_rng(0), 1, 31)[0]
     loss_and_grad = lambda b: ({"z": 1.0 if b is short else 2.0}, None)  # noqa: E731
     m = SimpleNamespace(loss_and_grad=loss_and_grad, outputs=lambda b: {})
-    figures = judge(SimpleNamespace(m=m), [short, long])
+    figures = step_by_step(SimpleNamespace(m=m), [short, long])
     assert figures["nll"] == pytest.approx((10 * 1 + 30 * 2) / 40)
     assert set(figures) == {"nll", "gaussian"}
 
@@ -87,7 +76,7 @@ def test_a_value_that_knows_nothing_and_one_that_knows_all():
         m = SimpleNamespace(
             loss_and_grad=lambda b: ({"z": 1.0}, None), outputs=lambda b: {"value": value(b)}
         )
-        return judge(SimpleNamespace(m=m, config=config), data)
+        return step_by_step(SimpleNamespace(m=m, config=config), data)
 
     constant = figures(lambda b: np.zeros((1, 400)))
     assert abs(constant["value_r2"]) < 0.05
@@ -106,6 +95,11 @@ def test_measures_by_hand():
     assert correlation(x, 3 - 2 * x) == pytest.approx(-1) and np.isnan(correlation(x, np.ones(4)))
     assert auc(x, x > 2) == 1 and auc(x, x < 3) == 0 and np.isnan(auc(x, none))
     assert np.isnan(auc(x, ~none))
+    test = np.arange(4000) % 4 == 1
+    seen = np.random.default_rng(0).standard_normal((4000, 3)) * 3 + 1
+    line = seen @ [1.0, -2, 0.5] + 7
+    assert r2(ridge(seen, line, test), line[test]) > 0.999
+    assert abs(r2(ridge(seen[::-1], line, test), line[test])) < 0.02
     # a tie is a half
     assert auc(np.array([1.0, 1, 0, 1]), np.array([True, True, False, False])) == 0.75
 
@@ -267,42 +261,6 @@ def test_what_the_car_knows():
     env.close()
 
 
-class Lit:
-    """Frames as grey as the step; facts: that grey, which from step 50 on is off the road; and what nobody sees.
-
-    Near the end it faces backwards, where an angle cannot be told by a line.
-    """
-
-    def __init__(self):
-        self.game, self.rng = self, np.random.default_rng()
-
-    def reset(self, seed):
-        self.t, self.rng, self.length = 0, np.random.default_rng(seed), 60 + seed % 40
-        return np.zeros((64, 64, 3), np.uint8), {}
-
-    def step(self, action):
-        self.t += 1
-        return np.full((64, 64, 3), self.t, np.uint8), 0.0, self.t == self.length, False, {}
-
-    def truth(self):
-        distance = self.t / 10 if self.t < 50 else (-1) ** self.t * 20
-        angle = self.t / 40 if self.t < 45 else (-1) ** self.t * 3.0
-        return {"distance": distance, "angle": angle, "hidden": self.rng.standard_normal()}
-
-    def close(self):
-        self.t = None
-
-
-def test_a_line_reads_off_what_is_there(monkeypatch):
-    agent = tiny_agent("carracing")
-    grey = lambda f: f[:, 0, 0, :1].repeat(6, 1).astype(np.float32)  # noqa: E731
-    agent.v = SimpleNamespace(encode=lambda f: (grey(f), np.full((len(f), 6), -100, np.float32)))
-    monkeypatch.setattr("wm_numpy.lab.judge.make_env", lambda task, repeat: Lit())
-    found = probe(agent, 10)
-    assert list(found) == ["distance", "angle", "hidden"]
-    assert min(found["distance"] + found["angle"]) > 0.99 and max(found["hidden"]) < 0.05
-
-
 def made_up(agent, n: int = 2, steps: int = 60):
     """Episodes of noise, in place of reality."""
     rng = np.random.default_rng(0)
@@ -318,7 +276,9 @@ def made_up(agent, n: int = 2, steps: int = 60):
 
 @pytest.fixture
 def no_reality(monkeypatch):
-    monkeypatch.setattr("wm_numpy.lab.judge.recorded", lambda agent, policy, n: made_up(agent, n))
+    monkeypatch.setattr(
+        "wm_numpy.lab.judge.recorded", lambda agent, policy, n, key=0: made_up(agent, n)
+    )
 
 
 def test_lives_of_the_same_policies_in_both_worlds(no_reality):
@@ -330,7 +290,7 @@ def test_lives_of_the_same_policies_in_both_worlds(no_reality):
         for policy, world, returns, lengths in lives(agent, 2, [0.5, 1.0], real)
     }
     policies = ("collecting", "left", "middle", "right", "to and fro", "C")
-    worlds = ("reality", "dream 0.5", "dream 1")
+    worlds = ("reality", "dream at 0.5", "dream at 1")
     assert list(found) == [(policy, world) for policy in policies for world in worlds]
     for returns, lengths in found.values():
         assert returns.shape == lengths.shape == (2,)
@@ -341,30 +301,59 @@ def test_lives_of_the_same_policies_in_both_worlds(no_reality):
 
 
 def test_table(no_reality, monkeypatch):
-    sight = [("bearing, near", "R2", {"mu": 0.75, "z": 0.5})]
-    monkeypatch.setattr("wm_numpy.lab.sight.figures", lambda agent, episodes: sight)
+    facts = [("bearing, near", "R2", {"mu": 0.75, "z": 0.5})]
+    monkeypatch.setattr("wm_numpy.lab.sight.figures", lambda agent, episodes: facts)
     text = "\n".join(table(tiny_agent("doom", "mdnrnn.value_head=true"), 2, [1.0]))
     blocks = [block.splitlines() for block in text.split("\n\n")]
     assert [line.split()[0] for line in blocks[0][1:]] == [
         "nll", "gaussian", "recall", "precision", "value_r2", "advantage_r", "reward_r"
     ]  # fmt: skip
+    assert all(len(line.split()) > 3 for line in blocks[0][1:])  # each with its legend
     assert [line.split()[0] for line in blocks[1][2:]] == ["5", "20", "50"]
     assert "C: told" not in blocks[1][1]
     assert blocks[2][0].endswith("episodes of C") and "C: told" in blocks[3][1]
     assert "AUC" in blocks[3][1]
+    assert [line.split("  ")[1] for line in blocks[3][5:]][:2] == ["z: M", "stays"]
     assert blocks[4][1].split() == ["bearing,", "near", "R2", "mu", "0.750", "z", "0.500"]
     assert [line[:10].strip() for line in blocks[5][2:]] == [
         p
         for p in ("collecting", "left", "middle", "right", "to and fro", "C")
         for _ in ("reality", "dream")
     ]
+    assert blocks[6][0] == "verdict" and len(blocks[6]) == 7
 
 
-def test_advantage_is_drawn_under_its_frames(no_reality, tmp_path):
-    agent = tiny_agent("carracing", "mdnrnn.value_head=true", "repeat=4")
-    draw(agent, tmp_path / "a.png", 2)
-    picture = pygame.image.load(tmp_path / "a.png")
-    assert picture.get_size() == (92 + 12 * 132, 2 * 132 + 20 + 2 * 310)
-    assert len(np.unique(pygame.surfarray.array3d(picture)[:, 300:].reshape(-1, 3), axis=0)) > 20
-    with pytest.raises(SettingError, match="value_head"):
-        draw(tiny_agent("carracing"), tmp_path / "b.png")
+def test_verdict():
+    """By hand: a dream that pays 735 where 419 came, nearer than both baselines for 20 steps."""
+    rows = [
+        {"steps": k, "z: M": error, "stays": 0.8, "mean": 0.5, "C: told": told, "reward: true": 419}
+        for k, error, told in ((5, 0.1, 0), (20, 0.4, 0), (50, 0.6, 0), (100, 0.4, 735))
+    ]
+    found = [("steps", "C", {"nll": 1.0, "gaussian": 1.25}), ("loop", "C", rows)]
+    lives = {
+        "C": [900.0, 910, 890],
+        "to and fro": [905.0, 905, 895],
+        "collecting": [300.0, 320, 310],
+    }
+    found += [("life", (name, "reality"), (np.array(x), None)) for name, x in lives.items()]
+    found.append(("life", ("C", "dream at 1"), (np.array([450.0, 450, 450]), None)))
+    told = verdict("doom", found)
+    assert "0.25 nats a dimension better" in told[0] and told[1].endswith("for 20 steps.")
+    assert "told 735 where 419 came, 100 steps after" in told[2]
+    assert "kinder than reality by 75 %" in told[2] and "harsher by 50 %" in told[3]
+    assert "-2 +- 3, not to be told apart" in told[4] and "better" in told[5]
+    assert kindness(105, 100) == "about right (+5 %)" and kindness(1, 0) == "reality paid nothing"
+
+
+def test_another_game(monkeypatch):
+    """The actions of one recorded life, again and again, and another life's with another generator."""
+    lives = [np.full((2, 1), x) + [[0], [0.1]] for x in range(50)]
+    play = replayed(lives, np.random.default_rng(0))
+    first = [play().item() for _ in range(4)]
+    assert first[:2] == first[2:] and first[1] == first[0] + 0.1
+    assert replayed(lives, np.random.default_rng(1))().item() != first[0]
+    monkeypatch.setattr(
+        "wm_numpy.lab.judge.recorded", lambda agent, policy, n, key: made_up(agent, n)
+    )
+    returns = another_game(tiny_agent("doom", "repeat=4"), 2)
+    assert returns.shape == (2,) and (returns > 4).all()

@@ -1,26 +1,22 @@
-"""The demo: the page in a real browser, its orders and requests that no browser sends by hand, and moving pictures."""
+"""The demo: the page in a real browser, its orders and requests that no browser sends by hand."""
 
 import json
 import socket
-import struct
 import tempfile
 import threading
 import time
 import zlib
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.browser import CHROMIUM, Browser, Client
-from tests.conftest import tiny_agent
 from wm_numpy.core import files
 from wm_numpy.demo import play, serve
-from wm_numpy.lab import film, pictures
+from wm_numpy.lab import film
 from wm_numpy.models.agent import Agent
-from wm_numpy.settings.tasks import TASKS
 from wm_numpy.worlds.world import Dream
 
 CLOSED = b"\x03\xf0"  # 1008, against the rules
@@ -376,96 +372,3 @@ def test_the_page_in_a_browser(tmp_path):
             assert browser.complaints == []
         finally:
             browser.close()
-
-
-# ------------------------------------------------------------------------------------------------ moving pictures
-
-
-def chunks(png: bytes) -> list[tuple[bytes, bytes]]:
-    """Kind and data of each; their checksums hold."""
-    assert png.startswith(b"\x89PNG\r\n\x1a\n")
-    found, at = [], 8
-    while at < len(png):
-        (n,) = struct.unpack_from(">I", png, at)
-        body = png[at + 4 : at + 8 + n]
-        assert struct.unpack_from(">I", png, at + 8 + n)[0] == zlib.crc32(body)
-        found.append((body[:4], body[4:]))
-        at += 12 + n
-    return found
-
-
-def unfilter(data: bytes, width: int) -> np.ndarray:
-    """Rows of one byte per pixel, filters 0 and 2."""
-    lines = np.frombuffer(zlib.decompress(data), np.uint8).reshape(-1, width + 1)
-    rows = np.zeros((len(lines) + 1, width), np.uint8)
-    for y, line in enumerate(lines):
-        assert line[0] in (0, 2)
-        rows[y + 1] = line[1:] + (rows[y] if line[0] else 0)
-    return rows[1:]
-
-
-def test_an_animation_holds_its_pictures(tmp_path):
-    import pygame
-
-    rng = np.random.default_rng(0)
-    colours = rng.integers(0, 64, (60, 3)) * 4 + 2
-    moments = [
-        {
-            "a": colours[rng.integers(0, 60, (6, 5))].astype(np.uint8),
-            "b": np.full((6, 5, 3), t, np.uint8),
-        }
-        for t in (2, 6, 10)
-    ]
-    png = pictures.animation(moments, fps=20, scale=2)
-    kinds, parts = zip(*chunks(png), strict=True)
-    assert b" ".join(kinds) == b"IHDR PLTE acTL fcTL IDAT fcTL fdAT fcTL fdAT IEND"
-    assert parts[2] == struct.pack(">II", 3, 0)  # frames; for ever
-    numbers = [
-        struct.unpack(">I", part[:4])[0]
-        for kind, part in zip(kinds, parts, strict=True)
-        if kind in (b"fcTL", b"fdAT")
-    ]
-    assert numbers == [0, 1, 2, 3, 4]
-    width, height = struct.unpack(">II", parts[0][:8])
-    assert (width, height) == (2 * 5 * 2 + pictures.GAP, 24 + 6 * 2)
-    palette = np.frombuffer(parts[1], np.uint8).reshape(256, 3)
-    for moment, part in zip(moments, (parts[4], parts[6][4:], parts[8][4:]), strict=True):
-        shown = palette[unfilter(part, width)][24:, :, :].astype(int)
-        assert np.abs(shown[::2, :10:2] - moment["a"]).max() <= 2
-        assert (shown[1::2] == shown[::2]).all()
-        assert np.abs(shown[::2, 10 + pictures.GAP :: 2] - moment["b"]).max() <= 2
-    # every row brighter
-    ramp = np.broadcast_to(np.arange(2, 254, 36, dtype=np.uint8)[:, None, None], (7, 5, 3))
-    _, (_, plte), _, _, (_, data), _ = chunks(pictures.animation([{"a": ramp}], 20, scale=1))
-    shown = np.frombuffer(plte, np.uint8).reshape(256, 3)[unfilter(data, 5)][24:].astype(int)
-    assert np.abs(shown - ramp).max() <= 2
-    pictures.save(png, tmp_path / "a.png")
-    assert pygame.image.load(str(tmp_path / "a.png")).get_size() == (width, height)
-
-
-@pytest.mark.parametrize("task", ["doom", "carracing"])
-def test_a_film(task, monkeypatch):
-    """The dream begins at the very moment that reality has come to."""
-    monkeypatch.setattr(film, "SECONDS", 0.3)
-    monkeypatch.setitem(TASKS, task, replace(TASKS[task], strip_from=5))
-    moments = film.film(tiny_agent(task), seed=1)
-    assert len(moments) == int(0.3 / film.period(tiny_agent(task))) and list(moments[0]) == [
-        "reality",
-        "V's view",
-        "dream",
-    ]
-    assert all(picture.shape == (64, 64, 3) for moment in moments for picture in moment.values())
-    np.testing.assert_array_equal(moments[0]["V's view"], moments[0]["dream"])
-    assert not np.array_equal(moments[-1]["V's view"], moments[-1]["dream"])
-
-
-def test_dreams_that_only_discount_come_to_an_end():
-    """C may be evolved where an end is but a discount; who plays must be able to die."""
-    agent = tiny_agent("doom", "evolve.survival=true")
-    agent.m.params["done.b"][...] = 3.0  # nearly every step
-    for mortal, over in ((False, ""), (True, "died")):
-        life = film.Life(Dream.as_evolved(film.mortal(agent) if mortal else agent, 1, horizon=0), 0)
-        for _ in range(10):
-            if not life.over:
-                life.step(np.zeros((1, 1), np.float32))
-        assert life.over == over

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_agent
-from wm_numpy.lab.sight import OF_FIREBALL, Fireballs, Seeing, auc, figures, r2
+from wm_numpy.lab.fireballs import OF_FIREBALL, Fireballs, Seeing
+from wm_numpy.lab.sight import TellingCar, figures, read
 
 
 def balls() -> Fireballs:
@@ -30,13 +31,30 @@ def test_where_and_when_fireballs_pass():
 
 
 def test_probes_know_what_is_there_and_nothing_else():
+    """Numbers by R2, odds by AUC, over the steps at which a fact applies."""
     rng = np.random.default_rng(0)
     x, test = rng.standard_normal((4000, 5)) * 3 + 1, np.arange(4000) % 4 == 1
     y = x @ rng.standard_normal(5) + 2
-    assert r2(x, y, test) > 0.999 and auc(x, (y > 2.0).astype(float), test) > 0.99
     noise = rng.standard_normal(4000)
-    assert abs(r2(x, noise, test)) < 0.02
-    assert abs(auc(x, (noise > 1).astype(float), test) - 0.5) < 0.05
+    readers = {"x": x, "noise": noise[:, None]}
+    name, measure, told = read("y", y, readers, test)
+    assert (name, measure) == ("y", "R2") and told["x"] > 0.999 and abs(told["noise"]) < 0.02
+    _, measure, told = read("y > 2", (y > 2).astype(float), readers, test)
+    assert measure == "AUC" and told["x"] > 0.99 and abs(told["noise"] - 0.5) < 0.05
+    hidden = np.where(y > 2, y, np.nan)
+    hidden[y > 4] = 100 + noise[y > 4]
+    assert read("seen", np.where(y > 4, np.nan, hidden), readers, test)[2]["x"] > 0.999
+    assert np.isnan(read("once", np.arange(4000) == 0.0, readers, test)[2]["x"])
+
+
+def test_a_car_tells_where_it_is_while_it_drives_along_the_road():
+    env = TellingCar()
+    env.reset(seed=3)
+    assert set(env.truth()) == {"speed", "angle", "distance"}
+    assert np.isfinite([*env.truth().values()]).all()
+    env.game.car.hull.position += 30, 30  # on the grass
+    assert np.isnan([*env.truth().values()]).all()
+    env.close()
 
 
 def test_the_game_tells_where_fireballs_are():
@@ -63,10 +81,11 @@ def test_the_game_tells_where_fireballs_are():
 
 def test_figures_of_a_tiny_agent():
     rows = list(figures(tiny_agent("doom", "repeat=4"), 2))
-    assert len(rows) == 9 and {measure for _, measure, _ in rows} == {"R2", "AUC"}
-    for _, measure, told in rows[:6] + rows[7:]:
+    assert len(rows) == 11 and {measure for _, measure, _ in rows} == {"R2", "AUC"}
+    for _, measure, told in rows[:-1]:
         assert list(told) == ["mu", "z", "zch"]
         assert all(np.isnan(x) or x <= 1 for x in told.values())
         assert measure == "R2" or all(np.isnan(x) or x >= 0 for x in told.values())
-    name, _, told = rows[6]
-    assert "policy" in name and 0.3 < told["in view now"] < told["ever in view"] <= 1
+    name, _, told = rows[-1]
+    view, ever = told["pull of those in view"], told["pull of those ever seen"]
+    assert "ceilings" in name and 0.3 < view < ever <= 1

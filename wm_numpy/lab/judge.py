@@ -22,6 +22,7 @@ from ..worlds.rollout import rollout
 from ..worlds.world import Dream
 from . import openloop, sight
 from .statistics import correlation, r2
+from .verdict import verdict
 
 LEGEND = {
     "nll": "of the next z, nats per dimension: lower is better",
@@ -90,7 +91,7 @@ def table(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[str]:
             yield life_line(*about, *told)
         kinds.add(kind)
     yield "\nverdict"
-    yield from [f"  {sentence}" for sentence in verdict(agent, found)]
+    yield from [f"  {sentence}" for sentence in verdict(agent.config.task, found)]
 
 
 def columns(rows: list[dict[str, float]]) -> list[str]:
@@ -109,62 +110,6 @@ def life_line(policy: str, world: str, returns: np.ndarray, lengths: np.ndarray)
     pace = " ".join(f"{q:6.2f}" for q in np.quantile(returns / lengths, (0.25, 0.5, 0.75)))
     steps = " ".join(f"{q:6.0f}" for q in np.quantile(lengths, (0.25, 0.5, 0.75)))
     return f"{policy:10} {world:13} {mean:34} {pace} {steps}"
-
-
-def verdict(agent: Agent, found: Sequence[tuple]) -> list[str]:
-    """What the findings say, in sentences."""
-    by = {(kind, about): told for kind, about, told in found}
-    task = TASKS[agent.config.task]
-    told = []
-    figures = by["steps", "C"]
-    gain = figures["gaussian"] - figures["nll"]
-    better = f"{gain:.2f} nats a dimension better than" if gain > 0 else "no better than"
-    told.append(f"Where C leads, M foretells the next z {better} a Gaussian that knows nothing.")
-    if rows := by["loop", "C"]:
-        known = [r["steps"] for r in rows if r["z: M"] < min(r["stays"], r["mean"])]
-        what = f"for {max(known)} steps at least" if known else "not even for 5 steps"
-        told.append(
-            f"Under the recorded actions a dream stays closer to what came than both baselines {what}."
-        )
-        if "C: told" in rows[-1] and "reward: true" in rows[-1]:
-            row = rows[-1]
-            pay = (
-                f"In its dream C is told {row['C: told']:.0f} where {row['reward: true']:.0f} came"
-            )
-            kind = kindness(row["C: told"], row["reward: true"])
-            told.append(f"{pay}, {row['steps']} steps after a recorded moment: {kind}.")
-    real = by["life", ("C", "reality")][0]
-    for (kind, about), life in by.items():
-        if kind == "life" and about[0] == "C" and about[1] != "reality":
-            dream = life[0].mean()
-            told.append(
-                f"Over whole lives C has {dream:.0f} in the {about[1]} and {real.mean():.0f} in reality, "
-                f"in {task.reward}: {kindness(dream, real.mean())}."
-            )
-    whom = {"to and fro": "the blind baseline, to and fro,", "collecting": "the collecting policy"}
-    for other, name in whom.items():
-        if ("life", (other, "reality")) in by:
-            gain = real - by["life", (other, "reality")][0]  # of the same games
-            error = gain.std(ddof=1) / np.sqrt(len(gain))
-            sure = "better" if gain.mean() > 2 * error else "worse"
-            if abs(gain.mean()) <= 2 * error:
-                sure = "not to be told apart by so few games"
-            told.append(f"C beside {name} in reality: {gain.mean():+.0f} +- {error:.0f}, {sure}.")
-    return told
-
-
-def kindness(dream: float, real: float) -> str:
-    """A dream's pay beside reality's, in words."""
-    more = 100 * (dream / real - 1) if real > 0 else np.inf
-    if abs(more) < 10:
-        return f"about right ({more:+.0f} %)"
-    if not np.isfinite(more):
-        return "reality paid nothing"
-    return (
-        f"kinder than reality by {more:.0f} %"
-        if more > 0
-        else f"harsher than reality by {-more:.0f} %"
-    )
 
 
 # --------------------------------------------------------------------------------------------- what really happened

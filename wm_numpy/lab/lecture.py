@@ -24,6 +24,7 @@ from ..worlds.world import Dream
 from . import film, judge, report
 from .pictures import png
 from .plots import Line, bars, beside, chart
+from .verdict import verdict
 
 COLUMNS = 10  # pictures in a row
 STRONGEST = 8  # latent dimensions shown
@@ -84,9 +85,7 @@ def with_games(agent: Agent, folder: Path, games: int) -> dict[str, str]:
         f"{k} ({m}): {who}": (max(x, 0),) * 3 for k, (m, v) in facts.items() for who, x in v.items()
     }
     return temperature(agent, folder, games, lives["C", "reality"]) | {
-        "verdict": "<ul>"
-        + "".join(f"<li>{escape(x)}" for x in judge.verdict(agent, found))
-        + "</ul>",
+        "verdict": "<ul>" + "".join(f"<li>{escape(x)}" for x in verdict(c.task, found)) + "</ul>",
         "lives": bars(rows, {name: 1 for name in rows if "dream" in name}),
         "followed": followed(by),
         "ablations": bars(ablations(agent, games)),

@@ -119,19 +119,16 @@ def verdict(folder: Path, rows: dict[str, dict], results: dict) -> list[str]:
             told.append(f"The agent is {how} the {name}{what}.")
     config = load_config(folder)
     if scores := task.expected.get(config.preset):
-        low, high = min(scores), max(scores)
-        plain = configuration.resolve(config.task, config.preset, (), config.seed) == config
-        where = (
-            "within"
-            if low - 2 * error <= mean <= high + 2 * error
-            else "above"
-            if mean > high
-            else "below"
-        )
         seeds = ", ".join(f"{score:.0f}" for score in scores)
-        whose = "" if plain else "; this run has other settings"
+        how = "as expected"
+        if mean > max(scores) + 2 * error:
+            how = "better than expected"
+        if mean < min(scores) - 2 * error:
+            how = "worse than expected; another --seed may do better"
+        plain = configuration.resolve(config.task, config.preset, (), config.seed) == config
+        other = "" if plain else ", though with other settings"
         told.append(
-            f"Preset {config.preset} has had {seeds} (a score for each seed{whose}): {mean:.0f} is {where} that."
+            f"Preset {config.preset} has had {seeds} at its seeds{other}: {mean:.0f} is {how}."
         )
     if task.solved_at:
         over = "solved" if mean >= task.solved_at else "not solved"

@@ -8,6 +8,7 @@ Letters: N steps, F features.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -57,7 +58,8 @@ TELLING = {
 def figures(agent: Agent, episodes: int) -> Iterator[Row]:
     """Readers fitted to three quarters of the episodes and judged on the rest; nothing if the world tells no facts."""
     c = agent.config
-    kind = TELLING.get(type(make_env(c.task, repeat=c.repeat)))
+    with closing(make_env(c.task, repeat=c.repeat)) as env:
+        kind = TELLING.get(type(env))
     if kind is None:
         return
     seeds = episode_seeds("check", episodes, 0, 97)
