@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def perform(args: argparse.Namespace) -> int | None:
-    """Carry out a command -> exit code. `settings` and `gradcheck` need only NumPy, and only pictures need pygame."""
+    """Carry out a command -> exit code. `settings` and `gradcheck` need only NumPy."""
     from wm_numpy.core import files, threads
     from wm_numpy.lab import cases as gradcases
     from wm_numpy.settings import config

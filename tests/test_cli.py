@@ -121,7 +121,6 @@ def test_a_run_that_does_not_exist(sentence, command, tmp_path):
         ("gymnasium pygame vizdoom Box2D", "evaluate doom", 1, INSTALL),
         ("numpy", "settings", 1, INSTALL),
         ("pygame vizdoom Box2D", "evaluate nowhere", 1, "nowhere is not a run folder"),
-        ("pygame", "play doom --png x.png", 1, "run `pip install pygame-ce`"),
         ("vizdoom", "train doom --preset smoke", 1, "run `pip install vizdoom`"),
     ],
 )
