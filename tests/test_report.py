@@ -199,14 +199,14 @@ def test_curves_name_what_they_compare_with(tmp_path):
     assert "V: reconstruction" in v and "updates" in v
     assert "the authors" not in dream and "blind baseline" not in dream
     for words in (
-        "C, checked",
+        ">C<",
         "blind baseline 879",
         "random policy 230",
         "agent 1092",
         "the authors&#x27; log",
     ):
         assert words in real
-    assert "population" in adapted and "evolved on" in adapted
+    assert "candidates" in adapted and "evolved on" in adapted
     rows = [{"round": r, "step": s} for r, s in ((1, 1), (1, 12), (2, 3), (3, 1))]
     assert report.across_rounds(rows) == [1, 12, 15, 16]
 

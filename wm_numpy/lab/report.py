@@ -15,8 +15,8 @@ from ..settings.config import Config
 from ..settings.tasks import TASKS
 from ..training.experiment import read_results
 
-CHECK = {"check": "C, checked"}
-PEOPLE = {"fitness": "population's mean", "max": "its best"}
+CHECK = {"check": "C"}
+PEOPLE = {"fitness": "candidates", "max": "the best"}
 # The panels of learning curves: title, stage, the axes, figures of log.jsonl and what they are called
 CURVES = (
     ("V: reconstruction", "vae", "updates", "squared error", {"reconstruction": ""}),
