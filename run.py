@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     changes = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
 
     train = command("train", "collect, V, encode, M, C, evaluate; a stopped run goes on", run=False)
-    train.add_argument("task", help="doom or carracing")
+    train.add_argument("task", help="doom, carracing, FILE.py:NAME or gym:ID")
     train.add_argument(
         "--preset",
         default="quick",
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         elif not type(error).__module__.startswith("wm_numpy"):
             text = f"{type(error).__name__}: {text} (--debug shows where)"
         print(f"run.py: {text}", file=sys.stderr)
-        return 2 if type(error).__name__ == "SettingError" else 1
+        return 2 if type(error).__name__ in ("SettingError", "TaskError") else 1
 
 
 def perform(args: argparse.Namespace) -> int | None:
@@ -118,7 +118,7 @@ def perform(args: argparse.Namespace) -> int | None:
         parallel.use_cluster(args.executor)
     if getattr(args, "tau", None) is not None:
         settings = [f"evolve.tau={tau}" for tau in str(args.tau).split(",")]
-        taus = [config.resolve("doom", settings=[one]).evolve.tau for one in settings]
+        taus = [config.from_flat(config.pairs([one])).evolve.tau for one in settings]
 
     if args.command == "settings":
         print(config.help_text())
@@ -128,7 +128,9 @@ def perform(args: argparse.Namespace) -> int | None:
 
     from wm_numpy.lab import judge, lecture, report
     from wm_numpy.models import agent
+    from wm_numpy.settings import tasks
     from wm_numpy.training import experiment
+    from wm_numpy.worlds import envs
 
     mine = Path("runs") / str(getattr(args, "run", "")) / "config.json"
     if mine.exists() and agent.run_folder(args.run).parent == agent.SHIPPED:
@@ -140,8 +142,13 @@ def perform(args: argparse.Namespace) -> int | None:
                 stages = ", ".join(experiment.STAGES)
                 raise config.SettingError(f"unknown stage {args.stage!r}: choose from {stages}")
             settings = config.resolve(args.task, args.preset, args.set, args.seed)
-            run = experiment.Experiment(settings, args.out or Path("runs") / args.task)
+            run = experiment.Experiment(
+                settings, args.out or Path("runs") / tasks.find(settings.task).folder
+            )
             print(report.header(settings, run.folder, run.disk_needed()), flush=True)
+            if not run.episodes.exists():
+                for line in envs.examined(tasks.find(settings.task)):
+                    print(line, flush=True)
             run.run(experiment.STAGES[: experiment.STAGES.index(args.stage) + 1])
             if args.stage == "evaluate":
                 print(report.table(run.folder))

@@ -35,10 +35,11 @@ from wm_numpy.models import agent as agents
 from wm_numpy.models.cmaes import CMAES
 from wm_numpy.models.vae import VAE
 from wm_numpy.settings import config
-from wm_numpy.settings.tasks import TASKS
+from wm_numpy.settings.tasks import find
 from wm_numpy.training import data, parallel
 from wm_numpy.training.episodes import GROUP, real_rollouts
-from wm_numpy.worlds.envs import make_env, random_policy
+from wm_numpy.worlds.envs import make_env
+from wm_numpy.worlds.policies import random_policy
 from wm_numpy.worlds.rollout import dream_rollouts
 
 BATCH, POPULATION = 100, 64
@@ -72,7 +73,7 @@ def m_data(c: config.Config, steps: int) -> dict[str, np.ndarray]:
     """A batch in which every window begins an episode and no other does: what PyTorch's LSTM can be given whole."""
     rng = np.random.default_rng(0)
     z = rng.standard_normal((BATCH, steps + 1, c.vae.z_size), np.float32)
-    action = rng.uniform(-1, 1, (BATCH, steps, TASKS[c.task].action_size)).astype(np.float32)
+    action = rng.uniform(-1, 1, (BATCH, steps, find(c.task).actions)).astype(np.float32)
     batch = {"z": z[:, :-1], "z_next": z[:, 1:], "action": action}
     if c.mdnrnn.done_head:
         batch["done"] = (rng.random((BATCH, steps)) < 0.005).astype(np.float32)
@@ -218,7 +219,7 @@ def _bare_group(task: str, seeds: Sequence[int]) -> int:
     if task not in _bare:
         _bare[task] = bare_env(task)
     action = bare_action(np.tanh(np.array(IDLE[task], np.float32)))
-    return sum(play(_bare[task], seed, [action] * TASKS[task].max_steps) for seed in seeds)
+    return sum(play(_bare[task], seed, [action] * find(task).max_steps) for seed in seeds)
 
 
 # --------------------------------------------------------------------------------------------------------- the rows
@@ -278,7 +279,7 @@ ROWS = {
         )
         for name, task, *size in (
             ("car_env", "carracing", 1, 300),
-            ("doom_env", "doom", 8, TASKS["doom"].max_steps),
+            ("doom_env", "doom", 8, find("doom").max_steps),
         )
     },
     **{

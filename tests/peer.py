@@ -22,7 +22,7 @@ from tests import bench
 from wm_numpy.core import threads
 from wm_numpy.models import agent
 from wm_numpy.settings.config import Config
-from wm_numpy.settings.tasks import TASKS
+from wm_numpy.settings.tasks import find
 
 PLAIN = os.environ.get("PLAIN_PEER") == "1"
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -83,7 +83,7 @@ class M(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.config, self.z_size, hidden = c.mdnrnn, c.vae.z_size, c.mdnrnn.hidden
-        inputs = self.z_size + TASKS[c.task].action_size + c.mdnrnn.restart_input
+        inputs = self.z_size + find(c.task).actions + c.mdnrnn.restart_input
         self.lstm = nn.LSTM(inputs, hidden)  # gates i, f, g, o
         self.mixture = nn.Linear(hidden, 3 * c.mdnrnn.mixtures * self.z_size)
         self.done = nn.Linear(hidden, 1) if c.mdnrnn.done_head else None
@@ -193,8 +193,8 @@ def dream_peer(task: str, episodes: int, steps: int) -> Callable[[int], int]:
     torch.set_num_threads(threads.workers())
     c = bench.dream_config(task, steps)
     m, n = M(c), bench.POPULATION * episodes
-    weights = 0.1 * torch.randn(bench.POPULATION, agent.feature_size(c), TASKS[task].action_size)
-    bias = torch.zeros(bench.POPULATION, 1, TASKS[task].action_size)
+    weights = 0.1 * torch.randn(bench.POPULATION, agent.feature_size(c), find(task).actions)
+    bias = torch.zeros(bench.POPULATION, 1, find(task).actions)
 
     @torch.inference_mode()
     def play(k: int) -> int:

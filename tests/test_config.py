@@ -72,7 +72,7 @@ def test_settings_are_parsed_as_their_field():
         c.rounds = 4
 
 
-@pytest.mark.parametrize("task", config.TASKS)
+@pytest.mark.parametrize("task", ["doom", "carracing"])
 @pytest.mark.parametrize("preset", ["smoke", "quick", "laptop", "paper"])
 def test_round_trip(task, preset):
     c = resolve(task, preset, ["evolve.tau=0.123456789", "evolve.bias=false"], seed=5)

@@ -13,16 +13,12 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from wm_numpy.settings.tasks import TASKS
-from wm_numpy.worlds import envs
-from wm_numpy.worlds.envs import (
-    ENVIRONMENTS,
-    CarRacing,
-    EnvironmentDied,
-    TakeCover,
-    make_env,
-    random_policy,
-)
+from wm_numpy.settings.tasks import TaskError, find, known
+from wm_numpy.worlds import doom, envs, policies
+from wm_numpy.worlds.envs import Environment, EnvironmentDied, make_env
+from wm_numpy.worlds.policies import random_policy
+
+both = pytest.mark.parametrize("task", known())
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +33,8 @@ def nothing_in_the_current_folder(tmp_path, monkeypatch):
 def make():
     made = []
 
-    def make(cls, **arguments):
-        made.append(cls(**arguments))
+    def make(task, **arguments):
+        made.append(Environment(task, **arguments))
         return made[-1]
 
     yield make
@@ -65,20 +61,20 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 # ------------------------------------------------------------------------------------------------------- both
 
 
-@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
+@both
 @pytest.mark.filterwarnings("ignore:builtin type")  # swig's
 @pytest.mark.filterwarnings("error:.*WARN.*:UserWarning")
-def test_gymnasium_accepts_it(cls):
-    env = gym.make(f"wm_numpy/{cls.__name__}-v0", render_mode="rgb_array", max_steps=30)
+def test_gymnasium_accepts_it(task):
+    env = gym.make(f"wm_numpy/{find(task).face}", render_mode="rgb_array", max_steps=30)
     check_env(env.unwrapped)
     assert env.unwrapped.render().shape[0] >= 400
     env.close()
 
 
-@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
-def test_a_seed_decides_everything(make, cls):
+@both
+def test_a_seed_decides_everything(make, task):
     def episode(env, seed, steps=60):
-        policy = random_policy(env.name, np.random.default_rng(seed))
+        policy = random_policy(task, np.random.default_rng(seed))
         frames, rewards = [env.reset(seed=seed)[0]], []
         for _ in range(steps):
             frame, reward, terminated, _, _ = env.step(policy())
@@ -88,24 +84,24 @@ def test_a_seed_decides_everything(make, cls):
                 break
         return np.array(frames), np.array(rewards)
 
-    env = make(cls)
+    env = make(task)
     first, rewards = episode(env, 1)
     episode(env, 2)  # what happened before does not matter
     again, rewards_again = episode(env, 1)
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(rewards, rewards_again)
-    fresh, _ = episode(make(cls), 1)
+    fresh, _ = episode(make(task), 1)
     np.testing.assert_array_equal(first, fresh)
     other, _ = episode(env, None)  # and without a seed the game is another
     assert other.shape != first.shape or (other != first).any()
 
 
-@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
-def test_an_action_that_lasts_is_one_frame_after_the_other(make, cls):
+@both
+def test_an_action_that_lasts_is_one_frame_after_the_other(make, task):
     """The rewards of its frames are summed, the last of them is seen, an end stops it."""
-    slow, fast = make(cls, repeat=4, max_steps=202), make(cls, max_steps=202)
+    slow, fast = make(task, repeat=4, max_steps=202), make(task, max_steps=202)
     slow.reset(seed=3), fast.reset(seed=3)
-    policy, over = random_policy(cls.name, np.random.default_rng(0), hold=10), False
+    policy, over = random_policy(task, np.random.default_rng(0), hold=10), False
     while not over:
         action = policy()
         frame, reward, terminated, truncated, info = slow.step(action)
@@ -115,35 +111,35 @@ def test_an_action_that_lasts_is_one_frame_after_the_other(make, cls):
             total, tiles = total + more, tiles + its.get("reward", more)
             if end or cut:
                 break
-        assert np.array_equal(frame, one) or (cls is TakeCover and end)
+        assert np.array_equal(frame, one) or (task == "doom" and end)
         assert reward == pytest.approx(total) and info.get("reward", reward) == pytest.approx(tiles)
         assert (terminated, truncated) == (end, cut)
         over = terminated or truncated
     assert slow.frames == 202 if truncated else slow.frames > 50
 
 
-@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
+@both
 @pytest.mark.parametrize("action", [np.nan, [np.nan], [[0.0]], 0.5, [0.1, 0.2], [0, np.inf, 0]])
-def test_actions_that_cannot_be_are_refused(make, cls, action):
-    env = make(cls)
+def test_actions_that_cannot_be_are_refused(make, task, action):
+    env = make(task)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=f"an action of {cls.name}"):
+    with pytest.raises(ValueError, match=f"an action of {task}"):
         env.step(action)
 
 
-@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
-def test_limit(make, cls):
-    assert cls().max_steps == {"carracing": 1000, "doom": 2100}[cls.name]
-    env = make(cls, max_steps=5)
+@both
+def test_limit(make, task):
+    assert make(task).max_steps == {"carracing": 1000, "doom": 2100}[task]
+    env = make(task, max_steps=5)
     for _ in range(2):
         env.reset(seed=0)
-        ends = [env.step(np.zeros(cls.facts.action_size, np.float32))[2:4] for _ in range(5)]
+        ends = [env.step(np.zeros(find(task).actions, np.float32))[2:4] for _ in range(5)]
         assert ends == [(False, False)] * 4 + [(False, True)]
 
 
-@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
-def test_no_step_before_a_beginning_nor_after_an_end(make, cls):
-    env = make(cls, max_steps=2)
+@both
+def test_no_step_before_a_beginning_nor_after_an_end(make, task):
+    env = make(task, max_steps=2)
     action = np.zeros(env.action_space.shape, np.float32)
     for _ in range(2):
         with pytest.raises(gym.error.ResetNeeded, match="call reset before step"):
@@ -152,38 +148,38 @@ def test_no_step_before_a_beginning_nor_after_an_end(make, cls):
         assert not env.step(action)[3] and env.step(action)[3]
 
 
-@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
-def test_actions_that_are_none(make, cls):
+@both
+def test_actions_that_are_none(make, task):
     """With a NaN for gas CarRacing paid +992 and a lap in two steps."""
-    env = make(cls)
+    env = make(task)
     env.reset(seed=4)
     right = np.zeros(env.action_space.shape)
     for wrong in (right + np.nan, right - np.inf, 0.5, right[:0], np.zeros(4), right[None]):
-        sentence = rf"action of {cls.name} is \({len(right)},\) finite numbers"
+        sentence = rf"action of {task} is \({len(right)},\) finite numbers"
         with pytest.raises(ValueError, match=sentence):
             env.step(wrong)
     assert abs(env.step(right.tolist())[1]) < 10
 
 
-@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
-def test_batches_of_gymnasium(cls):
+@both
+def test_batches_of_gymnasium(task):
     """And what is registered can be written down."""
-    envs = gym.make_vec(f"wm_numpy/{cls.__name__}-v0", num_envs=2)
+    envs = gym.make_vec(f"wm_numpy/{find(task).face}", num_envs=2)
     frames, _ = envs.reset(seed=3)
     assert frames.shape == (2, 64, 64, 3)
     assert envs.step(envs.action_space.sample())[1].shape == (2,)
     envs.close()
-    spec = gym.spec(f"wm_numpy/{cls.__name__}-v0")
+    spec = gym.spec(f"wm_numpy/{find(task).face}")
     assert gym.envs.registration.EnvSpec.from_json(spec.to_json()) == spec
 
 
 def test_names():
-    for task, cls in ENVIRONMENTS.items():
+    assert known() == ["carracing", "doom"]
+    for task in known():
         env = make_env(task)
-        assert type(env) is cls and env.name == task
-        assert env.action_space.shape == (TASKS[task].action_size,)
+        assert env.task.name == task and env.action_space.shape == (find(task).actions,)
         env.close()
-    with pytest.raises(ValueError, match="carracing, doom"):
+    with pytest.raises(TaskError, match="carracing, doom"):
         make_env("pong")
     with pytest.raises(ValueError, match="carracing, doom"):
         random_policy("pong", np.random.default_rng(0))
@@ -217,7 +213,7 @@ def test_resizing(size):
     np.testing.assert_allclose(small[..., 2], np.broadcast_to(250 - middle, (64, 64)), atol=4)
 
 
-@pytest.mark.parametrize("cls", ENVIRONMENTS.values())
+@both
 @pytest.mark.parametrize(
     "argument, sentence",
     [
@@ -228,17 +224,17 @@ def test_resizing(size):
         ({"max_steps": -5}, "max_steps = -5"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(cls, argument, sentence):
+def test_numbers_that_cannot_be_are_refused(task, argument, sentence):
     with pytest.raises(ValueError, match=sentence):
-        cls(**argument)
+        Environment(task, **argument)
     with pytest.raises(ValueError, match=sentence):
-        gym.make(f"wm_numpy/{cls.__name__}-v0", **argument)
+        gym.make(f"wm_numpy/{find(task).face}", **argument)
 
 
 def test_policies_that_cannot_be():
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="steps = 0"):
-        envs.to_and_fro(np.ones(1), rng, 0)
+    with pytest.raises(ValueError, match="repeat = 0"):
+        policies.to_and_fro("doom", rng, 0)
     with pytest.raises(ValueError, match="hold = -1"):
         random_policy("doom", rng, hold=-1)
     with pytest.raises(ValueError, match="repeat = 0"):
@@ -250,7 +246,7 @@ def test_policies_that_cannot_be():
 
 @pytest.mark.parametrize(("seed", "drive"), [(6, "straight"), (1, "walk"), (2, "walk")])
 def test_car_equals_gymnasium(make, seed, drive):
-    ours, theirs = make(CarRacing), gym.make("CarRacing-v3").unwrapped
+    ours, theirs = make("carracing"), gym.make("CarRacing-v3").unwrapped
     ours.reset(seed=seed)
     frame, _ = theirs.reset(seed=seed)
     np.testing.assert_array_equal(ours.crop, frame[:84])
@@ -277,7 +273,7 @@ def test_car_equals_gymnasium(make, seed, drive):
     [((0.5, 1, -1), -0.5, 1, 0), ((-1, -1, 0.5), 1, 0, 0.5), ((0, 0, 0), 0, 0.5, 0)],
 )
 def test_car_action_map(make, action, steer, gas, brake):
-    env = make(CarRacing)
+    env = make("carracing")
     env.reset(seed=0)
     for _ in range(12):  # gas rises by 0.1 a step at most
         env.step(np.array(action, np.float32))
@@ -288,7 +284,7 @@ def test_car_action_map(make, action, steer, gas, brake):
 
 
 def test_broken_physics(make):
-    env = make(CarRacing)
+    env = make("carracing")
     env.reset(seed=0)
 
     def broken(*_):
@@ -306,7 +302,7 @@ def test_doom_equals_gymnasium(make, tmp_path):
     import vizdoom
     import vizdoom.gymnasium_wrapper
 
-    ours = make(TakeCover)
+    ours = make("doom")
     arguments = {
         "screen_resolution": vizdoom.ScreenResolution.RES_160X120,
         "doom_config_path": os.devnull,
@@ -314,18 +310,18 @@ def test_doom_equals_gymnasium(make, tmp_path):
     theirs = gym.make("VizdoomTakeCover-v1", **arguments).unwrapped
     ours.reset(seed=4)
     state, _ = theirs.reset(seed=4)
-    np.testing.assert_array_equal(ours.screen, state["screen"])
+    np.testing.assert_array_equal(ours.game.screen, state["screen"])
     policy, terminated, steps = random_policy("doom", np.random.default_rng(4), hold=10), False, 0
     while not terminated:
         action = policy()
         button = int(action[0] > 1 / 3) + 2 * int(action[0] < -1 / 3)  # stay, right, left
-        last = ours.screen
+        last = ours.game.screen
         frame, reward, terminated, _, _ = ours.step(action)
         state, their_reward, their_end, _, _ = theirs.step(button)
         assert (reward, terminated) == (their_reward, their_end) and reward == 1
         steps += 1
         if not terminated:
-            np.testing.assert_array_equal(ours.screen, state["screen"])
+            np.testing.assert_array_equal(ours.game.screen, state["screen"])
     assert state["screen"].max() == 0  # ViZDoom's black
     np.testing.assert_array_equal(frame, ours._resize(last[:100]))  # ours: the last one visible
     assert frame.max() > 100 and steps > 30
@@ -337,16 +333,16 @@ def test_doom_equals_gymnasium(make, tmp_path):
     ("a", "buttons"), [(-1, [1, 0]), (-0.3, [0, 0]), (0.3, [0, 0]), (0.4, [0, 1])]
 )
 def test_doom_action_map(make, a, buttons):
-    env = make(TakeCover)
+    env = make("doom")
     env.reset(seed=0)
     env.step(np.array([a], np.float32))
-    assert env.game.get_last_action() == buttons
+    assert env.game.doom.get_last_action() == buttons
 
 
 @linux
 def test_a_killed_engine_is_reported(make):
     before = engines()
-    env = make(TakeCover)
+    env = make("doom")
     env.reset(seed=0)
     (engine,) = set(engines()) - set(before)
     os.kill(engine, signal.SIGKILL)
@@ -382,7 +378,7 @@ def test_no_engine_outlives_a_killed_process():
 def test_no_engine_starts_for_a_parent_that_is_gone(tmp_path, alive):
     """A process may die between the fork and the launcher's asking to be killed with it."""
     parent, echo = str(os.getpid() if alive else os.getppid()), shutil.which("echo")
-    command = [sys.executable, "-c", envs._LAUNCH, parent, tmp_path, echo, "started"]
+    command = [sys.executable, "-c", doom._LAUNCH, parent, tmp_path, echo, "started"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout == ("started\n" if alive else "")
 
@@ -457,9 +453,9 @@ def test_the_random_policy_of_the_table_is_uniform_at_every_step():
 def test_to_and_fro():
     first = set()
     for i in range(8):
-        policy = envs.to_and_fro(np.array([1.0, 0.0]), np.random.default_rng(i), steps=6)
-        steering, other = np.array([policy() for _ in range(15)]).T
+        policy = policies.to_and_fro("carracing", np.random.default_rng(i), repeat=20)
+        steering, gas, brake = np.array([policy() for _ in range(15)]).T
         first.add(steering[0])
         assert np.array_equal(steering, steering[0] * np.repeat([1, -1, 1], [3, 6, 6]))
-        assert not other.any()
+        assert not gas.any() and not brake.any()
     assert first == {-1, 1}

@@ -29,7 +29,7 @@ from wm_numpy.training.episodes import blind_rollouts, real_rollouts
 from wm_numpy.training.experiment import PURPOSES, STAGES, Experiment, branch, episode_seeds, score
 from wm_numpy.training.loops import RunError
 from wm_numpy.worlds import envs
-from wm_numpy.worlds.envs import random_policy
+from wm_numpy.worlds.policies import random_policy
 
 RESULTS = ("vae.npz", "mdnrnn.npz", "controller.npz")
 

@@ -13,7 +13,8 @@ from wm_numpy.lab.statistics import auc, correlation, r2, ridge
 from wm_numpy.lab.verdict import kindness, verdict
 from wm_numpy.training.data import discounted, frame_dtype, series_dtype
 from wm_numpy.training.experiment import episode_seeds
-from wm_numpy.worlds.envs import fixed_policy, make_env
+from wm_numpy.worlds.envs import make_env
+from wm_numpy.worlds.policies import fixed_policy
 
 
 def batches(rng, n: int = 3, steps: int = 400, sd: float = 2.0) -> list[dict]:

@@ -17,7 +17,7 @@ from tests.browser import CHROMIUM
 from tests.conftest import tiny_agent
 from wm_numpy.lab import film, lecture, pictures, plots, report
 from wm_numpy.models.agent import run_folder
-from wm_numpy.settings.tasks import TASKS
+from wm_numpy.settings.tasks import find
 from wm_numpy.training import experiment
 from wm_numpy.worlds.world import Dream
 
@@ -53,9 +53,9 @@ def test_the_end_says_whether_it_is_good(tmp_path):
 
 def test_a_world_without_scores_to_compare_with(tmp_path, monkeypatch):
     plain = replace(
-        TASKS["doom"], blind="", paper="", expected={}, solved_at=0, table2={}, authors={}
+        find("doom"), blind="", paper="", expected={}, solved_at=None, table2={}, authors={}
     )
-    monkeypatch.setitem(TASKS, "doom", plain)
+    monkeypatch.setattr(report, "find", lambda name: plain)
     folder = results_of(tmp_path, 600.0)
     assert list(report.compared(folder)) == ["random policy", "agent"]
     told = report.table(folder)
@@ -277,7 +277,7 @@ def test_an_animation_holds_its_pictures():
 def test_a_film(task, monkeypatch):
     """The dream begins at the very moment that reality has come to; an animation shows at most 12 pictures a second."""
     monkeypatch.setattr(film, "SECONDS", 0.3)
-    monkeypatch.setitem(TASKS, task, replace(TASKS[task], strip_from=5))
+    monkeypatch.setattr(film, "find", lambda name: replace(find(name), strip_from=5))
     agent = tiny_agent(task)
     moments = film.film(agent, seed=1)
     assert len(moments) == int(0.3 / film.period(agent))

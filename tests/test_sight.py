@@ -5,7 +5,8 @@ import pytest
 
 from tests.conftest import tiny_agent
 from wm_numpy.lab.fireballs import OF_FIREBALL, Fireballs, Seeing
-from wm_numpy.lab.sight import TellingCar, figures, read
+from wm_numpy.lab.sight import figures, read
+from wm_numpy.worlds.envs import make_env
 
 
 def balls() -> Fireballs:
@@ -48,12 +49,12 @@ def test_probes_know_what_is_there_and_nothing_else():
 
 
 def test_a_car_tells_where_it_is_while_it_drives_along_the_road():
-    env = TellingCar()
+    env = make_env("carracing")
     env.reset(seed=3)
-    assert set(env.truth()) == {"speed", "angle", "distance"}
-    assert np.isfinite([*env.truth().values()]).all()
+    assert set(env.game.truth()) == {"speed", "angle", "distance"}
+    assert np.isfinite([*env.game.truth().values()]).all()
     env.game.car.hull.position += 30, 30  # on the grass
-    assert np.isnan([*env.truth().values()]).all()
+    assert np.isnan([*env.game.truth().values()]).all()
     env.close()
 
 
@@ -63,7 +64,7 @@ def test_the_game_tells_where_fireballs_are():
     _, _, start = env.fireballs()
     tracks = {}
     for t in range(150):
-        *_, terminated, _, _ = env.step(np.array([1.0]))
+        *_, terminated, _, _ = env.step([False, True])
         if terminated:
             break
         b, names, place = env.fireballs()

@@ -20,9 +20,11 @@ import numpy as np
 from ..core.files import DataError
 from ..lab.film import Life, Recorded, mortal, period
 from ..models.agent import Agent, run_folder
+from ..settings.tasks import find
 from ..training.data import Records, series_dtype
 from ..training.experiment import read_results
-from ..worlds.envs import ENVIRONMENTS, EnvironmentDied, make_env, to_and_fro
+from ..worlds.envs import EnvironmentDied, make_env
+from ..worlds.policies import to_and_fro
 from ..worlds.world import Dream, RealWorld, World
 from .serve import Server, WebSocket
 
@@ -109,9 +111,8 @@ class Visit:
             self.env = None
             return self._send({"says": str(error)})
         self.name = name
-        first = np.eye(1, self.agent.m.action_size, dtype=np.float32)[0]
         rng = np.random.default_rng(self.seed)
-        self.blind = to_and_fro(first, rng, 120 // self.agent.config.repeat)
+        self.blind = to_and_fro(self.agent.config.task, rng, self.agent.config.repeat)
         self.show()
 
     def _world(self, name: str) -> World:
@@ -206,7 +207,7 @@ def server(run: str | Path, host: str = "127.0.0.1", port: int = 0) -> Server:
     agent = mortal(Agent.load(run))
     folder = run_folder(run)
     c = agent.config
-    height, width = ENVIRONMENTS[c.task].crop_size
+    height, width = find(c.task).size
     episodes = None
     # The series of a training, or the one shipped with its weights.
     for place in (*folder.glob("series/*"), folder / "recorded"):

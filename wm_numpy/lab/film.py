@@ -7,7 +7,7 @@ import numpy as np
 
 from ..core.ops import sigmoid
 from ..models.agent import Agent
-from ..settings.tasks import TASKS
+from ..settings.tasks import find
 from ..worlds.envs import make_env
 from ..worlds.world import Dream, RealWorld, World
 from .pictures import animation
@@ -98,7 +98,7 @@ def film(agent: Agent, seed: int = 0, tau: float | None = None) -> list[dict[str
     agent = mortal(agent)
     act = agent.controller()
     moments = []
-    first = TASKS[agent.config.task].strip_from // agent.config.repeat
+    first = find(agent.config.task).strip_from // agent.config.repeat
     with closing(make_env(agent.config.task, repeat=agent.config.repeat)) as env:
         real = Life(RealWorld(agent, [env]), seed)
         while real.steps < first:
@@ -125,4 +125,4 @@ def animated(agent: Agent, moments: list[dict]) -> bytes:
 
 def period(agent: Agent) -> float:
     """Seconds of the game between two pictures."""
-    return agent.config.repeat / TASKS[agent.config.task].fps
+    return agent.config.repeat / find(agent.config.task).fps

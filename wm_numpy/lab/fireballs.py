@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..worlds.envs import TakeCover
+from ..worlds.doom import TakeCover
 
 # The policy that sees everything: tanh of a weight for each fireball, by where it will pass (rows, from left to right)
 # and when (columns, in tics), one for the player's place, and the last action. Evolved in the real game by CMA-ES, a
@@ -74,7 +74,7 @@ class Seeing(TakeCover):
 
     def fireballs(self) -> tuple[Fireballs, list[int], float]:
         """Those in the air, their numbers in the game, and the player's place y."""
-        state = self.game.get_state()
+        state = self.doom.get_state()
         x, y = state.game_variables
         balls = [o for o in state.objects if o.name == "DoomImpBall"]
         flying = [o for o in balls if o.velocity_x < -1 and o.position_x > x - 16]
@@ -102,9 +102,9 @@ class Seeing(TakeCover):
 
 
 class SeesAll:
-    """The policy that sees everything, of n games; now and then it holds an action at random, so that all is tried."""
+    """The policy that sees everything, in n environments of such games; now and then it holds an action at random, so that all is tried."""
 
-    def __init__(self, envs: Sequence[Seeing], seeds: Sequence[int]):
+    def __init__(self, envs: Sequence, seeds: Sequence[int]):
         self.envs = envs
         self.rngs = [np.random.default_rng([int(seed), 1]) for seed in seeds]
         self.action = np.zeros(len(envs))
@@ -119,8 +119,11 @@ class SeesAll:
                 self.left[i] = rng.integers(8, 44)
                 self.action[i] = rng.uniform(-1, 1)
             if self.left[i] <= 0:
-                balls, _, place = self.envs[i].fireballs()
+                balls, _, place = self.envs[i].game.fireballs()
                 pull = balls.pull(np.ones(len(balls.tics), bool))
                 pull += OF_PLACE[np.searchsorted(PLACES, place)] + OF_LAST * self.action[i]
                 self.action[i] = np.tanh(pull)
         return self.action[:, None]
+
+
+Seeing.player = SeesAll

@@ -13,11 +13,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from ..models.agent import Agent
-from ..settings.tasks import TASKS
+from ..settings.tasks import find
 from ..training.data import Records, advantage, encoded, frame_dtype, series_dtype, transitions
 from ..training.episodes import blind_rollouts, real_rollouts
 from ..training.experiment import collecting_policy, episode_seeds, score
-from ..worlds.envs import fixed_policy, to_and_fro
+from ..worlds.policies import fixed_policy, to_and_fro
 from ..worlds.rollout import rollout
 from ..worlds.world import Dream
 from . import openloop, sight
@@ -56,7 +56,7 @@ def findings(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[tup
 
 def table(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[str]:
     """The findings as lines of text, each kind with its legend, and a verdict."""
-    task = TASKS[agent.config.task]
+    task = find(agent.config.task)
     found = []
     kinds = set()
     for kind, about, told in findings(agent, episodes, taus):
@@ -236,7 +236,7 @@ def lives(
     policies = {"collecting": collecting_policy(agent.config)}
     for name, x in (("left", -1), ("middle", 0), ("right", 1)):
         policies[name] = partial(fixed_policy, x * first)
-    policies["to and fro"] = partial(to_and_fro, first, steps=120 // agent.config.repeat)
+    policies["to and fro"] = partial(to_and_fro, agent.config.task, repeat=agent.config.repeat)
     policies["C"] = None
 
     def actor(make_policy: Callable | None) -> Callable:

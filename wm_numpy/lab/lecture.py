@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.files import write
 from ..models.agent import Agent, feature_size
-from ..settings.tasks import TASKS
+from ..settings.tasks import find
 from ..training.data import Records, advantage, frame_dtype
 from ..training.episodes import real_rollouts
 from ..training.experiment import episode_seeds, score
@@ -38,7 +38,7 @@ def write_page(folder: Path, out: Path, games: int = 0) -> None:
     """Write out/report.html and out/curves.svg of a run; games: real episodes of each policy, 0: none are played."""
     agent = Agent.load(folder)
     c = agent.config
-    task = TASKS[c.task]
+    task = find(c.task)
     sizes = {"v": agent.v.params.size, "m": agent.m.params.size, "c": agent.theta.size}
     parts = {
         "title": escape(f"{task.title}, preset {c.preset}, seed {c.seed}"),
@@ -155,7 +155,7 @@ def curves(folder: Path, task: str) -> list[str]:
                 lines.append(Line(label, *zip(*points, strict=True), smooth=smooth))
         real = "check" in names
         if lines and real:
-            authors = {g: y for g, y in TASKS[task].authors.items() if g <= max(steps)}
+            authors = {g: y for g, y in find(task).authors.items() if g <= max(steps)}
             if authors:
                 lines.append(Line("the authors' log", list(authors), list(authors.values())))
         if lines:
@@ -165,7 +165,7 @@ def curves(folder: Path, task: str) -> list[str]:
 
 def temperature(agent: Agent, folder: Path, games: int, real: np.ndarray) -> dict[str, str]:
     """Score by temperature, of a sweep of this run if there is one, else of its C; the paper's beside it."""
-    task = TASKS[agent.config.task]
+    task = find(agent.config.task)
     swept = report.sweeps(folder)
     lines = []
     levels = {}

@@ -12,7 +12,7 @@ from ..core.files import DataError
 from ..models.agent import SHIPPED, load_config, new_mdnrnn, new_vae, theta_size
 from ..settings import config as configuration
 from ..settings.config import Config
-from ..settings.tasks import TASKS
+from ..settings.tasks import find
 from ..training.experiment import read_results
 
 CHECK = {"check": "C"}
@@ -68,7 +68,7 @@ def compared(folder: Path) -> dict[str, dict]:
     """The scores of a run in reality, and those that its task is compared with, all by name."""
     path = folder / "results.json"
     results = read_results(path)
-    task = TASKS[results["task"]]
+    task = find(results["task"])
     quoted = {"blind baseline": task.blind, "the paper's agent": task.paper}
     known = {
         name: dict(zip(("mean", "sd"), map(float, score.split(" +- ")), strict=True))
@@ -88,7 +88,7 @@ def table(folder: Path) -> str:
     """The scores of a run and of its dream, whether they are good, and what to type next."""
     rows = compared(folder)
     results = read_results(folder / "results.json")
-    task = TASKS[results["task"]]
+    task = find(results["task"])
     lines = [f"{task.title}, real episodes of at most {task.max_steps:,} frames"]
     lines.append(f"{'':17} {'episodes':>8} {'mean':>9} {'SD':>8}   95 % interval of the mean")
     lines += [score_line(name, result) for name, result in rows.items()]
@@ -102,7 +102,7 @@ def table(folder: Path) -> str:
 
 def verdict(folder: Path, rows: dict[str, dict], results: dict) -> list[str]:
     """Whether the agent's score is good, in sentences."""
-    task = TASKS[results["task"]]
+    task = find(results["task"])
     agent = rows["agent"]
     mean, error = agent["mean"], agent["sd"] / np.sqrt(agent["episodes"])
     told = []
@@ -145,8 +145,8 @@ def advice(folder: Path, results: dict) -> list[str]:
         (f"play {name}", "watch it, play in its dream, in a browser"),
         (f"report {name} --all", "all pictures, with captions: can its dream be trusted?"),
     ]
-    if results["preset"] in ("smoke", "quick") and results["task"] in ("doom", "carracing"):
-        better = "quick" if results["preset"] == "smoke" else "laptop"
+    better = {"smoke": "quick", "quick": "laptop"}.get(results["preset"])
+    if better in configuration.PRESETS.get(results["task"], configuration.PRESETS["world"]):
         lines.append(
             (f"train {results['task']} --preset {better} --out {folder}-{better}", "a better agent")
         )
@@ -165,7 +165,7 @@ def sweep_table(folders: dict[float, Path]) -> str:
     lines = [row("tau", "dream: mean +- SD (95 %)", "paper", "real: mean +- SD (95 %)", "paper")]
     for tau, folder in folders.items():
         results = read_results(folder / "results.json")
-        task = TASKS[results["task"]]
+        task = find(results["task"])
         dream, real = task.table2.get(tau, ("", ""))
         lines.append(row(f"{tau:.2f}", cell(results["dream"]), dream, cell(results["agent"]), real))
     lines.append(row("random", "-", "-", cell(results["random"]), task.random))

@@ -1,7 +1,7 @@
 """What V sees and M remembers: facts of the game, which frames do not spell out, read off by linear probes (C is one).
 
-A world can be probed if its environments have a method `truth`: facts by name, numbers or bools, NaN where a fact does
-not apply. CarRacing tells speed, angle and distance, and C drives; in Take Cover a policy that sees everything plays
+A world can be probed if its game has a method `truth`: facts by name, numbers or bools, NaN where a fact does not
+apply. CarRacing tells speed, angle and distance, and C drives; in Take Cover a policy that sees everything plays
 (fireballs.py). What mu does not hold, V does not see; what C's features know beyond it, M remembers.
 
 Letters: N steps, F features.
@@ -9,17 +9,19 @@ Letters: N steps, F features.
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
+from importlib import import_module
 
 import numpy as np
 
 from ..models.agent import Agent
+from ..settings.tasks import Task, find
 from ..training import parallel
 from ..training.episodes import GROUP
 from ..training.experiment import episode_seeds
-from ..worlds.envs import CarRacing, TakeCover, make_env
+from ..worlds.envs import make_env
 from ..worlds.world import RealWorld
-from .fireballs import Seeing, SeesAll
 from .statistics import auc, r2, ridge
 
 Row = tuple[
@@ -37,33 +39,24 @@ class Watched(RealWorld):
         return super()._sample(mu, logvar, rows)
 
 
-class TellingCar(CarRacing):
-    """CarRacing and where the car is, while it is on the road and drives along it: elsewhere an angle jumps."""
-
-    ceilings = {}
-    road = 20 / 3  # from the middle of the road to its edge, in its units
-
-    def truth(self) -> dict[str, float]:
-        facts = self.game.truth()
-        along = abs(facts["distance"]) < self.road and abs(facts["angle"]) < np.pi / 2
-        return facts if along else dict.fromkeys(facts, np.nan)
-
-
-TELLING = {
-    TakeCover: Seeing,
-    CarRacing: TellingCar,
-}  # environments that tell, in place of those that do not
+def telling(name: str) -> Task:
+    """The world of that name whose games tell their truth, as far as there is one."""
+    task = find(name)
+    if not task.telling:
+        return task
+    module, _, kind = task.telling.partition(":")
+    return replace(task, make=getattr(import_module(module), kind))
 
 
 def figures(agent: Agent, episodes: int) -> Iterator[Row]:
     """Readers fitted to three quarters of the episodes and judged on the rest; nothing if the world tells no facts."""
     c = agent.config
-    with closing(make_env(c.task, repeat=c.repeat)) as env:
-        kind = TELLING.get(type(env))
-    if kind is None:
+    with closing(make_env(telling(c.task))) as env:
+        game = env.game.unwrapped
+    if not hasattr(game, "truth"):
         return
     seeds = episode_seeds("check", episodes, 0, 97)
-    jobs = [(kind, seeds[i : i + GROUP]) for i in range(0, episodes, GROUP)]
+    jobs = [(seeds[i : i + GROUP],) for i in range(0, episodes, GROUP)]
     parts = dict(parallel.processes(_watch, jobs, _set_agent, (agent,)))
     steps = {name: np.concatenate([parts[i][name] for i in range(len(jobs))]) for name in parts[0]}
     _, number = np.unique(steps.pop("episode"), return_inverse=True)
@@ -72,7 +65,7 @@ def figures(agent: Agent, episodes: int) -> Iterator[Row]:
     readers = {"mu": steps.pop("mu"), "z": seen[:, : c.vae.z_size], c.evolve.features: seen}
     for name, fact in steps.items():
         yield read(name, fact.astype(float), readers, test)
-    for name, ceilings in kind.ceilings.items():
+    for name, ceilings in getattr(game, "ceilings", {}).items():
         told = {who: float(np.corrcoef(steps[name], steps[who])[0, 1] ** 2) for who in ceilings}
         yield f"{name}, ceilings", "R2", told
 
@@ -99,19 +92,21 @@ def _set_agent(agent: Agent) -> None:
     _agent = agent
 
 
-def _watch(kind: type, seeds: np.ndarray) -> dict[str, np.ndarray]:
+def _watch(seeds: np.ndarray) -> dict[str, np.ndarray]:
     """Episodes -> what the agent has and what is true, step by step, (N, ...) each."""
-    envs = [kind(repeat=_agent.config.repeat) for _ in seeds]
+    c = _agent.config
+    envs = [make_env(telling(c.task), repeat=c.repeat) for _ in seeds]
     world = Watched(_agent, envs)
     features, _ = world.reset(seed=seeds)
     act = _agent.controller()
-    all_seeing = SeesAll(envs, seeds) if kind is Seeing else None
+    player = getattr(envs[0].game.unwrapped, "player", None)  # in place of C
+    player = player and player(envs, seeds)
     rows = []
     while len(world.rows):
         for i in world.rows:
             row = {"episode": seeds[i], "features": features[i].copy(), "mu": world.mu[i].copy()}
-            rows.append(row | envs[i].truth())
-        actions = all_seeing(world.rows) if all_seeing else act(features)
+            rows.append(row | envs[i].game.unwrapped.truth())
+        actions = player(world.rows) if player else act(features)
         features, *_ = world.advance(actions)
     world.close()
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}

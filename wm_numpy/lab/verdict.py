@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..settings.tasks import TASKS
+from ..settings.tasks import find
 
 
 def verdict(task: str, found: Sequence[tuple]) -> list[str]:
     """A sentence for each question; found: judge.findings."""
     by = {(kind, about): told for kind, about, told in found}
     lives = {about: told[0] for (kind, about), told in by.items() if kind == "life"}
-    unit = TASKS[task].reward
+    unit = find(task).reward
     gain = by["steps", "C"]["gaussian"] - by["steps", "C"]["nll"]
     better = f"{gain:.2f} nats a dimension better than" if gain > 0 else "no better than"
     told = [f"Where C leads, M foretells the next z {better} a Gaussian that knows nothing."]

@@ -12,7 +12,7 @@ import numpy as np
 from ..core.arrays import Params
 from ..core.files import DataError, is_empty, read_arrays, write
 from ..settings.config import Config, flat, from_flat
-from ..settings.tasks import TASKS
+from ..settings.tasks import find
 from .controller import Controller, controller_size
 from .mdnrnn import MDNRNN
 from .vae import VAE
@@ -85,7 +85,7 @@ def new_vae(config: Config, rng: np.random.Generator | None = None) -> VAE:
 
 def new_mdnrnn(config: Config, rng: np.random.Generator | None = None) -> MDNRNN:
     """M of a configuration; its weights are drawn from rng, or zero."""
-    return MDNRNN(config.mdnrnn, config.vae.z_size, TASKS[config.task].action_size, rng)
+    return MDNRNN(config.mdnrnn, config.vae.z_size, find(config.task).actions, rng)
 
 
 def feature_size(config: Config) -> int:
@@ -101,7 +101,7 @@ def theta_size(config: Config) -> int:
 def _sizes(config: Config) -> list[int]:
     """The widths of C: what it sees, its hidden units if it has any, the action."""
     hidden = [config.evolve.hidden] if config.evolve.hidden else []
-    return [feature_size(config), *hidden, TASKS[config.task].action_size]
+    return [feature_size(config), *hidden, find(config.task).actions]
 
 
 def run_folder(run: str | Path) -> Path:

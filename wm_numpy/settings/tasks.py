@@ -1,7 +1,26 @@
-"""The paper's two tasks: all that is known of them before an environment is made, in one table."""
+"""The declaration of a world to learn, and how one is found by its name.
 
-from dataclasses import dataclass, field
+doom, carracing      a file of worlds/ that declares TASK
+mine.py:CATCH        a file of your own and a name in it: a Task, or what makes a Gymnasium environment
+gym:CartPole-v1      an id that is registered with Gymnasium; gym:MODULE:ID imports MODULE first
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from importlib import import_module, util
 from operator import index
+from pathlib import Path
+from traceback import extract_tb
+
+import numpy as np
+
+WORLDS = Path(__file__).parents[1] / "worlds"
+
+
+class TaskError(ValueError):
+    """There is no such world, or it cannot be declared like this."""
 
 
 def whole(name: str, number: int, least: int = 1) -> int:
@@ -13,76 +32,152 @@ def whole(name: str, number: int, least: int = 1) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """Sizes and limits of a task, and the scores to compare with."""
+    """How to make an environment, and what is worth knowing before one is made. Only `make` is needed.
 
-    title: str
-    action_size: int  # A; every action lies in [-1, 1]
-    max_steps: int  # frames after which an episode is cut
-    fps: int  # frames per second of real play
-    packages: str  # what pip installs for its environment
-    shows_end: bool  # the frame after an end shows it; ViZDoom's is black
-    solved_at: int  # mean return over 100 episodes
-    paper: str  # the paper's agent
-    random: str  # the paper's random policy
-    lengths: tuple[int, int]  # rough frames of an episode, at random and an agent's: for the disk
-    strip_from: int  # the frame at which a strip of pictures begins: little happens before
-    reward: str  # what M's reward head learns to predict
-    reward_range: tuple[float, float]  # of a frame: a dream pays no more and no less
-    # Mean fitness of the population in the authors' own training logs (their log/*.hist.json):
-    # CarRacing in the real environment, Doom in the dream; 64 candidates of 16 episodes.
-    authors: dict[int, float]  # by generation
-    blind: str = ""  # a policy that alternates between the first action's ends, 100 real episodes
+    What is None is asked of the environment itself, which is made once for that.
+    """
+
+    make: Callable  # () or (render_mode="rgb_array") -> an environment of Gymnasium
+    title: str = ""  # for people; the last part of the name
+
+    # Actions. C gives A numbers in [-1, 1].
+    actions: int | None = None  # A
+    discrete: bool | None = (
+        None  # of A actions that with C's largest output is taken, M hears it one-hot
+    )
+    act: Callable | None = None  # (A,) -> what the environment takes; by its action space
+    explore: Callable | None = (
+        None  # (A, rng, frames a step) -> actions that collect data; held at random
+    )
+    swing: int = (
+        60  # frames for which the blind baseline holds an action, before it holds its opposite
+    )
+
+    # The picture: what V sees, shrunk to 64 x 64.
+    picture: str | None = None  # "observation" or "render"
+    crop: tuple[slice, slice] = (slice(None), slice(None))  # its rows and columns
+    size: tuple[int, int] | None = None  # the height and width of what is left
+    shows_end: bool = True  # the frame after an end is one like others; ViZDoom's is black
+
+    # Time, in frames.
+    max_steps: int | None = (
+        None  # after which an episode is cut; the environment's own limit, or 1,000
+    )
+    fps: float | None = None  # of real play
+    skips: bool = False  # the environment's step(action, count) plays `count` frames of one action
+    lengths: tuple[int, int] | None = (
+        None  # about those of an episode, random and C's: for the disk
+    )
+    strip_from: int = 0  # where a strip of pictures begins: little happens before
+
+    # What M learns.
+    reward: str = "reward"  # what its reward head predicts: info["reward"], else the reward
+    reward_range: tuple[float, float] = (
+        -np.inf,
+        np.inf,
+    )  # of a frame: a dream pays no more and no less
+    ends: bool = True  # an episode can end before it is cut
+    settings: str = ""  # what differs here from a preset: "repeat=2 vae.z_size=16"
+
+    # The demo.
+    keys: Mapping[str, tuple] | None = (
+        None  # left, right, up, down, 1 ... 9 -> what each adds to `rest`
+    )
+    rest: tuple[float, ...] | None = None  # the action while no key is held
+    labels: tuple[str, ...] = ()  # of the A numbers: what C would do
+    unit: str = "points"  # of a return
+    hint: str = "play"  # what a visitor is to do
+
+    # Scores to compare with; nothing of it is needed.
+    solved_at: float | None = None  # mean return over 100 episodes
+    paper: str = ""  # the paper's agent
+    random: str = ""  # the paper's random policy
+    blind: str = ""  # the blind baseline
     # Scores of a preset's agents, one for each seed that was run
-    expected: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    expected: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    # Mean fitness of the population in the authors' own training logs, by generation
+    authors: Mapping[int, float] = field(default_factory=dict)
     # Table 2: temperature -> score in the dream, score in reality.
-    table2: dict[float, tuple[str, str]] = field(default_factory=dict)
+    table2: Mapping[float, tuple[str, str]] = field(default_factory=dict)
+
+    # For the rest of the package.
+    packages: str = ""  # what pip installs for the environment
+    face: str = ""  # its id in Gymnasium, with 64 x 64 frames: wm_numpy/FACE
+    telling: str = (
+        ""  # MODULE:CLASS, a `make` of games that tell their `truth`: what sight.py asks for
+    )
+    name: str = ""  # by which it is found, anywhere on this machine
+
+    def __post_init__(self):
+        for number in ("actions", "max_steps", "swing"):
+            if getattr(self, number) is not None:
+                whole(number, getattr(self, number))
+        if self.picture not in (None, "observation", "render"):
+            raise TaskError(f'picture is "observation" or "render", not {self.picture!r}')
+
+    @property
+    def folder(self) -> str:
+        """The name of its runs."""
+        return Path(self.name.rpartition(":")[2]).name
+
+    def taken(self, actions: np.ndarray) -> np.ndarray:
+        """What C wants (..., A) -> what is done, and what M hears: the same in [-1, 1], or one-hot."""
+        if self.discrete:
+            return np.eye(self.actions, dtype=np.float32)[actions.argmax(axis=-1)]
+        return np.clip(actions, -1, 1)
 
 
-GENERATIONS = (1, 5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120, 140, 160, 180, 200)
-_CAR = (-55, 41, 308, 438, 585, 668, 680, 741, 767, 773, 791, 799, 805, 810, 813, 833, 823)
-_DOOM = (305, 350, 355, 401, 484, 476, 589, 619, 686, 658, 704, 698, 687, 708, 715, 751, 769)
+def known() -> list[str]:
+    """The worlds that come with the package."""
+    return sorted(f.stem for f in WORLDS.glob("*.py") if "\nTASK = Task(" in f.read_text())
 
-TASKS = {
-    "carracing": Task(
-        title="CarRacing",
-        action_size=3,
-        max_steps=1000,
-        fps=50,
-        packages="box2d pygame-ce",
-        shows_end=True,
-        solved_at=900,
-        paper="906 +- 21",
-        random="",
-        lengths=(1000, 1000),
-        strip_from=60,  # the camera zooms in during the first second
-        reward="tiles of the track newly visited",
-        reward_range=(0.0, 0.75),
-        authors=dict(zip(GENERATIONS, _CAR, strict=True)),
-        expected={"quick": (364, 501, 409), "laptop": (881, 871, 806), "reality": (881, 897)},
-    ),
-    "doom": Task(
-        title="Doom Take Cover",
-        action_size=1,
-        max_steps=2100,
-        fps=35,
-        packages="vizdoom",
-        shows_end=False,
-        solved_at=750,
-        paper="1092 +- 556",
-        random="210 +- 108",
-        lengths=(320, 800),
-        strip_from=100,  # monsters come one by one
-        reward="frames survived",
-        reward_range=(0.0, 1.0),
-        authors=dict(zip(GENERATIONS, _DOOM, strict=True)),
-        blind="879 +- 514",  # 120 tics each way, from wall to wall: it outruns the fireballs, and sees none
-        expected={"quick": (596, 502, 658), "laptop": (752, 689, 838)},
-        table2={
-            0.1: ("2086 +- 140", "193 +- 58"),
-            0.5: ("2060 +- 277", "196 +- 50"),
-            1.0: ("1145 +- 690", "868 +- 511"),
-            1.15: ("918 +- 546", "1092 +- 556"),
-            1.3: ("732 +- 269", "753 +- 139"),
-        },
-    ),
-}
+
+def absolute(name: str) -> str:
+    """The name of a world as config.json keeps it: of a file, its whole path."""
+    path, colon, attribute = name.rpartition(":")
+    return f"{Path(path).resolve()}:{attribute}" if colon and path.endswith(".py") else name
+
+
+def find(name: str) -> Task:
+    """The world of that name, whole; TaskError says what is wrong with it."""
+    return _found(absolute(name))
+
+
+@lru_cache
+def _found(name: str) -> Task:
+    path, colon, attribute = name.rpartition(":")
+    if name in known():
+        task = import_module(f"..worlds.{name}", __package__).TASK
+    elif name.startswith("gym:"):
+        task = import_module("..worlds.envs", __package__).registered(name)
+    elif colon and path.endswith(".py"):
+        task = _of_file(Path(path), attribute)
+    else:
+        what = f"unknown task {name!r}: choose from {', '.join(known())}"
+        raise TaskError(f"{what}, or name a world of your own, FILE.py:NAME or gym:ID")
+    task = replace(task, name=name, title=task.title or name.rpartition(":")[2])
+    asked = [f.name for f in fields(Task) if f.default is None and f.name not in ("act", "explore")]
+    if any(getattr(task, f) is None for f in asked):
+        task = import_module("..worlds.envs", __package__).completed(task)
+    return task
+
+
+def _of_file(path: Path, attribute: str) -> Task:
+    """What a file of the user's declares under a name."""
+    if not path.is_file():
+        raise TaskError(f"{path} is missing, and this world is declared there: put it back")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # for what it imports from beside it
+    spec = util.spec_from_file_location(f"{path.stem} of {path.parent}", path)
+    module = sys.modules[spec.name] = util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        lines = [f.lineno for f in extract_tb(error.__traceback__) if f.filename == str(path)]
+        line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else lines[-1]
+        what = f"{type(error).__name__}: {error}"
+        raise TaskError(f"{path} cannot be imported, line {line}: {what}") from error
+    declared = getattr(module, attribute, None)
+    if declared is None:
+        raise TaskError(f"{path} declares no {attribute}")
+    return declared if isinstance(declared, Task) else Task(make=declared)

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..models.agent import Agent
+from ..settings.tasks import find
+from ..worlds.policies import random_policy
 from ..worlds.rollout import Rollouts, joined, rollout
 from ..worlds.world import RealWorld
 from . import parallel
@@ -57,8 +59,6 @@ def blind_rollouts(
     Each episode has a policy of its own, make_policy(rng); by default the one that scores are compared with. An
     episode shorter than min_length is replaced by another (authors' extract.py). repeat: frames of a step.
     """
-    from ..worlds.envs import random_policy
-
     make_policy = make_policy or partial(random_policy, task)
     how = min_length, make_policy
     jobs = [(task, repeat, int(s), paths and paths[i], *how) for i, s in enumerate(seeds)]
@@ -150,6 +150,7 @@ def _play_blind(
     task: str, repeat: int, seed: int, path: Path | None, min_length: int, make_policy: Callable
 ) -> tuple[float, int]:
     (env,) = _environments(task, repeat, 1, keep=path is not None)
+    world = find(task)
     for attempt in range(100):
         rng = np.random.default_rng([seed, attempt])
         policy = make_policy(rng)
@@ -158,7 +159,7 @@ def _play_blind(
         over = False
         env.reset(seed=seed if attempt == 0 else int(rng.integers(2**28)))
         while not over:
-            _, reward, terminated, truncated, _ = env.step(policy())
+            _, reward, terminated, truncated, _ = env.step(world.taken(policy()))
             total += reward
             length += 1
             over = terminated or truncated

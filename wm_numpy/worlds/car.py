@@ -1,10 +1,10 @@
-"""CarRacing-v3 of gymnasium with the same physics and the same pixels, drawn several times faster.
+"""The game of carracing.py: CarRacing-v3 of gymnasium, the same physics and pixels, drawn several times faster.
 
 Gymnasium draws a 1000 x 800 picture, turns it upside down and shrinks it to 96 x 96. Nine tenths of the time
 goes into Python loops over some 800 polygons, ten of them on screen, and into the score below the crop.
 Here all corners are placed at once, only polygons that touch the crop are drawn, no score: 4 x faster.
 
-Needs Box2D and pygame; envs.py imports it only when a car is wanted.
+Needs Box2D and pygame, and is imported only when a car is wanted.
 """
 
 from math import hypot
@@ -18,17 +18,26 @@ from pygame import gfxdraw
 
 ROWS, COLUMNS = 84, 96  # of 96 x 96; the 12 rows below show speed and score (the authors' crop)
 HIDDEN = WINDOW_H // 8  # those 12 rows on the upside-down canvas of 800 rows: its first 100
+ROAD = 20 / 3  # from its middle to its edge, in its units
 MARGIN = 2  # pixels: an anti-aliased edge reaches one beyond its corners
 REACH = hypot(WINDOW_W / 2, WINDOW_H * 3 / 4) + MARGIN  # pixels from the car to the far corner
 
 
 class CroppedCarRacing(car_racing.CarRacing):
-    """Gymnasium's continuous CarRacing; an observation is rows 0-83 of gymnasium's: (84, 96, 3) uint8.
+    """Drive round a random track, seen from above.
 
-    While `blind` is true nothing is drawn, and the observation is the last one drawn: half of a step's time.
+    Description: gymnasium's continuous CarRacing-v3 with its physics, rewards and ends.
+    Action Space: steering -1 to 1, gas and brake 0 to 1: C's a0, (a1 + 1) / 2, max(a2, 0), the paper's map.
+    Observation Space: rows 0-83 of gymnasium's 96 x 96 frame (below lie speed and score), pixel for pixel.
+    Rewards: -0.1 per frame, +1000 / N for each of the N tiles when first visited; -100 in place of both for leaving.
+        info["reward"] is the number of tiles newly visited: what M learns to predict.
+    Starting State: at rest on a new random track; the camera zooms in during the first 50 frames.
+    Episode End: terminated after the lap or off the field; it does not cut an episode itself.
     """
 
-    blind = False
+    deaths = (AssertionError, RuntimeError, SystemError)  # Box2D's
+    _tiles = 0
+    blind = False  # while true nothing is drawn, and the observation is the last one drawn: half of a step's time
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -38,6 +47,28 @@ class CroppedCarRacing(car_racing.CarRacing):
         self._visible = self._canvas.subsurface((0, HIDDEN, WINDOW_W, WINDOW_H - HIDDEN))
         self._narrow = pygame.Surface((COLUMNS, WINDOW_H - HIDDEN))
         self._small = pygame.Surface((COLUMNS, ROWS))
+
+    def reset(self, **kwargs):
+        """As gymnasium's."""
+        first = super().reset(**kwargs)
+        self._tiles = 0  # already rewarded; the first step rewards the one the car stands on
+        return first
+
+    def step(self, action: np.ndarray | None, count: int = 1):
+        """As gymnasium's, of `count` frames of which the last is drawn; None: of none, which `reset` takes."""
+        total = 0.0
+        for k in range(count):
+            self.blind = k < count - 1
+            crop, reward, terminated, truncated, info = super().step(action)
+            total += reward
+            if terminated:
+                break
+        if self.blind:  # it ended before the frame that is drawn
+            self.blind = False
+            crop = self._render("state_pixels")
+        before = self._tiles
+        self._tiles = self.tile_visited_count
+        return crop, total, terminated, truncated, info | {"reward": self._tiles - before}
 
     def _create_track(self) -> bool:
         if not super()._create_track():
@@ -54,7 +85,10 @@ class CroppedCarRacing(car_racing.CarRacing):
         return True
 
     def truth(self) -> dict[str, float]:
-        """What frames do not say: speed, angle to the road (radians, right is positive), distance from its middle."""
+        """What frames do not say: speed, angle to the road (radians, right is positive), distance from its middle.
+
+        NaN while the car is not on the road and along it: elsewhere an angle jumps.
+        """
         hull = self.car.hull
         track = np.array(self.track)  # (N, 4): alpha, beta, x, y
         beyond = np.array(hull.position) - track[:, 2:]
@@ -63,7 +97,9 @@ class CroppedCarRacing(car_racing.CarRacing):
         side = np.array([np.cos(beta), np.sin(beta)])  # of the road, to the right
         angle = (beta - hull.angle + np.pi) % (2 * np.pi) - np.pi
         distance = float(beyond[nearest] @ side)
-        return {"speed": hull.linearVelocity.length, "angle": angle, "distance": distance}
+        facts = {"speed": hull.linearVelocity.length, "angle": angle, "distance": distance}
+        along = abs(distance) < ROAD and abs(angle) < np.pi / 2
+        return facts if along else dict.fromkeys(facts, np.nan)
 
     def _render(self, mode: str):
         if mode != "state_pixels":

@@ -1,33 +1,37 @@
-"""The paper's two tasks as gymnasium environments with one face: 64 x 64 x 3 uint8, actions in [-1, 1].
+"""Any declared world as one Gymnasium environment: 64 x 64 x 3 uint8, A actions in [-1, 1], a step of `repeat` frames.
 
     env = make_env("doom")
     frame, _ = env.reset(seed=1)
-    frame, reward, terminated, truncated, _ = env.step(policy())
+    frame, reward, terminated, truncated, _ = env.step(np.zeros(1))
 
-Importing this needs numpy and gymnasium; Box2D, pygame and vizdoom are asked for when an environment is made.
+Importing this needs numpy and gymnasium; what else a game needs is asked for when it is made.
 """
 
-import os
-import shlex
-import sys
-import tempfile
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from importlib import import_module
+from traceback import extract_tb
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.utils.env_checker import check_env
 
 from ..settings.config import from_flat
-from ..settings.tasks import TASKS, whole
+from ..settings.tasks import Task, TaskError, find, known, whole
 
 FRAME = (64, 64, 3)  # what V sees
-Policy = Callable[[], np.ndarray]  # -> action (A,) float32
+LARGE = 128  # rows or columns; of twice as many or more, blocks are averaged first
 
 
 class EnvironmentDied(RuntimeError):
     """The game behind an environment is gone (killed, crashed): make a new environment."""
+
+
+class EnvironmentFailed(RuntimeError):
+    """An environment raised an error of its own, or gave what no environment should."""
 
 
 def resizer(height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -36,19 +40,33 @@ def resizer(height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
     A new pixel is the mean over its window of old ones, made by adding neighbours once (84 rows to 64) or
     twice (160 columns to 64). Integers: the same on every machine, 4 x faster than area weights by matmul.
     """
+    across_blocks, down_blocks = max(1, width // LARGE), max(1, height // LARGE)
+    rows, columns = height // down_blocks, width // across_blocks  # of blocks
 
     def window(size: int) -> tuple[int, np.ndarray]:
-        times = -(-size // 64) - 1  # to add neighbours
+        times = max(0, -(-size // 64) - 1)  # to add neighbours
         centre = (np.arange(64) + 0.5) * size / 64
         return times, np.round(centre - (times + 1) / 2).astype(int)  # where the 64 windows start
 
-    down, top = window(height)
-    across, left = window(width)
-    row = 3 * width  # in values
+    down, top = window(rows)
+    across, left = window(columns)
+    row = 3 * columns  # in values
     pick = top[:, None, None] * row + left[:, None] * 3 + np.arange(3)  # (64, 64, 3)
     bits = np.uint16(down + across)  # each sum of two doubles the total
 
+    def in_blocks(frame: np.ndarray) -> np.ndarray:
+        """The mean of every block, (rows, columns, 3)."""
+        frame = frame[: rows * down_blocks, : columns * across_blocks]
+        n = down_blocks * across_blocks
+        total = np.uint32(n // 2)  # to round
+        for i in range(down_blocks):
+            for j in range(across_blocks):
+                total = total + frame[i::down_blocks, j::across_blocks]
+        return total // n
+
     def resize(frame: np.ndarray) -> np.ndarray:
+        if across_blocks > 1 or down_blocks > 1:
+            frame = in_blocks(frame)
         line = frame.ravel().astype(np.uint16)  # sums over the end of a row are never picked
         for step in [row] * down + [3] * across:
             line = line[:-step] + line[step:]
@@ -58,307 +76,287 @@ def resizer(height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:
     return resize
 
 
-# --------------------------------------------------------------------- policies of one episode that see nothing
+class Environment(gym.Env):
+    """A world as V, M and C meet it; `game` is the environment that its declaration makes.
 
-
-def _walk(action: np.ndarray, rng: np.random.Generator, repeat: int) -> Iterator[np.ndarray]:
-    """Brownian: da ~ sqrt(dt) N(0, 1), clipped to [-1, 1], dt the seconds of a step at 50 frames a second.
-
-    White noise would never leave CarRacing's start.
+    Action Space: `Box(-1, 1, (A,), float32)`; of discrete actions the one with the largest number is taken.
+    Observation Space: `Box(0, 255, (64, 64, 3), uint8)`: `crop`, the part of the picture that is declared, shrunk by
+        `resizer`; kept in `frame`. Where the frame after an end shows nothing, the one before is repeated.
+    Rewards: the game's own, summed over the frames of a step. info["reward"] is what M learns to predict.
+    Episode End: as the game says; truncated after `max_steps` frames.
+    Arguments: `task`: its name, or a declaration; `render_mode`: None or "rgb_array", the game's own large picture;
+        `max_steps`: in frames; `repeat`: frames that an action lasts. `frames` counts those of the episode.
     """
-    while True:
-        yield action
-        change = np.sqrt(repeat / 50) * rng.standard_normal(len(action))
-        action = (action + change).clip(-1, 1).astype(np.float32)
 
-
-def _hold(action_size: int, rng: np.random.Generator, longest: int) -> Iterator[np.ndarray]:
-    """Uniform actions, each for 1 to `longest` steps: the authors' 10 (extract.py), or 1, table 2's random policy."""
-    while True:
-        action = rng.uniform(-1, 1, action_size).astype(np.float32)
-        for _ in range(rng.integers(1, longest + 1)):
-            yield action
-
-
-def _swing(action: np.ndarray, steps: int) -> Iterator[np.ndarray]:
-    left = steps // 2
-    while True:
-        for _ in range(left):
-            yield action
-        action = -action
-        left = steps
-
-
-def random_policy(
-    task: str, rng: np.random.Generator, hold: int = 0, long_hold: int = 0, repeat: int = 1
-) -> Policy:
-    """At hold 0 a uniform action every step, the baseline of scores; else the policy that collects data.
-
-    That is Brownian for CarRacing; for Doom uniform actions, each held for up to `hold` steps, or up to `long_hold`
-    in half of the episodes. A step is `repeat` frames.
-    """
-    whole("hold", hold, 0), whole("long_hold", long_hold, 0)
-    repeat = from_flat({"repeat": repeat}).repeat
-    if long_hold and rng.random() < 0.5:
-        hold = long_hold
-    size = _class_of(task).facts.action_size
-    if hold and task == "carracing":
-        first = rng.uniform(-1, 1, size)  # now, before a repeated episode draws its seed
-        return partial(next, _walk(first.astype(np.float32), rng, repeat))
-    return partial(next, _hold(size, rng, hold or 1))
-
-
-def fixed_policy(action: np.ndarray, rng: np.random.Generator | None = None) -> Policy:
-    """One action (A,) for the whole episode; rng is not used."""
-    return np.asarray(action, np.float32).copy
-
-
-def to_and_fro(action: np.ndarray, rng: np.random.Generator, steps: int = 120) -> Policy:
-    """An action (A,) for `steps`, its opposite for as many, again and again, from the middle in either direction.
-
-    In Take Cover 120 steps lead from wall to wall. Fireballs miss a runner: it lives 800 steps and sees nothing.
-    """
-    first = np.asarray(action, np.float32) * np.float32(rng.choice((-1, 1)))
-    return partial(next, _swing(first, whole("steps", steps)))
-
-
-# ------------------------------------------------------------------------------------------------------ the tasks
-
-
-class Task(gym.Env):
-    """What both share. A task opens `game`; `_start` and `_act` are its reset and step, and give `crop`.
-
-    Observation Space: `Box(0, 255, (64, 64, 3), uint8)`: `crop` shrunk by `resizer`; kept in `frame`.
-    Rewards: the game's own, summed over the frames of a step.
-    Episode End: as the task says; truncated after `max_steps` frames.
-    Arguments: `render_mode`: None or "rgb_array", the game's own large picture; `max_steps`: in frames; `repeat`:
-        frames that an action lasts, of which the last is drawn. `frames` counts those of the episode.
-    """
+    metadata = {"render_modes": ["rgb_array"]}
 
     def __init__(
-        self, render_mode: str | None = None, max_steps: int | None = None, repeat: int = 1
+        self,
+        task: str | Task,
+        render_mode: str | None = None,
+        max_steps: int | None = None,
+        repeat: int = 1,
     ):
-        self.render_mode = render_mode
+        self.task = find(task) if isinstance(task, str) else task
+        self.metadata = self.metadata | {"render_fps": self.task.fps}
+        self.render_mode, self.shows_end = render_mode, self.task.shows_end
         self.repeat = from_flat({"repeat": repeat}).repeat  # checked as on the command line
-        self.max_steps = (
-            self.facts.max_steps if max_steps is None else whole("max_steps", max_steps)
-        )
-        self.shows_end = self.facts.shows_end
-        self.action_space = gym.spaces.Box(-1, 1, (self.facts.action_size,), np.float32)
+        self.max_steps = whole("max_steps", self.task.max_steps if max_steps is None else max_steps)
+        self.action_space = gym.spaces.Box(-1, 1, (self.task.actions,), np.float32)
         self.observation_space = gym.spaces.Box(0, 255, FRAME, np.uint8)
-        self._resize = resizer(*self.crop_size)
+        self._resize = resizer(*self.task.size)
         self._over = True  # until the first reset
-        try:
-            self._open()
-        except (ImportError, gym.error.DependencyNotInstalled) as error:
-            mend = f"run `pip install {self.facts.packages}`"
-            raise ImportError(f"{self.name} misses a package ({error}): {mend}.") from error
+        self.game = made(self.task, render_mode or self.task.picture == "render")
+        self._act = self.task.act or _meaning(self.game.action_space, self.task)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
         self.frames = 0
-        with self._alive():
-            self.crop, info = self._start()
-        self.frame = self._resize(self.crop)
+        with self._alive("reset"):
+            observation, info = self.game.reset(seed=seed)
+            self._see(observation)
         self._over = False
         return self.frame, info
 
     def step(self, action: np.ndarray):
         if self._over:
-            raise gym.error.ResetNeeded(f"no episode of {self.name} runs: call reset before step")
+            what = f"no episode of {self.task.name} runs"
+            raise gym.error.ResetNeeded(f"{what}: call reset before step")
         action = np.asarray(action, np.float64)
         shape = self.action_space.shape
         if action.shape != shape or not np.isfinite(action).all():
-            raise ValueError(f"an action of {self.name} is {shape} finite numbers, not {action}")
+            what = f"an action of {self.task.name} is {shape} finite numbers"
+            raise ValueError(f"{what}, not {action}")
         count = min(self.repeat, self.max_steps - self.frames)
-        with self._alive():
-            self.crop, reward, terminated, info = self._act(action, count)
+        with self._alive("step"):
+            observation, reward, terminated, truncated, info = self._play(self._act(action), count)
+            if not np.isfinite(reward):
+                raise ValueError(f"the reward is {reward}")
+            if self.task.shows_end or not terminated:
+                self._see(observation)
         self.frames += count
-        self.frame = self._resize(self.crop)
-        truncated = not terminated and self.frames >= self.max_steps
+        truncated = not terminated and (truncated or self.frames >= self.max_steps)
         self._over = terminated or truncated
         return self.frame, float(reward), terminated, truncated, info
 
+    def _play(self, action, count: int) -> tuple:
+        """`count` frames of one action of the game's own, or fewer: rewards are summed, an end stops them."""
+        if self.task.skips:
+            return self.game.step(action, count)
+        total = learned = 0.0
+        for _ in range(count):
+            observation, reward, terminated, truncated, info = self.game.step(action)
+            total += float(reward)
+            learned += float(info.get("reward", reward))
+            if terminated or truncated:
+                break
+        return observation, total, bool(terminated), bool(truncated), info | {"reward": learned}
+
+    def _see(self, observation: np.ndarray) -> None:
+        """Keep the crop of the picture, and the frame that it shrinks to."""
+        crop = _picture(self.game, observation, self.task)
+        if crop.shape[:2] != self.task.size:
+            raise ValueError(f"the picture is {crop.shape[:2]} now, and was {self.task.size}")
+        self.crop, self.frame = crop, self._resize(crop)
+
     @contextmanager
-    def _alive(self):
+    def _alive(self, doing: str):
+        """Errors of the game as one sentence that names it."""
         try:
             yield
-        except self.deaths as error:  # how the game reports that it is broken
-            sentence = f"The game of {self.name} has died ({error!r}): make a new environment."
+        except getattr(self.game, "deaths", ()) as error:  # how it reports that it is broken
+            sentence = f"The game of {self.task.name} has died ({error!r}): make a new environment."
             raise EnvironmentDied(sentence) from error
+        except Exception as error:
+            raise EnvironmentFailed(_sentence(self.task.name, doing, error)) from error
+
+    def render(self):
+        return self.game.render() if self.render_mode else None
 
     def close(self):
         self.game.close()
 
 
-class CarRacing(Task):
-    """Drive round a random track, seen from above.
+def _sentence(name: str, doing: str, error: Exception) -> str:
+    """Who raised what, and where, if not here."""
+    frames = [f for f in extract_tb(error.__traceback__) if f.filename != __file__]
+    at = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{name} fails in {doing}: {type(error).__name__}: {error}{at}"
 
-    Description: gymnasium's continuous CarRacing-v3 with its physics, rewards and ends; its frame cropped and shrunk.
-    Action Space: `Box(-1, 1, (3,), float32)`, the paper's map: steering = a0, gas = (a1 + 1) / 2, brake = max(a2, 0).
-    Observation Space: rows 0-83 of gymnasium's 96 x 96 frame (below lie speed and score), shrunk to 64 x 64. `crop` is
-        the unshrunk (84, 96, 3), equal to gymnasium's pixel for pixel.
-    Rewards: -0.1 per frame, +1000 / N for each of the N tiles when first visited; -100 in place of both for leaving.
-        info["reward"] is the number of tiles newly visited: what M learns to predict.
-    Starting State: at rest on a new random track; the camera zooms in during the first 50 frames.
-    Episode End: terminated after the lap or off the field; truncated after 1,000 frames.
-    """
 
-    name = "carracing"
-    facts = TASKS["carracing"]
-    crop_size = (84, 96)
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}
-    deaths = (AssertionError, RuntimeError, SystemError)  # Box2D's
+def made(task: Task, draws: bool = False):
+    """The game of a declaration; draws: its render() gives a picture."""
+    how = {"render_mode": "rgb_array"} if draws else {}
+    try:
+        return task.make(**how)
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        mend = f"run `pip install {task.packages}`" if task.packages else "install it"
+        raise ImportError(f"{task.name} misses a package ({error}): {mend}.") from error
+    except gym.error.Error as error:  # such as an unknown id
+        raise TaskError(f"{task.name}: {error}") from error
+    except Exception as error:
+        raise EnvironmentFailed(_sentence(task.name, "make", error)) from error
 
-    def _open(self):
-        from .car import CroppedCarRacing
 
-        self.game = CroppedCarRacing(render_mode=self.render_mode)
+def make_env(task: str | Task, render_mode: str | None = None, repeat: int = 1) -> Environment:
+    """The environment of a world; ImportError names the package that it misses."""
+    return Environment(task, render_mode=render_mode, repeat=repeat)
 
-    def _start(self):
-        self.game.np_random = self.np_random  # one generator, so that one seed decides everything
-        self._tiles = 0  # already rewarded; the first step rewards the one the car stands on
-        return self.game.reset()
 
-    def _act(self, action, count):
-        steer, gas, brake = action
-        controls = np.array([steer, (gas + 1) / 2, np.clip(brake, 0, 1)])
-        total = 0.0
-        for k in range(count):
-            self.game.blind = k < count - 1
-            crop, reward, terminated, _, info = self.game.step(controls)
-            total += reward
-            if terminated:
+# ----------------------------------------------------------------------------- what a declaration leaves out
+
+
+def registered(name: str) -> Task:
+    """The world gym:ID or gym:MODULE:ID."""
+    env_id = name.partition(":")[2]
+    packages = "" if ":" in env_id else "gymnasium[all]"
+    return Task(make=partial(gym.make, env_id, disable_env_checker=True), packages=packages)
+
+
+def completed(task: Task) -> Task:
+    """The declaration, and where it is silent what its environment says, made once for that."""
+    game = made(task)
+    try:
+        if hasattr(game, "possible_agents") or hasattr(game, "num_envs"):
+            raise TaskError(f"{task.name} is of several agents or a batch: one agent's is needed")
+        size, discrete = task.actions, bool(task.discrete)
+        if task.act is None:
+            size, discrete = _numbers(game.action_space, task.name)
+        elif size is None:
+            raise TaskError(f"{task.name} declares act: it must declare actions, how many, too")
+        seen = "observation" if _is_picture(game.observation_space) else "render"
+        picture = task.picture or seen
+        if picture == "render":
+            game.close()
+            try:
+                game = made(task, draws=True)
+            except EnvironmentFailed as error:
+                what = f"{task.name}: its observation is no picture, and it does not draw one"
+                raise TaskError(
+                    f"{what} when made with render_mode='rgb_array' ({error})"
+                ) from error
+        task = replace(task, actions=size, discrete=discrete, picture=picture)
+        observation, _ = game.reset(seed=0)
+        crop = _picture(game, observation, task)
+        spec = getattr(game, "spec", None)
+        most = task.max_steps or (spec and spec.max_episode_steps) or 1000
+        fps = task.fps or getattr(game, "metadata", {}).get("render_fps") or 30
+        keys, rest = _keys(size, discrete)
+        return replace(
+            task,
+            size=task.size or crop.shape[:2],
+            max_steps=most,
+            fps=fps,
+            lengths=task.lengths or (most, most),
+            keys=keys if task.keys is None else task.keys,
+            rest=rest if task.rest is None else task.rest,
+            labels=task.labels or tuple(f"action {i + 1}" for i in range(size)),
+        )
+    except (TaskError, ImportError):
+        raise
+    except Exception as error:
+        raise EnvironmentFailed(_sentence(task.name, "its first reset", error)) from error
+    finally:
+        game.close()
+
+
+def _numbers(space: gym.Space, name: str) -> tuple[int, bool]:
+    """How many numbers C gives for actions of a space, and whether it is discrete."""
+    if isinstance(space, gym.spaces.Discrete):
+        return int(space.n), True
+    if isinstance(space, gym.spaces.Box) and space.is_bounded():
+        return int(np.prod(space.shape)), False
+    what = "actions are Box, with bounds, or Discrete"
+    mend = "declare a function `act` and how many numbers it takes, `actions`"
+    raise TaskError(f"{name} takes actions {space}; {what}: {mend}")
+
+
+def _meaning(space: gym.Space, task: Task) -> Callable:
+    """(A,) in [-1, 1] -> an action of the space."""
+    if task.discrete:
+        return lambda action: int(space.start + np.argmax(action))
+    low, high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
+
+    def stretch(action: np.ndarray) -> np.ndarray:
+        share = (np.clip(action, -1, 1).reshape(space.shape) + 1) / 2
+        return (low + share * (high - low)).astype(space.dtype)
+
+    return stretch
+
+
+def _keys(size: int, discrete: bool) -> tuple[dict, tuple]:
+    """Left and right are the first number, up and down the second; of discrete actions the first and the last."""
+    one = np.eye(size)
+    if discrete:
+        keys = {"left": one[0], "right": one[-1]}
+        keys |= {str(i + 1): one[i] for i in range(min(size, 9))}
+    else:
+        keys = {"left": -one[0], "right": one[0]}
+        if size > 1:
+            keys |= {"up": one[1], "down": -one[1]}
+    return {key: tuple(x.tolist()) for key, x in keys.items()}, (0.0,) * size
+
+
+def _is_picture(space: gym.Space) -> bool:
+    shape = getattr(space, "shape", None) or ()
+    colours = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
+    return isinstance(space, gym.spaces.Box) and colours and min(shape[:2]) >= 8
+
+
+def _picture(game, observation: np.ndarray, task: Task) -> np.ndarray:
+    """The part of the picture that V is to see, (height, width, 3) uint8; ValueError: it is none."""
+    x = np.asarray(game.render() if task.picture == "render" else observation)
+    if x.ndim == 2:
+        x = x[..., None]
+    if x.ndim != 3 or x.shape[2] not in (1, 3):
+        mend = "declare `picture`, the other of observation and render"
+        what = f"a picture is (height, width, 3 or 1), and the {task.picture} is {x.shape}"
+        raise ValueError(f"{what}: {mend}")
+    if x.dtype != np.uint8:
+        low, high = (x.min(), x.max()) if x.dtype != bool else (0, 1)
+        unit = x.dtype.kind in "fb"
+        if not (low >= 0 and high <= (1 if unit else 255)):  # False for NaN
+            allowed = "0 to 1" if unit else "0 to 255"
+            raise ValueError(f"a picture of {x.dtype} is {allowed}, not {low} to {high}")
+        x = np.round(x * 255.0 if unit else x).astype(np.uint8)
+    x = x[task.crop]
+    return x if x.shape[2] == 3 else np.repeat(x, 3, axis=2)
+
+
+def examined(task: Task) -> Iterator[str]:
+    """What to be told of a world that does not come with the package: Gymnasium's warnings, and unheeded seeds."""
+    if task.name in known():
+        return
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with closing(made(task, task.picture == "render")) as game:
+            try:
+                check_env(getattr(game, "unwrapped", game), skip_render_check=True)
+            except Exception as error:
+                warnings.warn(f"{type(error).__name__}: {error}", stacklevel=1)
+    texts = [str(w.message) for w in told if w.category is not DeprecationWarning]
+    yield from [f"{task.name}, gymnasium's check_env: {text}" for text in dict.fromkeys(texts)]
+    rng = np.random.default_rng(0)
+    actions = [task.taken(rng.uniform(-1, 1, task.actions)) for _ in range(30)]
+    first, again = (_beginning(task, actions) for _ in range(2))
+    if len(first) != len(again) or not all(map(np.array_equal, first, again)):
+        what = "two episodes of one seed differ, and no result can be repeated"
+        yield f"{task.name} ignores its seed: {what}"
+
+
+def _beginning(task: Task, actions: list[np.ndarray]) -> list[np.ndarray]:
+    """Frames and rewards of the first steps of an episode, up to its end."""
+    with closing(make_env(task)) as env:
+        seen = [env.reset(seed=1)[0]]
+        for action in actions:
+            frame, reward, terminated, truncated, _ = env.step(action)
+            seen += [frame, np.float64(reward)]
+            if terminated or truncated:
                 break
-        if self.game.blind:  # it ended before the frame that is drawn
-            self.game.blind = False
-            crop = self.game._render("state_pixels")
-        before = self._tiles
-        self._tiles = self.game.tile_visited_count
-        return crop, total, terminated, info | {"reward": self._tiles - before}
-
-    def render(self):
-        return self.game.render()
+    return seen
 
 
-class TakeCover(Task):
-    """Stay alive while monsters throw fireballs from the other end of the room.
-
-    Description: ViZDoom's take_cover scenario as VizdoomTakeCover-v1 of gymnasium runs it (one tic per frame, skill 4,
-        RGB, no HUD), driven directly: the same seed gives the same game.
-    Action Space: `Box(-1, 1, (1,), float32)`: a < -1/3 moves left, a > 1/3 right, else stay.
-    Observation Space: the upper 5/6 of the screen (the paper's 400 of 480 rows), shrunk to 64 x 64.
-    Rewards: +1 for each tic survived.
-    Starting State: in the middle of the room; the seed decides where and when monsters appear.
-    Episode End: terminated by death; truncated after 2,100 tics (the scenario itself has no timeout). ViZDoom shows
-        nothing after death: the observation of the last step repeats the one before (`shows_end` is False).
-    """
-
-    name = "doom"
-    facts = TASKS["doom"]
-    crop_size = (100, 160)
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 35}
-    tells_positions = False  # of the player and all objects; an agent never gets them
-
-    def _open(self):
-        import vizdoom
-
-        dead = ["ViZDoomUnexpectedExit", "ViZDoomIsNotRunning", "ViZDoomError"]
-        dead += ["MessageQueue", "SharedMemory"]
-        self.deaths = tuple(getattr(vizdoom, f"{name}Exception") for name in dead)
-        self.game = game = vizdoom.DoomGame()
-        game.load_config(os.path.join(vizdoom.scenarios_path, "take_cover.cfg"))
-        # What the figures of the paper depend on is set here, whatever the file says or will say.
-        game.set_doom_skill(4)
-        game.set_mode(vizdoom.Mode.PLAYER)
-        game.set_available_buttons([vizdoom.Button.MOVE_LEFT, vizdoom.Button.MOVE_RIGHT])
-        place = [vizdoom.GameVariable.POSITION_X, vizdoom.GameVariable.POSITION_Y]
-        game.set_available_game_variables(place if self.tells_positions else [])
-        game.set_objects_info_enabled(self.tells_positions)
-        game.set_screen_format(vizdoom.ScreenFormat.RGB24)
-        # In 64 x 64 the same fireballs are seen as with 320 x 240, which takes three times as long.
-        game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
-        game.set_render_hud(False)
-        game.set_window_visible(False)
-        game.set_sound_enabled(False)
-        game.set_living_reward(1)
-        game.set_death_penalty(0)
-        game.set_episode_start_time(1)
-        game.set_episode_timeout(0)
-        with self._alive():
-            _start_engine(game, os.path.join(os.path.dirname(vizdoom.__file__), "vizdoom"))
-
-    def _start(self):
-        # Always a seed: ViZDoom would draw its own from the clock. This draw is VizdoomTakeCover-v1's.
-        self.game.set_seed(int(self.np_random.integers(2**32, dtype=np.uint32)))
-        self.game.new_episode()
-        self.screen = self.game.get_state().screen_buffer
-        return self.screen[:100], {}
-
-    def _act(self, action, count):
-        (side,) = action
-        reward = self.game.make_action([side < -1 / 3, side > 1 / 3], count)
-        terminated = self.game.is_episode_finished()
-        if not terminated:
-            self.screen = self.game.get_state().screen_buffer
-        return self.screen[:100], reward, terminated, {}
-
-    def render(self):
-        return self.screen.repeat(4, axis=0).repeat(4, axis=1) if self.render_mode else None
-
-
-# ViZDoom's engine is a process of its own. Left alone it outlives a killed parent for ever, and writes `_vizdoom` into
-# the current folder. So it is started through a script that asks Linux to kill it when its parent dies (1 is
-# PR_SET_PDEATHSIG, 9 SIGKILL), changes to a temporary folder, and becomes the engine. If the parent died before that,
-# the script ends.
-_LAUNCH = """import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9)
-if os.getppid() == int(sys.argv[1]):
-    os.chdir(sys.argv[2])
-    os.execv(sys.argv[3], sys.argv[3:])"""
-
-
-def _start_engine(game, engine: str) -> None:
-    """`game.init()`, leaving nothing in the current folder and nothing behind when this process is killed."""
-    game.set_doom_config_path(os.devnull)  # else the engine writes `_vizdoom.ini` when it ends
-    if sys.platform != "linux":
-        return game.init()
-    # In a folder mounted noexec no script can run, and ViZDoom dies without a word.
-    folders = [tempfile.gettempdir(), "/dev/shm", os.path.expanduser("~")]
-    runs = [f for f in folders if os.access(f, os.W_OK) and not os.statvfs(f).f_flag & os.ST_NOEXEC]
-    if not runs:
-        places = ", ".join(folders)
-        raise RuntimeError(f"No script can run in {places}: set TMPDIR to a folder where one can.")
-    with tempfile.TemporaryDirectory(prefix="wm_numpy-", dir=runs[0]) as scratch:
-        python = [sys.executable, "-IS", "-c", _LAUNCH]
-        command = shlex.join([*python, str(os.getpid()), scratch, engine])
-        script = Path(scratch, "engine")
-        script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-        script.chmod(0o700)
-        game.set_vizdoom_path(str(script))
-        game.init()
-    # Both sides have mapped the shared memory, so its name can go: a killed process leaves no 10 MB behind.
-    for kind in ("SM", "MQCtr", "MQDoom"):
-        Path(f"/dev/shm/ViZDoom{kind}{game.get_instance_id()}").unlink(missing_ok=True)
-
-
-# -------------------------------------------------------------------------------------------------------- by name
-
-ENVIRONMENTS = {"carracing": CarRacing, "doom": TakeCover}
-
-
-def _class_of(task: str) -> type[Task]:
-    if task not in ENVIRONMENTS:
-        raise ValueError(f"There is no task {task!r}: choose one of {', '.join(ENVIRONMENTS)}.")
-    return ENVIRONMENTS[task]
-
-
-def make_env(task: str, render_mode: str | None = None, repeat: int = 1) -> Task:
-    """The environment of "carracing" or "doom"; ImportError names the package that it misses."""
-    return _class_of(task)(render_mode=render_mode, repeat=repeat)
-
-
-for _task in ENVIRONMENTS.values():
-    gym.register(
-        f"wm_numpy/{_task.__name__}-v0", entry_point=f"wm_numpy.worlds.envs:{_task.__name__}"
-    )
+for _name in known():
+    _task = import_module(f".{_name}", __package__).TASK
+    _how = {"entry_point": f"{__name__}:Environment", "kwargs": {"task": _name}}
+    gym.register(f"wm_numpy/{_task.face}", **_how)

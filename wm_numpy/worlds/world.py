@@ -14,7 +14,7 @@ import numpy as np
 from ..core.ops import reparameterize_forward, sigmoid
 from ..models.agent import Agent, feature_size
 from ..settings.config import from_flat
-from ..settings.tasks import TASKS, whole
+from ..settings.tasks import find, whole
 from .noise import Noise
 
 MOST_SEEDS = 2**63  # seeds are below that, as int64 holds them
@@ -33,6 +33,7 @@ class World:
     def __init__(self, agent: Agent, num_envs: int):
         num_envs = whole("num_envs", num_envs)
         self.agent, self.m, self.num_envs = agent, agent.m, num_envs
+        self.task = find(agent.config.task)
         self._features = np.zeros((num_envs, feature_size(agent.config)), np.float32)
         self.np_random = np.random.default_rng()  # of seeds that are not given
         self.normal = Noise(num_envs, np.random.Generator.standard_normal, self.m.z_size)
@@ -113,7 +114,7 @@ class World:
             raise ValueError(f"actions must be finite numbers of shape {shape}, not {actions}")
         rewards = np.zeros(self.num_envs, np.float64)
         terminations, truncations = np.zeros((2, self.num_envs), bool)
-        action = np.clip(actions[rows], -1, 1)
+        action = self.task.taken(actions[rows])
         # None where no episode is fresh: that saves M a pass
         restart = self.fresh.astype(np.float32) if self.fresh.any() else None
         self.state = self.m.step(self.z, action, self.state, restart)
@@ -241,7 +242,7 @@ class Dream(World):
             raise ValueError("bootstrap needs M's values, and this M has no value head")
         most = agent.config.max_steps
         if reward_range is None:
-            reward_range = np.multiply(TASKS[agent.config.task].reward_range, agent.config.repeat)
+            reward_range = np.multiply(self.task.reward_range, agent.config.repeat)
         self.tau, self.ending, self.odds = c.tau, ending, c.done_odds
         self.memories, self.start = c.memories, start
         self.limit = c.horizon or most

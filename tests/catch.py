@@ -1,0 +1,35 @@
+import gymnasium as gym
+import numpy as np
+
+from wm_numpy.settings.tasks import Task
+
+
+class Catch(gym.Env):
+    """14 balls fall, one after the other; the paddle goes left, stays or goes right."""
+
+    action_space = gym.spaces.Discrete(3)
+    observation_space = gym.spaces.Box(0, 255, (96, 96, 3), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.paddle, self.left, self.y = 42, 14, 0
+        self.x = self.np_random.integers(90)
+        return self.picture(), {}
+
+    def step(self, action):
+        self.paddle = int(np.clip(self.paddle + 4 * (action - 1), 0, 84))
+        self.y += 3
+        landed = self.y == 84
+        caught = landed and -6 < self.x - self.paddle < 12
+        if landed:
+            self.left, self.x, self.y = self.left - 1, self.np_random.integers(90), 0
+        return self.picture(), float(caught), self.left == 0, False, {}
+
+    def picture(self):
+        frame = np.zeros((96, 96, 3), np.uint8)
+        frame[self.y : self.y + 6, self.x : self.x + 6] = 255, 220, 80
+        frame[90:, self.paddle : self.paddle + 12] = 80, 160, 255
+        return frame
+
+
+CATCH = Task(make=Catch, labels=("left", "stay", "right"), rest=(0, 0.5, 0))

@@ -1,0 +1,380 @@
+"""A world of one's own: found by its name, made from its declaration, and what happens where it is a poor one."""
+
+import ast
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, TINY, tiny_config
+from wm_numpy.models import agent as agents
+from wm_numpy.models.agent import Agent
+from wm_numpy.settings.config import SettingError, resolve
+from wm_numpy.settings.tasks import Task, TaskError, find, known
+from wm_numpy.training.data import Records, frame_dtype
+from wm_numpy.training.experiment import Experiment
+from wm_numpy.worlds.envs import (
+    EnvironmentFailed,
+    completed,
+    examined,
+    made,
+    make_env,
+    resizer,
+)
+from wm_numpy.worlds.policies import random_policy, to_and_fro
+from wm_numpy.worlds.world import Dream, RealWorld
+
+CATCH = f"{ROOT}/tests/catch.py:CATCH"
+PACKAGE = ROOT / "wm_numpy"
+
+
+# ------------------------------------------------------------------------------------------------- by name
+
+
+def test_no_other_file_knows_a_world_by_its_name():
+    """Those that declare one, its drawing, and the file on what its pictures hide."""
+    own = {"doom.py", "carracing.py", "car.py", "sight.py", "fireballs.py", "config.py"}
+    for path in PACKAGE.glob("**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = {getattr(node, a, None) for a in ("id", "attr", "name", "module", "value")}
+            names = {x.rpartition(".")[2].lower() for x in names if isinstance(x, str)}
+            assert path.name in own or not names & {"doom", "carracing", "takecover"}, path
+
+
+def write(folder: Path, text: str, name: str = "mine.py") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_a_file_and_a_name_in_it(tmp_path, monkeypatch):
+    """A declaration, or a bare environment; what lies beside the file can be imported; the path is kept whole."""
+    write(tmp_path, "SIDE = 70", "its_size.py")
+    text = "\n".join([
+        "from its_size import SIDE", "import numpy as np", "from gymnasium import Env, spaces",
+        "from wm_numpy.settings.tasks import Task",
+        "class Bare(Env):", "    action_space = spaces.Discrete(2)",
+        "    observation_space = spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)",
+        "    def reset(self, **kwargs): return np.zeros((SIDE, SIDE, 3), np.uint8), {}",
+        "T = Task(make=Bare, title='Nothing', max_steps=9)",
+    ])  # fmt: skip
+    path = write(tmp_path, text)
+    monkeypatch.chdir(tmp_path)
+    bare, task = find("mine.py:Bare"), find("mine.py:T")
+    assert bare.name == f"{path}:Bare" and bare.title == bare.folder == "Bare"
+    assert (bare.size, bare.actions, bare.discrete, bare.max_steps) == ((70, 70), 2, True, 1000)
+    assert (task.title, task.max_steps, task.fps) == ("Nothing", 9, 30)
+    assert resolve("mine.py:T", "smoke").task == f"{path}:T"
+    assert find(f"{path}:T") == task
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("x = 1\ny = x / 0\n", r"mine.py cannot be imported, line 2: ZeroDivisionError"),
+        ("x = 1\n\ny = = 2\n", r"mine.py cannot be imported, line 3: SyntaxError"),
+        ("import not_there_at_all\n", r"line 1: ModuleNotFoundError: .*not_there_at_all"),
+        ("x = 1\n", "mine.py declares no CATCH"),
+        ("from wm_numpy.settings.tasks import Task\nCATCH = Task(max_steps=3)\n", "line 2.*make"),
+        (None, "mine.py is missing, and this world is declared there: put it back"),
+    ],
+)
+def test_a_file_that_declares_nothing(tmp_path, text, sentence):
+    if text is not None:
+        write(tmp_path, text)
+    with pytest.raises(TaskError, match=sentence):
+        find(f"{tmp_path}/mine.py:CATCH")
+    with pytest.raises(SettingError, match=sentence):
+        resolve(f"{tmp_path}/mine.py:CATCH", "smoke")
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("pong", "choose from carracing, doom, or name a world of your own"),
+        ("gym:Nothing-v0", "gym:Nothing-v0: .*doesn't exist"),
+        ("gym:gymnasium:Nothing-v0", "gym:gymnasium:Nothing-v0: .*doesn't exist"),
+    ],
+)
+def test_worlds_that_are_not_there(name, sentence):
+    with pytest.raises(TaskError, match=sentence):
+        find(name)
+
+
+def test_an_id_of_gymnasium():
+    """A picture that is drawn by render, made smaller; the limit is the environment's own."""
+    task = find("gym:CartPole-v1")
+    assert (task.actions, task.discrete, task.picture, task.max_steps) == (2, True, "render", 500)
+    env = make_env("gym:CartPole-v1", repeat=2)
+    frame, _ = env.reset(seed=1)
+    assert frame.shape == (64, 64, 3) and frame.std() > 5 and env.crop.shape == (400, 600, 3)
+    total, over = 0, False
+    while not over:
+        _, reward, terminated, truncated, info = env.step(np.array([-1, 1]))
+        assert info["reward"] == reward
+        total, over = total + reward, terminated or truncated
+    env.close()
+    theirs = gym.make("CartPole-v1")
+    theirs.reset(seed=1)
+    steps = 1
+    while not theirs.step(1)[2]:
+        steps += 1
+    assert total == steps
+    assert find("gym:gymnasium.envs.classic_control:CartPole-v1").actions == 2
+
+
+# ------------------------------------------------------------------------------------------- the adaptor
+
+
+class Game(gym.Env):
+    """Pictures of 70 x 80 whose grey is the step; what is asked of it goes wrong."""
+
+    action_space = gym.spaces.Discrete(3)
+    observation_space = gym.spaces.Box(0, 255, (70, 80, 3), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.actions = 0, []
+        return self.picture(), {}
+
+    def step(self, action):
+        self.t += 1
+        self.actions.append(action)
+        return self.picture(), self.reward(), self.over(), False, {}
+
+    def picture(self):
+        return np.full((70, 80, 3), self.t, np.uint8)
+
+    def reward(self):
+        return 1.0
+
+    def over(self):
+        return False
+
+
+def declared(game: type, **facts) -> Task:
+    return completed(Task(make=game, name="mine.py:GAME", **facts))
+
+
+def fails(sentence: str, game: type, steps: int = 3, **facts) -> None:
+    with pytest.raises((EnvironmentFailed, TaskError), match="mine.py:GAME.*" + sentence):
+        env = make_env(declared(game, **facts))
+        env.reset(seed=1)
+        for _ in range(steps):
+            env.step(np.zeros(env.action_space.shape))
+
+
+def of(**parts) -> type:
+    """A Game with other parts."""
+    return type("Mine", (Game,), parts)
+
+
+def test_a_game_that_never_ends_is_cut():
+    env = make_env(declared(Game, max_steps=5), repeat=2)
+    env.reset(seed=1)
+    ends = [env.step(np.eye(3)[2])[2:4] for _ in range(3)]
+    assert ends == [(False, False), (False, False), (False, True)] and env.game.actions == [2] * 5
+    assert declared(Game).max_steps == 1000
+
+
+def test_a_game_that_ends_at_once():
+    env = make_env(declared(of(over=lambda self: True)), repeat=4)
+    for _ in range(2):
+        env.reset(seed=1)
+        _, reward, terminated, _, _ = env.step(np.zeros(3))
+        assert terminated and reward == 1 and env.frames == 4 and env.game.t == 1
+        with pytest.raises(gym.error.ResetNeeded):
+            env.step(np.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, bool, np.uint8])
+@pytest.mark.parametrize("shape", [(70, 80, 3), (70, 80, 1), (70, 80)])
+def test_pictures_of_other_types_are_the_same_picture(dtype, shape):
+    unit = np.dtype(dtype).kind in "fb"
+    values = np.ones if unit else lambda *args: 255 * np.ones(*args)
+    game = of(picture=lambda self: values(shape, dtype))
+    frame, _ = make_env(declared(game, picture="observation")).reset(seed=1)
+    assert frame.dtype == np.uint8 and (frame == 255).all()
+
+
+@pytest.mark.parametrize(
+    "parts, sentence",
+    [
+        ({"reward": lambda self: np.nan}, "step.*the reward is nan"),
+        ({"reward": lambda self: None}, "step.*TypeError"),
+        ({"reward": lambda self: 1 / (2 - self.t)}, r"ZeroDivisionError.*test_tasks.py, line \d+"),
+        ({"picture": lambda self: np.full((70, 80, 3), np.nan)}, "0 to 1, not nan"),
+        ({"picture": lambda self: np.full((70, 80, 3), 300)}, "0 to 255, not 300"),
+        ({"picture": lambda self: np.zeros((3, 70, 80), np.uint8)}, r"height.*\(3, 70, 80\)"),
+        ({"picture": lambda self: np.zeros((70 + self.t, 80), np.uint8)}, r"\(71, 80\) now"),
+        ({"picture": lambda self: "you are in a maze"}, "height, width.*declare `picture`"),
+        ({"picture": lambda self: {"camera": 1}}, "height, width"),
+        ({"reset": lambda self, **how: 1 / 0}, "reset: ZeroDivisionError"),
+        ({"__init__": lambda self: 1 / 0}, "make: ZeroDivisionError"),
+        ({"observation_space": gym.spaces.Text(9)}, "observation is no picture.*render_mode"),
+        ({"action_space": gym.spaces.Dict(a=gym.spaces.Discrete(2))}, "Box, with bounds, or Disc"),
+        ({"action_space": gym.spaces.MultiDiscrete([2, 2])}, "declare a function `act`"),
+        ({"action_space": gym.spaces.Box(-np.inf, np.inf, (2,))}, "Box, with bounds"),
+        ({"possible_agents": ["a", "b"]}, "several agents"),
+    ],
+)
+def test_a_poor_game_is_named_in_one_sentence(parts, sentence):
+    fails(sentence, of(**parts))
+
+
+def test_a_declaration_that_cannot_be():
+    for facts, sentence in (
+        ({"max_steps": 0}, "max_steps = 0"),
+        ({"actions": -1}, "actions = -1"),
+        ({"picture": "film"}, '"observation" or "render"'),
+        ({"act": lambda a: 0}, "declare actions"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            declared(Game, **facts)
+
+
+def test_actions_of_every_kind():
+    box = gym.spaces.Box(np.array([0.0, -2]), np.array([10.0, 2]))
+    for game, given, action in (
+        (of(action_space=gym.spaces.Discrete(3, start=5)), [0, 0.2, 0.1], 6),
+        (of(action_space=box), [-0.5, 1], [2.5, 2]),
+        (of(action_space=gym.spaces.MultiDiscrete([2, 2])), [-1, 1], [0, 1]),
+    ):
+        own = {"act": lambda a: [int(x > 0) for x in a], "actions": 2} if action == [0, 1] else {}
+        env = make_env(declared(game, **own))
+        env.reset(seed=1)
+        env.step(np.array(given))
+        assert np.array_equal(env.game.actions, [action])
+
+
+def test_a_picture_is_cropped_and_what_lies_outside_not_seen():
+    grey = lambda self: np.pad(np.full((60, 64, 3), 9, np.uint8), ((10, 0), (0, 16), (0, 0)))  # noqa: E731
+    env = make_env(declared(of(picture=grey), crop=(slice(10, None), slice(64))))
+    assert (env.reset(seed=1)[0] == 9).all() and env.crop.shape == (60, 64, 3)
+
+
+@pytest.mark.parametrize("size", [(400, 600), (256, 300), (40, 50), (500, 64)])
+def test_pictures_of_any_size_become_small(size):
+    """A slope stays the same slope, up to rounding and an old pixel; and a spot is not lost between the new ones."""
+    y, x = np.meshgrid(*(np.linspace(0, 250, n) for n in size), indexing="ij")
+    small = resizer(*size)(np.stack([y, x, 250 - x], -1).astype(np.uint8)).astype(float)
+    middle = (np.arange(64) + 0.5) / 64 * 250
+    tolerance = 4 + 250 / min(size)
+    np.testing.assert_allclose(
+        small[..., 0], np.broadcast_to(middle[:, None], (64, 64)), atol=tolerance
+    )
+    np.testing.assert_allclose(small[..., 1], np.broadcast_to(middle, (64, 64)), atol=tolerance)
+    side = max(2, -(-max(size) // 64))
+    for at in range(0, min(size) - side, 7):
+        frame = np.zeros((*size, 3), np.uint8)
+        frame[at : at + side, at : at + side] = 255
+        assert resizer(*size)(frame).max() > 25
+
+
+def test_a_world_that_ignores_its_seed_is_told_of(tmp_path):
+    luck = np.random.default_rng()
+    careless = of(picture=lambda self: luck.integers(0, 255, (70, 80, 3)).astype(np.uint8))
+    for game, told in ((careless, True), (Game, False)):
+        lines = list(examined(replace(declared(game), name="mine.py:GAME")))
+        assert any("mine.py:GAME ignores its seed" in line for line in lines) == told
+        assert len(lines) == len(set(lines))
+    odd = of(reward=lambda self: "1")
+    assert any("check_env" in line for line in examined(declared(odd)))
+    assert all(not list(examined(find(name))) for name in known())
+
+
+# ------------------------------------------------------------------------------ discrete actions, to M
+
+
+def catch_agent(seed: int = 0) -> Agent:
+    rng, c = np.random.default_rng(seed), tiny_config(CATCH, "vae.z_size=6")
+    m = agents.new_mdnrnn(c, rng)
+    starts = rng.standard_normal((2, 5, 6)).astype(np.float32)
+    return Agent(c, agents.new_vae(c, rng), m, rng.standard_normal(agents.theta_size(c)), starts)
+
+
+@pytest.mark.parametrize("kind", ["dream", "real"])
+def test_m_hears_the_action_that_was_taken(kind):
+    agent = catch_agent()
+    world = Dream(agent, 2)
+    if kind == "real":
+        world = RealWorld(agent, [make_env(CATCH, repeat=2) for _ in range(2)])
+    heard, step = [], agent.m.step
+    agent.m.step = lambda z, action, *args: (heard.append(action), step(z, action, *args))[1]
+    world.reset(seed=3)
+    world.step(np.array([[-0.9, -0.5, -0.8], [0.2, 0.1, 0.3]]))
+    assert heard[0].tolist() == [[0, 1, 0], [0, 0, 1]]
+
+
+def test_blind_policies_of_discrete_actions():
+    policy = random_policy(CATCH, np.random.default_rng(0), hold=3)
+    actions = np.array([policy() for _ in range(3000)])
+    assert set(map(tuple, actions)) == set(map(tuple, np.eye(3)))
+    assert np.allclose(actions.mean(axis=0), 1 / 3, atol=0.05)
+    policy = to_and_fro(CATCH, np.random.default_rng(0), repeat=20)
+    sides = [int(policy().argmax()) for _ in range(7)]
+    assert sides in ([2, 0, 0, 0, 2, 2, 2], [0, 2, 2, 2, 0, 0, 0])
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+
+def command(folder: Path, *argv: str) -> str:
+    """What a command prints, in a process of its own and in another folder."""
+    argv = [sys.executable, str(ROOT / "run.py"), *map(str, argv)]
+    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_world_of_ones_own_from_its_file_to_its_report(tmp_path):
+    """It resumes; other commands take the run from elsewhere; actions are recorded as they were taken."""
+    (tmp_path / "elsewhere").mkdir()
+    source = (ROOT / "tests" / "catch.py").read_text()
+    (tmp_path / "game.py").write_text(source.replace("14, 0", "2, 0"))
+    tiny = [part for setting in TINY for part in ("--set", setting)]
+    train = ["train", "game.py:CATCH", "--preset", "smoke", "--out", "run", *tiny]
+    command(tmp_path, *train, "--stage", "collect")
+    told = command(tmp_path, *train)
+    assert (
+        "random policy" in told
+        and "None" not in told
+        and "paper" not in told.partition("real episodes")[2]
+    )
+    assert {"results.json", "dream.png", "reconstructions.png"} <= set(os.listdir(tmp_path / "run"))
+    records = Records(tmp_path / "run" / "episodes", frame_dtype(3)).read(0)
+    assert set(map(tuple, records["action"][:-1])) <= set(map(tuple, np.eye(3)))
+    assert records["reward"].max() <= 1 and records["done"][-2] and records["seen"].all()
+    run, out = tmp_path / "run", tmp_path / "elsewhere" / "small"
+    told = command(tmp_path / "elsewhere", "evaluate", run, "--episodes", "2")
+    command(tmp_path / "elsewhere", "export", run, out)
+    assert told == command(tmp_path / "elsewhere", "evaluate", out, "--episodes", "2") or told
+    assert find(f"{tmp_path}/game.py:CATCH").actions == agents.Agent.load(out).m.action_size
+    (tmp_path / "game.py").rename(tmp_path / "gone.py")
+    argv = [sys.executable, str(ROOT / "run.py"), "evaluate", str(run)]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and f"{tmp_path}/game.py is missing" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_error_in_a_worker_arrives_as_one_sentence(tmp_path):
+    source = (ROOT / "tests" / "catch.py").read_text()
+    broken = source.replace("self.y += 3", "self.y += 3 / (self.y - 30 or 0)")
+    (tmp_path / "game.py").write_text(broken)
+    config = tiny_config(f"{tmp_path}/game.py:CATCH")
+    with pytest.raises(
+        EnvironmentFailed, match=r"game.py:CATCH fails in step: .*game.py, line \d+"
+    ):
+        Experiment(config, tmp_path / "run").run(["collect"])
+
+
+def test_made_without_a_package():
+    def make():
+        raise ImportError("No module named 'chess'", name="chess")
+
+    with pytest.raises(ImportError, match="mine.py:GAME misses a package .*chess"):
+        made(Task(make=make, name="mine.py:GAME"))
