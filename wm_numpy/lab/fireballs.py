@@ -102,7 +102,7 @@ class Seeing(TakeCover):
 
 
 class SeesAll:
-    """The policy that sees everything, in n environments of such games; now and then it holds an action at random, so that all is tried."""
+    """The policy that sees everything, in n environments; now and then it holds a random action, to try all."""
 
     def __init__(self, envs: Sequence, seeds: Sequence[int]):
         self.envs = envs
