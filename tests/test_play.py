@@ -1,32 +1,35 @@
-"""The demo: the page in a real browser, its orders and requests that no browser sends by hand."""
+"""The demo: the page in a real browser, its orders and requests that no browser sends by hand, and moving pictures."""
 
+import base64
+import errno
+import hashlib
 import json
+import re
+import shutil
 import socket
 import tempfile
 import threading
 import time
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.browser import CHROMIUM, Browser, Client
+from tests.browser import CHROMIUM, Browser
 from wm_numpy.core import files
 from wm_numpy.demo import play, serve
 from wm_numpy.lab import film
 from wm_numpy.models.agent import Agent
 from wm_numpy.worlds.world import Dream
 
-CLOSED = b"\x03\xf0"  # 1008, against the rules
-UPGRADE = b"Upgrade: websocket\r\nSec-WebSocket-Key: x\r\n"
-
 
 @contextmanager
-def served(run):
+def served(run, host="127.0.0.1"):
     """The port of a server of this run."""
-    with play.server(run) as server:
+    with play.server(run, host) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
@@ -45,19 +48,37 @@ def port():
 class Page:
     """What the page does, without a browser."""
 
-    def __init__(self, port: int):
-        self.client = Client("127.0.0.1", port, "/socket")
-        assert self.client.status == 101, self.client.answer
-        self.hello, _ = self.message()
+    def __init__(self, port: int, **orders):
+        self.port = port
+        self.stream = HTTPConnection("127.0.0.1", port, timeout=60)
+        self.stream.request("POST", "/play", json.dumps([orders]), {"Visit": "new"})
+        self.answer = self.stream.getresponse()
+        self.status = self.answer.status
+        self.connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        if self.status == 200:
+            self.visit = self.answer.headers["Visit"]
+            self.hello, _ = self.message()
 
     def message(self) -> tuple[dict, bytes]:
-        kind, raw = self.client.receive()
-        assert kind == 2, raw
-        head, pictures = zlib.decompress(raw).split(b"\n", 1)
+        size = 0
+        while size == 0:  # a beat
+            size = int.from_bytes(self.read(4), "big")
+        head, pictures = zlib.decompress(self.read(size)).split(b"\n", 1)
         return json.loads(head), pictures
 
+    def read(self, n: int) -> bytes:
+        data = self.answer.read(n)
+        if len(data) < n:
+            raise EOFError("the stream has ended")
+        return data
+
+    def post(self, body: str | bytes) -> tuple[int, str]:
+        self.connection.request("POST", "/order", body, {"Visit": self.visit})
+        with self.connection.getresponse() as response:
+            return response.status, response.read().decode()
+
     def order(self, **orders) -> None:
-        self.client.send(json.dumps(orders))
+        assert self.post(json.dumps([orders])) == (204, "")
 
     def until(self, condition, most: int = 400) -> tuple[dict, bytes]:
         """The first message that meets it."""
@@ -76,15 +97,17 @@ class Page:
         self.until(lambda m: m.get("steps") == 0 and m["seed"] == orders.get("seed", m["seed"]))
         for _ in range(steps):
             self.order(step=1)
-        return [self.until(lambda m, t=t: m["steps"] == t) for t in range(1, steps + 1)]
+        return [self.until(lambda m, t=t: m.get("steps") == t) for t in range(1, steps + 1)]
 
     def close(self) -> None:
-        self.client.connection.close()
+        self.connection.close()
+        self.answer.close()
+        self.stream.close()
 
 
 @pytest.fixture
 def page(port):
-    page = Page(port)
+    page = Page(port, world="dream")
     yield page
     page.close()
 
@@ -93,7 +116,7 @@ def page(port):
 
 
 def test_a_dream_is_sent_step_by_step(page):
-    assert page.hello["task"] == "doom" and page.hello["actions"] == 1
+    assert page.hello["z"] == 64 and page.hello["keys"] == {"left": [-1], "right": [1]}
     assert page.hello["known"]["agent"]["mean"] > 0
     facts, raw = page.until(lambda m: m["steps"] == 3)
     assert facts["world"] == "dream" and facts["who"] == "C" and 0 <= facts["end"] <= 1
@@ -122,31 +145,29 @@ def test_the_temperature_changes_while_a_dream_runs(page):
 
 
 def test_a_slow_page_is_waited_for(port):
-    """It gets a few pictures that it has not asked for, and no more until it says that it got them."""
-    page = Page(port)
-    page.order(world="dream", seed=0)
-    page.client.connection.settimeout(1)
-    with pytest.raises(TimeoutError):
-        while True:
-            last, _ = page.message()
-    assert play.AHEAD <= last["n"] <= play.AHEAD + 2
-    page.order(got=last["n"])
-    page.client.connection.settimeout(10)
-    assert page.message()[0]["n"] == last["n"] + 1
+    """It gets a few pictures that it has not asked for, then beats alone, until it says that it got them."""
+    page = Page(port, world="dream", seed=0)
+    facts = {"n": 0}
+    while facts["n"] < play.AHEAD + 1:
+        facts, _ = page.message()
+    began = time.monotonic()
+    assert page.read(12) == bytes(12)  # three beats
+    assert 2 * serve.BEAT < time.monotonic() - began < 10 * serve.BEAT
+    page.order(got=facts["n"])
+    assert page.message()[0]["n"] == facts["n"] + 1
     page.close()
 
 
 def test_a_recorded_episode_is_followed_and_dreamt_on(page):
     (steps,) = page.hello["recorded"]
-    page.order(pause=1, seed=1, world="recorded")
-    page.order(at=5)
+    page.order(pause=1, seed=1, world="recorded", at=5)
     facts, raw = page.until(lambda m: m["world"] == "recorded" and m["steps"] == 5)
     page.order(at=2)
     page.until(lambda m: m["steps"] == 2)
     page.order(at=5)
     # backwards and forwards: the same moment
     assert page.until(lambda m: m["steps"] == 5)[1] == raw
-    page.order(seed=1, world="here")
+    page.order(take=1, seed=1, world="here")
     here, same = page.until(lambda m: m["world"] == "here")
     assert here["steps"] == 0 and here["z"] == facts["z"] and same == raw
     page.order(step=1)
@@ -155,7 +176,7 @@ def test_a_recorded_episode_is_followed_and_dreamt_on(page):
     page.order(at=10**6)
     end, _ = page.until(lambda m: m["world"] == "recorded" and m["over"])
     assert end["steps"] == steps
-    page.order(world="here")
+    page.order(take=1, world="here")
     # after an end: from the last moment
     assert page.until(lambda m: m["world"] == "here")[0]["z"] == facts["z"]
 
@@ -190,8 +211,8 @@ def test_reality(task, request):
         assert facts["who"] == "blind"
         assert len(raw) == 3 * (height * width + 64 * 64)
         assert np.frombuffer(raw, np.uint8)[: 3 * height * width].std() > 5
-        page.order(seed=2, world="here")
-        assert page.until(lambda m: m["world"] == "here" and m["steps"] == 2)
+        page.order(take=1, seed=2, world="here")
+        assert page.until(lambda m: m.get("world") == "here" and m["steps"] == 2)
         page.close()
 
 
@@ -201,16 +222,148 @@ def test_a_world_that_cannot_be_had(page, monkeypatch):
 
     monkeypatch.setattr(play, "make_env", make_env)
     page.order(world="reality")
+    assert page.until(lambda m: "busy" in m)
     assert page.until(lambda m: "says" in m)[0] == {"says": "run `pip install vizdoom`"}
     assert page.until(lambda m: "n" in m)[0]["world"] == "dream"  # which goes on
+
+
+def test_z_is_held(page):
+    """The picture is that of the new z at once, and the dream goes on from it."""
+    facts, raw = page.life(3, seed=1, who="C", world="dream")[-1]
+    z = facts["z"]
+    page.order(z=[*z[:29], -3.0, *z[30:]])
+    held, other = page.until(lambda m: m["n"] > facts["n"])
+    assert held["z"] == [*z[:29], -3, *z[30:]] and held["steps"] == 3
+    change = np.frombuffer(other, np.uint8).astype(int) - np.frombuffer(raw, np.uint8)
+    assert np.abs(change).max() > 100  # a fireball
+    page.order(take=1, world="here")
+    here, same = page.until(lambda m: m["world"] == "here")
+    assert here["z"] == held["z"] and same == other
+    page.order(z=z)
+    assert page.until(lambda m: m["z"] == z)[0]["steps"] == 0
+
+
+def test_z_is_held_in_reality_and_in_a_record(doom_run):
+    with served(doom_run) as port:
+        for world, pictures in (("recorded", 1), ("reality", 2)):
+            page = Page(port, pause=1, world=world)
+            facts, raw = page.until(lambda m, world=world: m.get("world") == world)
+            page.order(z=[0.5] * len(facts["z"]))
+            held, other = page.until(lambda m: m.get("z", [0])[0] == 0.5)
+            assert len(held["pictures"]) == pictures and raw != other
+            page.close()
+
+
+def test_the_strongest_numbers_of_z(page):
+    """Sorted by how much they change the picture; at the ends the picture is that of z with this one there."""
+    agent = Agent.load("doom")
+    facts, _ = page.life(2, seed=1, world="dream")[-1]
+    page.order(ends=8)
+    found, raw = page.until(lambda m: "ends" in m)
+    assert len(found["ends"]) == len(set(found["ends"])) == 8 and len(raw) == 8 * 2 * 32 * 32 * 3
+    small = np.frombuffer(raw, np.uint8).reshape(8, 2, 32, 32, 3).astype(float)
+    change = np.square(small[:, 1] - small[:, 0]).mean(axis=(1, 2, 3))
+    assert (np.diff(change) < 1).all() and change[0] > 2 * change[-1]
+    z = np.array(facts["z"], np.float32)
+    z[found["ends"][0]] = -3
+    large = 255 * agent.v.decode(z[None])[0]
+    shrunk = large.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+    assert np.abs(small[0, 0] - shrunk).max() < 2
+    page.order(ends=64)
+    assert sorted(page.until(lambda m: "ends" in m)[0]["ends"]) == list(range(64))
+
+
+def test_futures_spread_with_temperature(page):
+    """Eight from one moment: all alike when cold, all different when hot, and cut after a while."""
+    page.order(pause=1, seed=3, tau=1.0, world="opening")
+    page.until(lambda m: m["world"] == "here")
+    page.order(take=1)
+
+    def spread(tau: float) -> float:
+        page.order(tau=tau, seed=3, world="futures")
+        page.until(lambda m: m["world"] == "futures" and m["steps"] == 0)
+        for _ in range(20):
+            page.order(step=1)
+        facts, raw = page.until(lambda m: m["steps"] == 20)
+        assert len(facts["pictures"]) == len(facts["alive"]) == 8
+        return np.frombuffer(raw, np.uint8).reshape(8, -1).std(axis=0).mean()
+
+    cold, hot = spread(0.1), spread(1.3)
+    assert 2 * cold < hot
+    page.order(pause=0)
+    end, _ = page.until(lambda m: m["over"])
+    assert end["steps"] <= int(play.FUTURE / page.hello["period"])
+
+
+def test_the_mixture_of_the_least_certain_number(page):
+    facts, _ = page.life(3, seed=1, tau=0.5, world="dream")[-1]
+    number, weights, means, widths = facts["mixture"]
+    assert 0 <= number < 64 and abs(sum(weights) - 1) < 0.01
+    assert len(weights) == len(means) == len(widths) == 5 and min(widths) > 0
+
+
+def test_a_moment_is_shared(port, page):
+    facts, _ = page.life(4, seed=1, world="dream")[-1]
+    page.order(share=1)
+    moment = page.until(lambda m: "moment" in m)[0]["moment"]
+    other = Page(port, pause=1, tau=1.0, moment=moment, world="here")
+    there, _ = other.until(lambda m: m["world"] == "here")
+    np.testing.assert_allclose(there["z"], facts["z"], atol=0.01)
+    other.order(moment=moment[:400])
+    assert "another model" in other.until(lambda m: "says" in m)[0]["says"]
+    other.close()
+
+
+def test_the_first_moment_is_one_worth_seeing(port):
+    """M has been led there: it is no first frame."""
+    page = Page(port, pause=1)
+    page.order(seed=1, world="opening")
+    facts, _ = page.until(lambda m: m.get("world") == "here")
+    moment = Agent.load("doom").initial_latents[0]
+    assert np.abs(moment - np.array(facts["z"])).max(axis=1).min() > 0.5
+    page.close()
+
+
+def test_what_fails_is_a_sentence_on_the_page(page, monkeypatch, capfd):
+    """The server's own mistakes are a line on stderr, too; then one can begin again."""
+    monkeypatch.setattr(play, "ends", lambda *args: 1 / 0)
+    page.order(ends=8)
+    says = page.until(lambda m: "says" in m)[0]["says"]
+    assert "The server made a mistake (ZeroDivisionError: division by zero)" in says
+    assert capfd.readouterr() == ("", "play: ZeroDivisionError: division by zero\n")
+    page.order(world="dream", seed=8)
+    assert page.until(lambda m: m.get("seed") == 8 and m["steps"] == 2)
+
+
+def test_episodes_that_training_has_moved(doom_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(doom_run, run)
+    with served(run) as port:
+        page = Page(port)
+        (series,) = run.glob("series/*")
+        series.rename(tmp_path / "moved")
+        page.order(world="recorded")
+        assert "have moved" in page.until(lambda m: "says" in m)[0]["says"]
+        assert page.until(lambda m: "n" in m)[0]["world"] == "dream"
+        page.close()
+
+
+@pytest.mark.parametrize("mean", ['"\\"><img src=x onerror=alert(1)>"', "NaN", "[]", "{}"])
+def test_results_that_are_not_numbers(doom_run, tmp_path, mean):
+    run = tmp_path / "run"
+    shutil.copytree(doom_run, run)
+    results = '{"task": "doom", "agent": {"mean": 1.5, "episodes": 100}}'
+    (run / "results.json").write_text(results.replace("1.5", mean))
+    with pytest.raises(files.DataError, match="results.json is damaged .*agent"):
+        play.server(run)
 
 
 # -------------------------------------------------------------------------------------- what a browser would not send
 
 
-def answer(port: int, request: bytes) -> bytes:
+def answer(port: int, request: bytes, host: str = "127.0.0.1") -> bytes:
     """To a raw request, until the server closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection((host, port), timeout=20) as connection:
         connection.sendall(request)
         parts = []
         while part := connection.recv(65536):
@@ -218,102 +371,199 @@ def answer(port: int, request: bytes) -> bytes:
     return b"".join(parts)
 
 
+def ask(line: str, *headers: str, host: str = "localhost", body: bytes = b"") -> bytes:
+    return "\r\n".join([f"{line} HTTP/1.1", f"Host: {host}", *headers, "", ""]).encode() + body
+
+
+CLOSE, VISIT, SIZE = "Connection: close", "Visit: new", "Content-Length: 2"
+
+
 @pytest.mark.parametrize(
     "request_, code",
     [
-        (b"GET / HTTP/1.1\r\n\r\n", 200),
-        (b"GET /?seed=nan&tau=x HTTP/1.1\r\n\r\n", 200),  # a matter of the page's
-        (b"GET /../../etc/passwd HTTP/1.1\r\n\r\n", 404),
-        (b"GET //play.py HTTP/1.1\r\n\r\n", 404),
-        (b"GET /%2e%2e/run.py HTTP/1.1\r\n\r\n", 404),
-        (b"GET http://elsewhere/ HTTP/1.1\r\n\r\n", 404),
-        (b"GET /socket HTTP/1.1\r\n\r\n", 400),
-        (b"GET /socket HTTP/1.1\r\nUpgrade: websocket\r\n\r\n", 400),
-        (b"GET /socket HTTP/1.1\r\n" + UPGRADE + b"Origin: http://e.org\r\n\r\n", 403),
-        (b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n", 405),
-        (b"DELETE /socket HTTP/1.1\r\n\r\n", 405),
-        (b"GET / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", 413),
-        (b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 413),
-        (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", 414),
-        (b"GET / HTTP/1.1\r\n" + b"".join(b"a%d: 1\r\n" % i for i in range(200)) + b"\r\n", 431),
-        (b"GET / HTTP/1.1\r\na: " + b"x" * 70_000 + b"\r\n\r\n", 431),
+        (ask("GET /", CLOSE), 200),
+        (ask("GET /?seed=nan&tau=x", CLOSE), 200),  # a matter of the page's
+        (ask("GET /", CLOSE, "Origin: http://localhost"), 200),
+        (b"GET / HTTP/1.1\r\n\r\n", 403),  # no Host
+        (ask("GET /", host="evil.com"), 403),
+        (ask("GET /", host="localhost.evil.com"), 403),
+        (ask("GET /", host="evil.com:8000", body=b""), 403),
+        (ask("GET /", host="[::1"), 403),
+        (ask("GET /", "Origin: http://evil.com"), 403),
+        (ask("GET /../../etc/passwd"), 404),
+        (ask("GET //play.py"), 404),
+        (ask("GET /%2e%2e/run.py"), 404),
+        (ask("GET http://elsewhere/"), 404),
+        (ask("GET /play", VISIT), 404),
+        (ask("POST /play", SIZE, body=b"[]"), 403),  # what any page may send
+        (ask("POST /play", SIZE, VISIT, host="evil.com", body=b"[]"), 403),
+        (ask("POST /play", SIZE, VISIT, "Origin: http://evil.com", body=b"[]"), 403),
+        (ask("POST /play", SIZE, VISIT, "Origin: https://localhost", body=b"[]"), 403),
+        (ask("POST /play", SIZE, VISIT, "Origin: null", body=b"[]"), 403),
+        (ask("POST /play", SIZE, VISIT, "Origin: http://localhost:1", body=b"[]"), 403),
+        (ask("POST /order", SIZE, VISIT, body=b"[]"), 410),
+        (ask("POST /order", SIZE, VISIT, body=b"{}"), 400),
+        (ask("POST /", SIZE, VISIT, body=b"[]"), 404),
+        (ask("POST /order", VISIT), 413),
+        (ask("POST /order", VISIT, "Content-Length: -1"), 413),
+        (ask("POST /order", VISIT, "Content-Length: 99999"), 413),
+        (ask("POST /order", VISIT, "Content-Length: " + "9" * 9000), 413),
+        (ask("POST /order", VISIT, "Transfer-Encoding: chunked"), 413),
+        (ask("OPTIONS /play", VISIT), 405),  # another site's page asks whether it may
+        (ask("DELETE /"), 405),
+        (ask("GET /", "Content-Length: 99999999999"), 413),
+        (ask("GET /", "Transfer-Encoding: chunked"), 413),
+        (ask("GET /" + "x" * 70_000), 414),
+        (ask("GET /", *(f"a{i}: 1" for i in range(200))), 431),
+        (ask("GET /", "a: " + "x" * 20_000), 431),
+        (ask("GET /", *(f"a{i}: " + "x" * 65_000 for i in range(90))), 431),
         (b"GET / HTTP/9.9\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),  # a TLS handshake
     ],
 )
 def test_requests(port, request_, code, capfd):
     got = answer(port, request_)
-    if got.startswith(b"HTTP/"):
-        assert int(got.split()[1]) == code
-    else:
-        assert int(got.split(b"Error code: ")[1].split(b"<")[0]) == code
+    assert int(got.split()[1]) == code if got.startswith(b"HTTP/") else code == 400
     assert b"Traceback" not in got and capfd.readouterr() == ("", "")
+
+
+def test_headers_are_read_no_further_than_needed(port):
+    began = time.process_time()
+    answer(port, ask("GET /", *(f"a{i}: " + "x" * 65_000 for i in range(90))))
+    assert time.process_time() - began < 1
 
 
 def test_a_huge_body(port, capfd):
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n")
+        connection.sendall(ask("POST /order", VISIT, "Content-Length: 99999999"))
         with pytest.raises(OSError):  # not all of it is taken
-            for _ in range(1000):
+            for _ in range(10**6):
                 connection.sendall(bytes(100_000))
-    assert answer(port, b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200")
+    assert answer(port, ask("GET /", CLOSE)).startswith(b"HTTP/1.1 200")
     assert capfd.readouterr() == ("", "")
+
+
+def test_another_name_of_the_machine(doom_run):
+    """The address that was asked for, and the name given by --host."""
+    with served(doom_run, "0.0.0.0") as port:
+        for host, code in (("127.0.0.2", 200), ("0.0.0.0", 200), ("evil.com", 403)):
+            assert int(answer(port, ask("GET /", CLOSE, host=host), "127.0.0.2").split()[1]) == code
+    server = play.server(doom_run)
+    server.names.add("dreams.lan")
+    server.server_close()
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_ipv6(doom_run):
+    try:
+        socket.socket(socket.AF_INET6).bind(("::1", 0))
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with served(doom_run, "::1") as port:
+        got = answer(port, ask("GET /", CLOSE, host=f"[::1]:{port}"), "::1")
+        assert got.startswith(b"HTTP/1.1 200")
+
+
+def test_the_page_runs_its_own_script_alone(port):
+    got = answer(port, ask("GET /", CLOSE))
+    policy = got.split(b"Content-Security-Policy: ")[1].split(b"\r\n")[0]
+    assert b"unsafe" not in policy and policy.startswith(b"default-src 'none';")
+    page = got.split(b"\r\n\r\n", 1)[1]
+    script = page.split(b"<script>")[1].split(b"</script>")[0]
+    assert base64.b64encode(hashlib.sha256(script).digest()) in policy.split(b"script-src")[1]
+    for word in (b"innerHTML", b"outerHTML", b"insertAdjacent", b"document.write", b" onclick="):
+        assert word not in page
+    assert not re.search(rb"(src|href)=\"(?!data:|https://(worldmodels|arxiv|github))", page)
 
 
 @pytest.mark.parametrize(
     "order",
     [
-        "", "7", "[]", "{", "null", "{}}", "[" * 120, '{"fly": 1}', '{"pause": 2}', '{"got": -1}',
-        '{"at": -1}', '{"at": "x"}', '{"tau": 0}', '{"tau": "hot"}', '{"tau": NaN}',
-        '{"tau": 1e400}', '{"tau": true}', '{"who": "me"}', '{"who": {}}', '{"world": "../etc"}',
-        '{"world": []}', '{"seed": -1}', '{"seed": 2147483648}', '{"seed": []}', '{"action": [2]}',
-        '{"action": []}', '{"action": [0, 0]}', '{"action": 1}', '{"action": [[1]]}',
-        '{"action": null}',
+        "", "7", "{}", "[7]", "[{", "null", "[{}", "[" * 9000, '[{"fly": 1}]', '[{"pause": 2}]',
+        '[{"got": -1}]', '[{"at": -1}]', '[{"at": "x"}]', '[{"at": 1.5}]', '[{"tau": 0}]',
+        '[{"tau": "hot"}]', '[{"tau": NaN}]', '[{"tau": 1e400}]', '[{"tau": true}]',
+        '[{"who": "me"}]', '[{"who": {}}]', '[{"world": "../etc"}]', '[{"world": []}]',
+        '[{"seed": -1}]', '[{"seed": 2147483648}]', '[{"seed": []}]', '[{"action": [2]}]',
+        '[{"action": []}]', '[{"action": [0, 0]}]', '[{"action": 1}]', '[{"action": [[1]]}]',
+        '[{"action": null}]', '[{"z": [1]}]', '[{"z": 1}]', '[{"moment": "?"}]',
+        '[{"moment": 1}]', '[{"tau": 1}, {"tau": 0}]', b"\xff\xfe",
     ],
 )  # fmt: skip
 def test_orders_that_the_page_does_not_give(page, order, capfd):
-    page.client.send(order)
-    while (received := page.client.receive())[0] != 8:
-        pass
-    assert received[1].startswith(CLOSED) and capfd.readouterr() == ("", "")
+    status, says = page.post(order)
+    assert status == 400 and says.startswith("This is no order of the page")
+    assert page.until(lambda m: m.get("steps", 0) > 2)  # which plays on
+    assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(
-    "frame, code",
-    [
-        (b"\x81\x02{}", CLOSED),  # not masked
-        (b"\x01\x82\0\0\0\0{}", CLOSED),  # the first of several
-        (b"\x82\x82\0\0\0\0{}", CLOSED),  # binary
-        (b"\x89\x80\0\0\0\0", CLOSED),  # a ping
-        (b"\x81\xfe\xff\xff\0\0\0\0", CLOSED),  # 65,535 bytes
-        (b"\x81\xff" + b"\xff" * 12, CLOSED),  # 2^64 - 1
-        (b"\x81\x81\0\0\0\0\xff", CLOSED),  # not UTF-8
-        (b"\xff\xff\xff\xff", CLOSED),
-        (b"\x88\x82\0\0\0\0\x03\xe8", b"\x03\xe8"),  # the end, which is answered
-    ],
-)
-def test_frames_that_a_browser_does_not_send(page, frame, code, capfd):
-    page.client.connection.sendall(frame)
-    while (received := page.client.receive())[0] != 8:
-        pass
-    assert received[1].startswith(code) and capfd.readouterr() == ("", "")
+def test_slow_requests_have_one_deadline(port, monkeypatch, capfd):
+    """A byte now and then keeps nobody's thread alive."""
+    monkeypatch.setattr(serve, "PATIENCE", 1.5)
+    before = threading.active_count()
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+    bodies = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
+    for connection in bodies:
+        connection.sendall(ask("POST /order", VISIT, "Content-Length: 5000"))
+    began = time.monotonic()
+    while time.monotonic() - began < 3:
+        for connection in [*slow, *bodies]:
+            with suppress(OSError):
+                connection.sendall(b"G")
+        time.sleep(0.3)
+    assert threading.active_count() <= before
+    for connection in [*slow, *bodies]:
+        connection.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_out_of_file_handles_the_server_waits(port, monkeypatch):
+    """accept fails at once, again and again, while a visitor waits at the door."""
+    tries = []
+
+    def accept(self):
+        tries.append(self)
+        if len(tries) < 4:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(self)
+
+    real = socket.socket.accept
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    began = time.monotonic()
+    assert answer(port, ask("GET /", CLOSE)).startswith(b"HTTP/1.1 200")
+    assert len(tries) == 4 and time.monotonic() - began > 0.25
 
 
 def test_a_hundred_connections(port, capfd):
     """Those beyond the places are told so, silent ones cost nobody anything, and who leaves makes room."""
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
-    clients = [Client("127.0.0.1", port, "/socket") for _ in range(serve.PLACES + 5)]
-    assert [client.status for client in clients] == [101] * serve.PLACES + [503] * 5
-    assert answer(port, b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200")
-    for connection in [*silent, *(client.connection for client in clients)]:
+    pages = [Page(port) for _ in range(serve.PLACES + 5)]
+    assert [page.status for page in pages] == [200] * serve.PLACES + [503] * 5
+    assert "All 8 places are taken" in pages[-1].answer.read().decode()
+    assert answer(port, ask("GET /", CLOSE)).startswith(b"HTTP/1.1 200")
+    for connection in [*silent, *pages]:
         connection.close()
-    for _ in range(100):  # a place is free when the last step is done
-        if (client := Client("127.0.0.1", port, "/socket")).status == 101:
+    for _ in range(100):  # a place is free when the server has noticed
+        if (page := Page(port)).status == 200:
             break
         time.sleep(0.05)
-    assert client.status == 101 and client.receive()[0] == 2
-    client.connection.close()
+    assert page.status == 200
+    page.close()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_long_hello(doom_run, monkeypatch):
+    """Lengths of many episodes are no reason to lose a visitor."""
+    real = play.Records.__init__
+
+    def init(self, *args):
+        real(self, *args)
+        self.steps = np.arange(50_000) * 7919 % 2100
+
+    monkeypatch.setattr(play.Records, "__init__", init)
+    with served(doom_run) as port:
+        page = Page(port)
+        assert len(page.hello["recorded"]) == 50_000
+        page.close()
 
 
 def test_a_port_that_is_taken(port, doom_run):
@@ -324,51 +574,95 @@ def test_a_port_that_is_taken(port, doom_run):
 # -------------------------------------------------------------------------------------------------- in a browser
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_the_page_in_a_browser(tmp_path):
-    """Opened and played as by one who reads nothing: from the address to a death, and then all the page can do."""
-    with served("doom") as port, tempfile.TemporaryDirectory() as profile:
-        browser = Browser(Path(profile), f"http://127.0.0.1:{port}/?seed=5")
-        try:
-            browser.wait("last && last.steps > 10")
-            assert "dream" in browser.script("$('card').innerText")
-            assert browser.script("last.who") == "C"
-            browser.key("keyDown", "ArrowLeft")
-            # it clears the stage
-            browser.wait("last.who == 'you' && $('card').className == '' && last.steps > 5")
-            assert browser.script("last.seed") == 5 and browser.script("sent") == "-1"
-            light = browser.script(
-                "shown[0].context.getImageData(0, 0, 64, 64).data.reduce((sum, x) => sum + x, 0)"
-            )
-            assert 64 * 64 * (255 + 3 * 20) < light < 64 * 64 * (255 + 3 * 200)
-            browser.wait("last.over", 90)  # who runs to a wall and stays does not live long
-            browser.key("keyUp", "ArrowLeft")
-            assert browser.script("last.total") < 1000
-            said = f"You lived {browser.script('score(last.total)')} steps"
-            assert said in browser.script("$('card').innerText")
-            assert browser.script("lives['dream 1.15|you']") == [browser.script("last.total")]
-            assert browser.script("document.querySelectorAll('.dead').length") == 1
+IN_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
-            browser.press("Space")
-            browser.wait("last.steps > 3 && !last.over && last.seed != 5")
-            browser.press("Tab")
-            browser.wait("last.who == 'C'")
-            browser.script("$('tau').value = 0.1; $('tau').dispatchEvent(new Event('input'))")
-            browser.wait("last.tau == 0.1 && $('says').innerText.includes('cheat')")
-            browser.press("NumpadAdd")
-            browser.wait("last.tau == 0.15 && $('heat').innerText.includes('0.15')")
-            browser.press("KeyP")
-            time.sleep(0.5)  # what was on its way comes
-            step = browser.script("last.steps")
-            browser.press("KeyN")
-            browser.wait(f"last.steps == {step + 1}")
-            browser.press("KeyP")
-            browser.script("document.querySelector('[data-world=recorded]').click()")
-            browser.wait("last.world == 'recorded'")
-            browser.script("$('at').value = 200; $('at').dispatchEvent(new Event('input'))")
-            browser.wait("last.steps == 200 && paused")
-            browser.press("KeyF")
-            browser.wait("last.world == 'here' && last.who == 'you' && last.steps > 3")
+
+@contextmanager
+def browsing(run, path: str = "", **how):
+    """A browser at the page of a run; nothing may be complained of."""
+    with served(run) as port, tempfile.TemporaryDirectory() as profile:
+        browser = Browser(Path(profile), f"http://127.0.0.1:{port}/{path}", **how)
+        try:
+            yield browser
             assert browser.complaints == []
         finally:
             browser.close()
+
+
+def slide(browser: Browser, control: str, value: float) -> None:
+    """What a hand on a slider does."""
+    browser.script(
+        f"$('{control}').value = {value}; $('{control}').dispatchEvent(new Event('input'))"
+    )
+
+
+@IN_CHROMIUM
+def test_the_page_in_a_browser():
+    """Opened and played as by one who reads nothing: from the address to a death, and then all the page can do."""
+    with browsing("doom", "?seed=5") as browser:
+        browser.wait("last && last.steps > 10")
+        assert "every picture here is 64 numbers" in browser.script("$('card').innerText")
+        assert browser.script("last.who") == "C"
+        browser.key("keyDown", "ArrowLeft")
+        # it clears the stage
+        browser.wait("last.who == 'you' && $('card').className == '' && last.steps > 5")
+        assert browser.script("last.seed") == 5 and browser.script("sent") == "-1"
+        light = browser.script(
+            "shown[0].context.getImageData(0, 0, 64, 64).data.reduce((sum, x) => sum + x, 0)"
+        )
+        assert 64 * 64 * (255 + 3 * 20) < light < 64 * 64 * (255 + 3 * 200)
+        browser.wait("last.over", 90)  # who runs to a wall and stays does not live long
+        browser.key("keyUp", "ArrowLeft")
+        assert browser.script("last.total") < 1000
+        card = browser.script("$('card').innerText")
+        assert f"You: {browser.script('score(last.total)')} frames survived" in card
+        assert "A fireball hit." in card and "C here, mean of 100" in card
+        assert browser.script("lives['dream 1.15|you']") == [browser.script("last.total")]
+        assert browser.script("document.querySelectorAll('.dead').length") == 1
+
+        browser.press("Space")
+        browser.wait("last.steps > 3 && !last.over && last.seed != 5")
+        browser.press("KeyK")
+        browser.wait("last.who == 'C'")
+        slide(browser, "tau", 0.1)
+        browser.wait("last.tau == 0.1 && $('says').innerText.includes('2086')")
+        browser.press("NumpadAdd")
+        browser.wait("last.tau == 0.15 && $('degree').innerText.includes('0.15')")
+        assert "dreamt" not in browser.script("$('says').innerText")  # nobody knows
+        browser.press("KeyP")
+        time.sleep(0.5)  # what was on its way comes
+        step = browser.script("last.steps")
+        browser.press("KeyN")
+        browser.wait(f"last.steps == {step + 1}")
+        browser.press("KeyP")
+        browser.script("document.querySelector('[data-world=recorded]').click()")
+        browser.wait("last.world == 'recorded'")
+        slide(browser, "at", 200)
+        browser.wait("last.steps == 200 && paused")
+        browser.press("KeyF")
+        browser.wait("last.world == 'here' && last.who == 'you' && last.steps > 3")
+
+
+@IN_CHROMIUM
+def test_hands_on_z_in_a_browser():
+    """The strongest first; a drag stops the game and changes the picture; back, and from A to B."""
+    with browsing("doom", "?seed=5") as browser:
+        browser.wait("last && document.querySelectorAll('#hands input').length == 8")
+        strongest = browser.script("document.querySelector('#hands input').id")
+        number = int(strongest[1:])
+        slide(browser, strongest, -3)
+        browser.wait(f"paused && last.z[{number}] == -3")
+        picture = "shown[0].now.join()"
+        far, z = browser.script(picture), browser.script("before.join()")
+        browser.script("$('A').click(); $('back').click()")
+        browser.wait(f"last.z.join() == '{z}' && drawn")
+        assert browser.script(picture) != far
+        browser.script("$('B').click()")
+        slide(browser, "blend", 0.5)
+        browser.wait(f"Math.abs(last.z[{number}] - (before[{number}] - 3) / 2) < 0.01")
+        slide(browser, "blend", 0)
+        browser.wait(f"last.z[{number}] == -3")
+        browser.script("$('all').click()")
+        browser.wait("document.querySelectorAll('#hands input').length == 64")
+        browser.script("$('on').click()")
+        browser.wait("last.world == 'here' && last.steps > 3 && !paused")

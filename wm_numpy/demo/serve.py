@@ -1,161 +1,263 @@
-"""One page, and one WebSocket (RFC 6455) per visitor: what a demo in a browser needs, from the standard library.
+"""One page, pictures that stream to it, and its orders: what a demo in a browser needs, from the standard library.
 
-A request may do what the page does and nothing else: GET /, GET /socket, then messages as short as the page's.
-Anything else gets a 4xx, or 503 when all places are taken, and ends that one connection.
+GET / is the page. POST /play takes a place, and its answer never ends: messages, each 4 bytes of length (big-endian),
+then the data; a length of 0 is a beat, sent when nothing else was for BEAT seconds. POST /order brings orders to it.
+
+Only the page may ask: under a Host that is this server's own (against DNS rebinding), from its own Origin, with a
+header `Visit`, which no other site's page can send unasked. Anything else gets a 4xx and ends that one connection.
 """
 
-import struct
+import io
+import re
 import sys
+import time
 from base64 import b64encode
 from collections.abc import Callable
-from hashlib import sha1
+from contextlib import suppress
+from hashlib import sha256
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import socket
+from queue import Empty, Full, Queue
+from secrets import token_urlsafe
+from socket import AF_INET6, SHUT_WR, SocketIO, socket
 from threading import BoundedSemaphore
+from urllib.parse import urlsplit
 
 PLACES = 8  # visitors at a time
-LONGEST = 125  # bytes of a message from the page: the longest whose length is one byte
-PATIENCE = 10  # seconds that a visitor has to finish a request or a message, or to take one
-GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # of every WebSocket, RFC 6455
-TEXT, BINARY, CLOSE = 1, 2, 8  # kinds of frames
+PATIENCE = 10  # seconds for a request, whatever the pieces it comes in; and for a visitor to take a message
+BEAT = 0.5  # seconds: the page calls twice as much and more a silence
+HEAD = 16_384  # bytes of a request before its body
+LONGEST = 16_384  # bytes of an order
+WAITING = 100  # orders that a visit has not come to yet
 
 
 class Closed(Exception):
-    """The visitor has gone, or was sent away."""
+    """The visitor has gone."""
 
 
-class WebSocket:
-    """The server's side of one: text comes, bytes go. For one thread."""
+class Line:
+    """Messages to one page, orders from it. `put` is for other threads."""
 
     def __init__(self, connection: socket):
         self._connection = connection
+        self._orders = Queue(WAITING)
+        self._sent = time.monotonic()
 
-    def send(self, data: bytes, kind: int = BINARY) -> None:
-        """One frame of at most 65,535 bytes."""
-        n = len(data)
-        short = bytes([0x80 | kind, min(n, 126)])
+    def send(self, data: bytes) -> None:
+        """Closed: the page has gone, or does not take it."""
         self._connection.settimeout(PATIENCE)
         try:
-            self._connection.sendall((short if n < 126 else short + struct.pack(">H", n)) + data)
+            self._connection.sendall(len(data).to_bytes(4, "big") + data)
         except OSError as error:
             raise Closed from error
+        self._sent = time.monotonic()
 
-    def receive(self, seconds: float) -> str | None:
-        """The next message; None: within so many seconds none began."""
-        head = self._read(2, seconds)
-        if head is None:
-            return None
-        kind = head[0] & 15
-        n = head[1] & 127
-        if head[0] & 0xF0 != 0x80 or not head[1] & 0x80 or n > LONGEST or kind not in (TEXT, CLOSE):
-            self.refuse("not a message of the page")  # in pieces, not masked, long, binary
-        mask = self._read(4)
-        data = bytes(byte ^ mask[i % 4] for i, byte in enumerate(self._read(n)))
-        if kind == CLOSE:
-            self.close(data[:2])
-        try:
-            return data.decode()
-        except ValueError:
-            self.refuse("not text")
+    def beat(self) -> None:
+        """Say that the server is alive, where nothing else did for a while."""
+        if time.monotonic() > self._sent + BEAT:
+            self.send(b"")
 
-    def refuse(self, reason: str) -> None:
-        """Send the visitor away: 1008, against the rules."""
-        self.close(struct.pack(">H", 1008) + reason.encode())
+    def put(self, orders: dict) -> None:
+        """queue.Full: too many wait."""
+        self._orders.put_nowait(orders)
 
-    def close(self, data: bytes = b"") -> None:
-        """Say the last word, a code and a reason, and end."""
-        self.send(data, CLOSE)
-        raise Closed
+    def receive(self, seconds: float) -> dict | None:
+        """The next orders; None: none came within so many seconds."""
+        until = time.monotonic() + seconds
+        while True:
+            self.beat()
+            with suppress(Empty):
+                return self._orders.get(timeout=min(BEAT, max(until - time.monotonic(), 1e-4)))
+            if time.monotonic() >= until:
+                return None
 
-    def _read(self, n: int, seconds: float | None = None) -> bytes | None:
-        """n bytes; None: the first of them did not come within `seconds`."""
-        data = b""
-        patience = PATIENCE if seconds is None else max(seconds, 1e-4)  # 0 would not wait at all
-        self._connection.settimeout(patience)
-        while len(data) < n:
-            try:
-                more = self._connection.recv(n - len(data))
-            except OSError as error:
-                if isinstance(error, TimeoutError) and seconds is not None and not data:
-                    return None
-                raise Closed from error
-            if not more:
-                raise Closed
-            data += more
-            self._connection.settimeout(PATIENCE)
-        return data
+
+class _Connection(SocketIO):
+    """A connection's bytes, until a deadline."""
+
+    until = 0.0
+
+    def readinto(self, buffer):
+        self._sock.settimeout(max(self.until - time.monotonic(), 1e-4))
+        return super().readinto(buffer)
+
+
+class _Request(io.BufferedReader):
+    """Requests as they come in, each before one deadline and with one limit to all of its lines."""
+
+    def begin(self) -> None:
+        self.room = HEAD
+        self.raw.until = time.monotonic() + PATIENCE
+
+    def readline(self, size=-1):
+        line = super().readline(min(size, self.room + 1))
+        self.room -= len(line)
+        if self.room < 0:
+            raise HTTPException(f"more than {HEAD} bytes of headers")
+        return line
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """A request."""
+    """A connection: one request after the other."""
 
-    protocol_version = "HTTP/1.1"
-    timeout = PATIENCE
-    rbufsize = 0  # no buffer: the WebSocket reads on after the request
+    protocol_version = request_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    command = requestline = ""  # until the first line is read
+    error_message_format = "%(explain)s\n"
+    error_content_type = "text/plain; charset=utf-8"
+
+    def setup(self):
+        super().setup()
+        self.rfile = _Request(_Connection(self.connection, "r"))
+
+    def handle_one_request(self):
+        self.rfile.begin()
+        self.close_connection = True
+        try:
+            super().handle_one_request()
+        except HTTPException as error:  # in the first line; parse_request answers those after it
+            self.send_error(414, explain=str(error))
 
     def do_GET(self):
-        path = self.path.partition("?")[0]
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.send_error(413)
-        elif path == "/":
-            headers = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
-            self._answer(200, headers, self.server.page)
-        elif path == "/socket":
-            self._socket()
-        else:
-            self.send_error(404)
+        elif self._is_ours():
+            if self.path.partition("?")[0] == "/":
+                self._answer(200, self.server.headers, self.server.page)
+            else:
+                self.send_error(404, explain="There is one page here, at /.")
 
-    def _socket(self):
-        origin = self.headers.get("Origin")
-        key = self.headers.get("Sec-WebSocket-Key", "")
-        if self.headers.get("Upgrade", "").lower() != "websocket" or not key:
-            return self.send_error(400)
-        if origin is not None and origin.partition("://")[2] != self.headers.get("Host"):
-            return self.send_error(403)  # some other site's page
+    def do_POST(self):
+        size = self.headers.get("Content-Length", "")
+        if not re.fullmatch("[0-9]{1,5}", size) or int(size) > LONGEST:
+            self.send_error(413, explain="This is longer than an order of the page.")
+        elif self._is_ours():
+            body = self.rfile.read(int(size))
+            try:
+                orders = self.server.read(body)
+            except (ValueError, RecursionError) as error:
+                return self.send_error(400, explain=f"This is no order of the page: {error}")
+            if self.path == "/play":
+                self._play(orders)
+            elif self.path == "/order":
+                self._order(orders)
+            else:
+                self.send_error(404, explain="Orders go to /play and /order.")
+
+    def _is_ours(self) -> bool:
+        """The request is of this server's own page, or one for it; else it is answered here."""
+        host = self.headers.get("Host", "")
+        origin = self.headers.get("Origin", f"http://{host}")
+        with suppress(ValueError):  # not an address at all
+            name = urlsplit(f"//{host}").hostname
+            if name not in self.server.names | {self.connection.getsockname()[0]}:
+                what = f"This server does not answer to {name!r}"
+                self.send_error(403, explain=f"{what}: open its address, or start it with --host.")
+                return False
+            if origin == f"http://{host}" and (self.command == "GET" or "Visit" in self.headers):
+                return True
+        self.send_error(403, explain="Only the page itself may ask for this.")
+        return False
+
+    def _play(self, orders: dict) -> None:
         if not self.server.places.acquire(blocking=False):
-            return self.send_error(503)
+            what = f"All {PLACES} places are taken"
+            return self.send_error(503, explain=f"{what}: try again when somebody has left.")
+        visit = token_urlsafe()
+        line = self.server.lines[visit] = Line(self.connection)
         try:
-            accept = b64encode(sha1((key + GUID).encode()).digest()).decode()
-            headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
-            self._answer(101, headers | {"Sec-WebSocket-Accept": accept})
-            self.server.visit(WebSocket(self.connection))
+            self._answer(200, {"Content-Type": "application/octet-stream", "Visit": visit})
+            self.server.visit(line, orders)
         except Closed:
             pass
         finally:
+            del self.server.lines[visit]
             self.server.places.release()
 
-    def _answer(self, code: int, headers: dict[str, str], body: bytes = b""):
+    def _order(self, orders: dict) -> None:
+        line = self.server.lines.get(self.headers["Visit"])
+        if line is None:
+            return self.send_error(410, explain="This visit is over: load the page again.")
+        try:
+            line.put(orders)
+        except Full:
+            return self.send_error(429, explain="The server does not keep up with the orders.")
+        self._answer(204, {})
+
+    def _answer(self, code: int, headers: dict[str, str], body: bytes | None = None):
         self.send_response(code)
-        if code >= 200:
-            headers |= {"Content-Length": str(len(body)), "Connection": "close"}
-        for name, value in headers.items():
+        if body is not None:
+            headers = headers | {"Content-Length": str(len(body))}
+        elif code == 200:  # a stream, until the connection closes
+            headers = headers | {"Connection": "close"}
+            self.close_connection = True
+        for name, value in (headers | {"Cache-Control": "no-store"}).items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
-        self.close_connection = True
+        self.wfile.write(body or b"")
 
     def send_error(self, code, message=None, explain=None):
-        code = {501: 405, 505: 400}.get(code, code)  # a method other than GET; another version
+        code = {501: 405, 505: 400}.get(code, code)  # a method that is not there; another version
         super().send_error(code, message, explain)
         self.close_connection = True
+        self.rfile.raw.until = time.monotonic() + 1
+        with suppress(OSError):  # the answer would be lost if what still comes met a closed door
+            self.connection.shutdown(SHUT_WR)
+            while self.rfile.raw.read(65536):
+                pass
 
     def log_message(self, *args):
         pass
 
 
 class Server(ThreadingHTTPServer):
-    """`page` for everybody, visit(WebSocket) for PLACES visitors at a time, on threads."""
+    """`page` for everybody, visit(line, orders) for PLACES visitors at a time, on threads.
+
+    read: the body of a POST -> orders, a dict; ValueError: they are none.
+    """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, page: bytes, visit: Callable[[WebSocket], None]):
-        self.page = page
-        self.visit = visit
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        page: bytes,
+        read: Callable[[bytes], dict],
+        visit: Callable[[Line, dict], None],
+    ):
+        self.address_family = AF_INET6 if ":" in host else self.address_family
+        self.page, self.read, self.visit = page, read, visit
+        self.headers = {
+            "Content-Type": "text/html; charset=utf-8",
+            "Content-Security-Policy": policy(page),
+            "X-Content-Type-Options": "nosniff",
+        }
+        self.names = {"localhost", "127.0.0.1", "::1", host.lower()}
+        self.lines: dict[str, Line] = {}  # by the token of a visit
         self.places = BoundedSemaphore(PLACES)
         super().__init__((host, port), _Handler)
+
+    def get_request(self):
+        try:
+            return super().get_request()
+        except OSError:  # out of file handles: it would be asked again at once, and for ever
+            time.sleep(0.1)
+            raise
 
     def handle_error(self, request, client_address):
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):  # one who has gone needs no word
             print(f"a visitor was lost: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def policy(page: bytes) -> str:
+    """A Content-Security-Policy that lets run what stands in the page's own script and style, and nothing else."""
+    allowed = ["default-src 'none'", "connect-src 'self'", "img-src data: blob:"]
+    allowed += [f"{word} 'none'" for word in ("base-uri", "form-action", "frame-ancestors")]
+    for tag in (b"script", b"style"):
+        inside = re.findall(b"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
+        hashes = [f"'sha256-{b64encode(sha256(text).digest()).decode()}'" for text in inside]
+        allowed.append(f"{tag.decode()}-src {' '.join(hashes)}")
+    return "; ".join(allowed)

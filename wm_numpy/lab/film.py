@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..core.files import DataError
 from ..core.ops import sigmoid
 from ..models.agent import Agent
 from ..settings.tasks import find
@@ -23,8 +24,8 @@ class Recorded(World):
         super().__init__(agent, 1)
         self.series = series  # (T + 1,) of data.series_dtype
 
-    def step(self, actions: np.ndarray | None = None):
-        return super().step(self.series["action"][None, self.steps])
+    def advance(self, actions: np.ndarray | None = None):
+        return super().advance(self.series["action"][None, self.steps])
 
     def _first(self, rows, seeds):
         z = self._sample(self.series["mu"][:1], self.series["logvar"][:1], rows)
@@ -41,40 +42,102 @@ class Recorded(World):
 
 
 class Life:
-    """One episode in a world of one environment, step by step, and what there is to see after each."""
+    """An episode in a world, or several side by side, step by step, and what there is to see after each."""
 
     def __init__(self, world: World, seed: int):
         self.world = world
         self.features, _ = world.reset(seed=seed)
         self.steps = 0
-        self.total = 0.0
+        self.total = 0.0  # of the first
         self.over = ""
 
     def step(self, action: np.ndarray) -> None:
-        """action (1, A)"""
-        self.features, reward, terminated, truncated, _ = self.world.step(action)
+        """action (n, A)"""
+        self.features, reward, terminated, _, _ = self.world.advance(action)
         self.steps += 1
         self.total += float(reward[0])
-        self.over = "died" if terminated[0] else "time" if truncated[0] else ""
+        if not len(self.world.rows):
+            self.over = "died" if terminated.any() else "time"
+
+    def hold(self, z: np.ndarray) -> None:
+        """Put z (Z,) in the place of what was seen, dreamt or recorded; M's state stays as it is."""
+        if not self.over:
+            self.world.z = np.tile(z.astype(np.float32), (len(self.world.rows), 1))
+            self.world._observe()
+            self.features = self.world._features.copy()
 
     def pictures(self) -> dict[str, np.ndarray]:
         """By name, (height, width, 3) uint8: what z decodes to, and the real game if there is one."""
         agent = self.world.agent
-        decoded = to_picture(agent.v.decode(self.features[:, : agent.config.vae.z_size])[0])
+        decoded = to_picture(agent.v.decode(self.features[:, : agent.config.vae.z_size]))
         if isinstance(self.world, RealWorld):
-            return {"reality": self.world.envs[0].crop, "V's view": decoded}
-        return {"dream" if isinstance(self.world, Dream) else "V's view": decoded}
+            return {"reality": self.world.envs[0].crop, "V's view": decoded[0]}
+        if len(decoded) > 1:
+            return {f"future {i + 1}": picture for i, picture in enumerate(decoded)}
+        return {"dream" if isinstance(self.world, Dream) else "V's view": decoded[0]}
 
     def thoughts(self) -> dict:
-        """What M's head says of the step just made; nothing at the start and after the end."""
+        """What M's head says of the step just made; nothing at the start and after the end.
+
+        mixture: of the most uncertain z: its number, and K weights, means and standard deviations.
+        """
         if not self.steps or self.over:
             return {}
-        y = self.world.m.predict(self.world.state[0])
+        y = self.world.m.predict(self.world.state[0][:1])
         tau = self.world.tau if isinstance(self.world, Dream) else 1.0
         mix = np.exp((y.logmix - y.logmix.max(axis=0)) / tau)  # (K, Z, 1), the largest is 1
         said = {"certainty": np.mean(1 / mix.sum(axis=0)), "reward": y.reward, "value": y.value}
         said["end"] = None if y.done_logit is None else sigmoid(y.done_logit)
-        return {name: round(float(np.squeeze(x)), 3) for name, x in said.items() if x is not None}
+        thoughts = {
+            name: round(float(np.squeeze(x)), 3) for name, x in said.items() if x is not None
+        }
+        mix /= mix.sum(axis=0)
+        variance = tau * np.exp(2 * y.logstd)  # (K, Z, 1)
+        centre = (mix * y.mean).sum(axis=0)
+        spread = (mix * (variance + (y.mean - centre) ** 2)).sum(axis=0)  # (Z, 1)
+        i = int(spread.argmax())
+        parts = (x[:, i, 0].round(3).tolist() for x in (mix, y.mean, np.sqrt(variance)))
+        return thoughts | {"mixture": [i, *parts]}
+
+
+def ends(agent: Agent, z: np.ndarray, far: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    """What each number of z (Z,) does to the picture, the others as they are.
+
+    -> the numbers, the strongest first (Z,); in that order the pictures at -far and far (Z, 2, 32, 32, 3) uint8
+    """
+    n = len(z)
+    both = np.tile(z.astype(np.float32), (n, 2, 1))
+    both[np.arange(n), :, np.arange(n)] = [-far, far]
+    images = agent.v.decode(both.reshape(2 * n, n)).reshape(n, 2, 32, 2, 32, 2, 3).mean(axis=(3, 5))
+    change = np.square(images[:, 1] - images[:, 0]).mean(axis=(1, 2, 3))
+    order = np.argsort(-change)
+    return order, to_picture(images[order])
+
+
+def lead(agent: Agent, series: np.ndarray) -> tuple:
+    """The moment of a recorded episode from which its world is worth looking at, M led there from the beginning."""
+    world = Recorded(agent, series)
+    world.reset(seed=0)
+    first = find(agent.config.task).strip_from // agent.config.repeat
+    for _ in range(min(first, len(series) - 2)):
+        world.advance()
+    return world.moment
+
+
+def pack(moment: tuple) -> bytes:
+    """A moment as float16: its step, z (1, Z), M's state."""
+    z, state, steps = moment
+    return np.concatenate([[[steps]], z, *state], axis=1).astype("<f2").tobytes()
+
+
+def unpack(agent: Agent, data: bytes) -> tuple:
+    """What `pack` made; DataError: it is no moment of this agent."""
+    state = agent.m.initial_state(1)
+    sizes = np.cumsum([1, agent.m.z_size] + [part.shape[1] for part in state])
+    if len(data) != 2 * sizes[-1] or not np.isfinite(x := np.frombuffer(data, "<f2")).all():
+        raise DataError("The moment of this link belongs to another model.")
+    steps, z, *state = np.split(x[None].astype(np.float32), sizes[:-1], axis=1)
+    return z, tuple(state), int(np.clip(steps.item(), 0, agent.config.max_steps - 1))
 
 
 def to_picture(image: np.ndarray) -> np.ndarray:

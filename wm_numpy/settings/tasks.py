@@ -87,6 +87,7 @@ class Task:
     labels: tuple[str, ...] = ()  # of the A numbers: what C would do
     unit: str = "points"  # of a return
     hint: str = "play"  # what a visitor is to do
+    died: str = "It is over."  # what a visitor is told of an end before the time is up
 
     # Scores to compare with; nothing of it is needed.
     solved_at: float | None = None  # mean return over 100 episodes

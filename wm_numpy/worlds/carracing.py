@@ -41,6 +41,7 @@ TASK = Task(
     rest=(0, -1, 0),
     labels=("C would steer", "C's gas", "C's brake"),
     hint="drive",
+    died="The lap is done, or the car has left the field.",
     solved_at=900,
     paper="906 +- 21",
     expected={"quick": (364, 501, 409), "laptop": (881, 871, 806), "reality": (881, 897)},
