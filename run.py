@@ -130,7 +130,7 @@ def perform(args: argparse.Namespace) -> int | None:
     from wm_numpy.models import agent
     from wm_numpy.settings import tasks
     from wm_numpy.training import experiment
-    from wm_numpy.worlds import envs
+    from wm_numpy.worlds import stranger
 
     mine = Path("runs") / str(getattr(args, "run", "")) / "config.json"
     if mine.exists() and agent.run_folder(args.run).parent == agent.SHIPPED:
@@ -147,7 +147,7 @@ def perform(args: argparse.Namespace) -> int | None:
             )
             print(report.header(settings, run.folder, run.disk_needed()), flush=True)
             if not run.episodes.exists():
-                for line in envs.examined(tasks.find(settings.task)):
+                for line in stranger.examined(tasks.find(settings.task)):
                     print(line, flush=True)
             run.run(experiment.STAGES[: experiment.STAGES.index(args.stage) + 1])
             if args.stage == "evaluate":

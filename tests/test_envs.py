@@ -14,7 +14,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from wm_numpy.settings.tasks import TaskError, find, known
-from wm_numpy.worlds import doom, envs, policies
+from wm_numpy.worlds import doom, envs, picture, policies
 from wm_numpy.worlds.envs import Environment, EnvironmentDied, make_env
 from wm_numpy.worlds.policies import random_policy
 
@@ -202,7 +202,7 @@ def test_a_missing_package_is_named_with_its_mend(task, module):
 
 @pytest.mark.parametrize("size", [(84, 96), (100, 160), (200, 320)])
 def test_resizing(size):
-    resize = envs.resizer(*size)
+    resize = picture.resizer(*size)
     assert (resize(np.full((*size, 3), 200, np.uint8)) == 200).all()
     # A slope stays the same slope, each colour for itself, up to rounding and half an old pixel.
     y, x = np.meshgrid(np.linspace(0, 250, size[0]), np.linspace(0, 250, size[1]), indexing="ij")

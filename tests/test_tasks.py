@@ -18,15 +18,10 @@ from wm_numpy.settings.config import SettingError, resolve
 from wm_numpy.settings.tasks import Task, TaskError, find, known
 from wm_numpy.training.data import Records, frame_dtype
 from wm_numpy.training.experiment import Experiment
-from wm_numpy.worlds.envs import (
-    EnvironmentFailed,
-    completed,
-    examined,
-    made,
-    make_env,
-    resizer,
-)
+from wm_numpy.worlds.envs import EnvironmentFailed, made, make_env
+from wm_numpy.worlds.picture import resizer
 from wm_numpy.worlds.policies import random_policy, to_and_fro
+from wm_numpy.worlds.stranger import completed, examined
 from wm_numpy.worlds.world import Dream, RealWorld
 
 CATCH = f"{ROOT}/tests/catch.py:CATCH"

@@ -84,7 +84,7 @@ class Task:
         None  # left, right, up, down, 1 ... 9 -> what each adds to `rest`
     )
     rest: tuple[float, ...] | None = None  # the action while no key is held
-    labels: tuple[str, ...] = ()  # of the A numbers: what C would do
+    labels: tuple[str, ...] | None = None  # of the A numbers: what C would do
     unit: str = "points"  # of a return
     hint: str = "play"  # what a visitor is to do
     died: str = "It is over."  # what a visitor is told of an end before the time is up
@@ -150,7 +150,7 @@ def _found(name: str) -> Task:
     if name in known():
         task = import_module(f"..worlds.{name}", __package__).TASK
     elif name.startswith("gym:"):
-        task = import_module("..worlds.envs", __package__).registered(name)
+        task = import_module("..worlds.stranger", __package__).registered(name)
     elif colon and path.endswith(".py"):
         task = _of_file(Path(path), attribute)
     else:
@@ -159,7 +159,7 @@ def _found(name: str) -> Task:
     task = replace(task, name=name, title=task.title or name.rpartition(":")[2])
     asked = [f.name for f in fields(Task) if f.default is None and f.name not in ("act", "explore")]
     if any(getattr(task, f) is None for f in asked):
-        task = import_module("..worlds.envs", __package__).completed(task)
+        task = import_module("..worlds.stranger", __package__).completed(task)
     return task
 
 
