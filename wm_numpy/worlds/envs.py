@@ -7,6 +7,7 @@
 Importing this needs numpy and gymnasium; what else a game needs is asked for when it is made.
 """
 
+import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from importlib import import_module
@@ -155,6 +156,8 @@ def failure(task: Task, doing: str, error: Exception) -> str:
 def made(task: Task, draws: bool = False):
     """The game of a declaration; draws: its render() gives a picture."""
     how = {"render_mode": "rgb_array"} if draws else {}
+    if draws:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame asks for no screen
     try:
         return task.make(**how)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
