@@ -1,5 +1,6 @@
 """A world that nobody has described: what its declaration leaves out, and what its owner should be told of it."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,6 +14,8 @@ from gymnasium.utils.env_checker import check_env
 from ..settings.tasks import Task, TaskError, known
 from .envs import EnvironmentFailed, failure, made, make_env
 from .picture import in_colour
+
+COLOUR = re.compile("\x1b\\[[0-9;]*m")  # Gymnasium's, of a terminal
 
 
 def registered(name: str) -> Task:
@@ -109,7 +112,7 @@ def examined(task: Task) -> Iterator[str]:
                 check_env(getattr(game, "unwrapped", game), skip_render_check=True)
             except Exception as error:
                 warnings.warn(f"{type(error).__name__}: {error}", stacklevel=1)
-    texts = [str(w.message) for w in told if w.category is not DeprecationWarning]
+    texts = [COLOUR.sub("", str(w.message)) for w in told if w.category != DeprecationWarning]
     yield from [f"{task.name}, gymnasium's check_env: {text}" for text in dict.fromkeys(texts)]
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (30, task.actions))
