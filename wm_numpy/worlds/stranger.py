@@ -15,8 +15,6 @@ from ..settings.tasks import Task, TaskError, known
 from .envs import EnvironmentFailed, failure, made, make_env
 from .picture import in_colour
 
-COLOUR = re.compile("\x1b\\[[0-9;]*m")  # Gymnasium's, of a terminal
-
 
 def registered(name: str) -> Task:
     """The world gym:ID or gym:MODULE:ID."""
@@ -112,7 +110,8 @@ def examined(task: Task) -> Iterator[str]:
                 check_env(getattr(game, "unwrapped", game), skip_render_check=True)
             except Exception as error:
                 warnings.warn(f"{type(error).__name__}: {error}", stacklevel=1)
-    texts = [COLOUR.sub("", str(w.message)) for w in told if w.category != DeprecationWarning]
+    texts = [str(w.message) for w in told if w.category is not DeprecationWarning]
+    texts = [re.sub("\x1b[^m]*m", "", text) for text in texts]  # without Gymnasium's colours
     yield from [f"{task.name}, gymnasium's check_env: {text}" for text in dict.fromkeys(texts)]
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (30, task.actions))
