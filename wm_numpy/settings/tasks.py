@@ -146,6 +146,7 @@ def find(name: str) -> Task:
 
 @lru_cache
 def _found(name: str) -> Task:
+    """The same. A world is a plug-in: what declares it is imported only when it is asked for."""
     path, colon, attribute = name.rpartition(":")
     if name in known():
         task = import_module(f"..worlds.{name}", __package__).TASK
