@@ -130,7 +130,7 @@ class Task:
 
 def known() -> list[str]:
     """The worlds that come with the package."""
-    return sorted(f.stem for f in WORLDS.glob("*.py") if "\nTASK = Task(" in f.read_text())
+    return sorted(f.stem for f in WORLDS.glob("*.py") if "\nTASK = Task(" in f.read_text("utf-8"))
 
 
 def absolute(name: str) -> str:
@@ -158,8 +158,8 @@ def _found(name: str) -> Task:
         what = f"unknown task {name!r}: choose from {', '.join(known())}"
         raise TaskError(f"{what}, or name a world of your own, FILE.py:NAME or gym:ID")
     task = replace(task, name=name, title=task.title or name.rpartition(":")[2])
-    asked = [f.name for f in fields(Task) if f.default is None and f.name not in ("act", "explore")]
-    if any(getattr(task, f) is None for f in asked):
+    may_be_none = {"act", "explore", "solved_at"}
+    if any(getattr(task, f.name) is None for f in fields(Task) if f.name not in may_be_none):
         task = import_module("..worlds.stranger", __package__).completed(task)
     return task
 
