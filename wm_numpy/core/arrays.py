@@ -1,4 +1,4 @@
-"""What all operations stand on: parameters as one flat vector, scratch space, checks of input, fast little helpers."""
+"""What the operations stand on: parameters as views of one flat vector, scratch space, checks of input."""
 
 import math
 import threading
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 
 import numpy as np
+
+Array = np.ndarray
 
 
 class Params(Mapping):
@@ -15,12 +17,14 @@ class Params(Mapping):
     shapes: name -> shape, in the order of the vector. flat: the vector to view; zeros of `dtype` when None.
     """
 
-    def __init__(self, shapes: dict[str, tuple], flat: np.ndarray | None = None, dtype=np.float32):
+    def __init__(self, shapes: dict[str, tuple], flat: Array | None = None, dtype=np.float32):
         self.shapes = dict(shapes)
-        size = sum(math.prod(shape) for shape in shapes.values())
-        self.flat = np.zeros(size, dtype) if flat is None else flat
-        if self.flat.shape != (size,):
-            raise ValueError(f"the vector has shape {self.flat.shape}, the parameters ({size},)")
+        self.size = sum(math.prod(shape) for shape in shapes.values())  # the number of parameters
+        self.flat = np.zeros(self.size, dtype) if flat is None else flat
+        if self.flat.shape != (self.size,):
+            raise ValueError(
+                f"the vector has shape {self.flat.shape}, the parameters ({self.size},)"
+            )
         self._views = {}
         start = 0
         for name, shape in shapes.items():
@@ -28,7 +32,7 @@ class Params(Mapping):
             self._views[name] = self.flat[start:end].reshape(shape)
             start = end
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> Array:
         return self._views[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -37,11 +41,6 @@ class Params(Mapping):
     def __len__(self) -> int:
         return len(self._views)
 
-    @property
-    def size(self) -> int:
-        """The number of parameters."""
-        return self.flat.size
-
     def __reduce__(self):  # a copy in another process has views of its own vector again
         return Params, (self.shapes, self.flat)
 
@@ -49,7 +48,7 @@ class Params(Mapping):
 _local = threading.local()
 
 
-def scratch(name: str, shape: tuple[int, ...], dtype, reuse: bool = True) -> np.ndarray:
+def scratch(name: str, shape: tuple[int, ...], dtype, reuse: bool = True) -> Array:
     """np.empty, but in this thread's scratch space: the same name gets the same memory again.
 
     Fresh memory costs a page fault per 4 KB. `reuse` false: fresh memory, for what must outlive the next call.
@@ -61,16 +60,6 @@ def scratch(name: str, shape: tuple[int, ...], dtype, reuse: bool = True) -> np.
     if name not in space or space[name].size < size or space[name].dtype != dtype:
         space[name] = np.empty(size, dtype)
     return space[name][:size].reshape(shape)
-
-
-def require(fits: bool, op: str, **inputs: np.ndarray) -> None:
-    """ValueError unless an op's inputs fit each other and are float32 or float64: others would wrap or overflow."""
-    if not fits:
-        shapes = ", ".join(f"{name} {x.shape}" for name, x in inputs.items())
-        raise ValueError(f"{op}: these shapes do not fit each other: {shapes}")
-    if not all(x.dtype.char in "fd" for x in inputs.values()):
-        kinds = ", ".join(f"{name} {x.dtype}" for name, x in inputs.items())
-        raise ValueError(f"{op}: this needs float32 or float64, not {kinds}")
 
 
 def small_buffer(function: Callable) -> Callable:
@@ -90,17 +79,27 @@ def small_buffer(function: Callable) -> Callable:
     return within
 
 
-def sum_rows(x: np.ndarray) -> np.ndarray:
-    """(..., B, O) -> (..., O), as a product with ones: 5 x faster than sum(axis=-2)."""
-    return np.ones(x.shape[-2], x.dtype) @ x
+def require(fits: bool, op: str, **inputs: Array) -> None:
+    """ValueError unless an op's inputs fit each other and are float32 or float64: others would wrap or overflow."""
+    if not fits:
+        shapes = ", ".join(f"{name} {x.shape}" for name, x in inputs.items())
+        raise ValueError(f"{op}: these shapes do not fit each other: {shapes}")
+    if not all(x.dtype.char in "fd" for x in inputs.values()):
+        kinds = ", ".join(f"{name} {x.dtype}" for name, x in inputs.items())
+        raise ValueError(f"{op}: this needs float32 or float64, not {kinds}")
 
 
-def chosen(weight: np.ndarray, x: np.ndarray) -> np.ndarray:
+def spreads(weight: Array, shape: tuple[int, ...]) -> bool:
+    """Whether a weight can be broadcast to this shape, and does not make it larger."""
+    pairs = zip(weight.shape[::-1], shape[::-1], strict=False)
+    return weight.ndim <= len(shape) and all(n in (1, m) for n, m in pairs)
+
+
+def chosen(weight: Array, x: Array) -> Array:
     """x where its weight is not 0, and 0 there: 0 * nan would be nan."""
     return x if weight.all() else np.where(weight != 0, x, 0)
 
 
-def spreads(weight: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Whether a weight can be broadcast to this shape, and does not make it larger."""
-    pairs = zip(weight.shape[::-1], shape[::-1], strict=False)
-    return weight.ndim <= len(shape) and all(n in (1, m) for n, m in pairs)
+def sum_rows(x: Array) -> Array:
+    """(..., B, O) -> (..., O), as a product with ones: 5 x faster than sum(axis=-2)."""
+    return np.ones(x.shape[-2], x.dtype) @ x

@@ -12,7 +12,7 @@ Letters: T time, B batch, I inputs, H hidden; G = 4H gates.
 
 import numpy as np
 
-from .arrays import require, scratch, small_buffer, sum_rows
+from .arrays import Array, require, scratch, small_buffer, sum_rows
 from .ops import sigmoid
 
 FORGET_BIAS = 1.0
@@ -36,14 +36,8 @@ def lstm_plain(x, h, c, w, b, restart=None) -> tuple[np.ndarray, np.ndarray]:
 
 @small_buffer
 def lstm_forward(
-    x: np.ndarray,
-    h0: np.ndarray,
-    c0: np.ndarray,
-    w: np.ndarray,
-    b: np.ndarray,
-    restart: np.ndarray | None = None,
-    reuse: bool = False,
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple]:
+    x: Array, h0: Array, c0: Array, w: Array, b: Array, restart: Array | None = None, reuse=False
+) -> tuple[tuple[Array, Array], tuple]:
     """T steps from (h0, c0) -> (h (T, B, H), c_last (B, H)), cache. (h[-1], c_last) is the next state.
 
     x (T, B, I), h0 and c0 (B, H), w (I+H, G) with the rows for x above those for h, b (G,). restart (T, B) of 0 and 1:
@@ -92,7 +86,7 @@ def lstm_forward(
 
 
 @small_buffer
-def lstm_backward(dy: tuple[np.ndarray, np.ndarray], cache: tuple, need_dx: bool = True) -> tuple:
+def lstm_backward(dy: tuple[Array, Array], cache: tuple, need_dx: bool = True) -> tuple:
     """dy = (dh (T, B, H), dc_last (B, H)) -> dx (T, B, I) if needed, dh0, dc0 (B, H), dw (I+H, G), db (G,)."""
     dh_all, dc = dy
     xh, gates, c, restart, w, reuse = cache
@@ -142,7 +136,7 @@ def lstm_backward(dy: tuple[np.ndarray, np.ndarray], cache: tuple, need_dx: bool
     return dx, dh_prev, dc, dw, db
 
 
-def _split(a: np.ndarray) -> list[np.ndarray]:
+def _split(a: Array) -> list[Array]:
     """(B, G) -> views i, f, o, g, (B, H) each."""
     H = a.shape[1] // 4
     return [a[:, k * H : (k + 1) * H] for k in range(4)]

@@ -1,7 +1,8 @@
 """Mixture density (Bishop 1994), one mixture of K Gaussians PER latent dim: its likelihood, and its sampler.
 
-    p(z) = sum_k softmax(logmix)_k N(z; mean_k, std_k^2),   std = exp(logstd)
+    p(z) = sum_k softmax(logmix)_k N(z; mean_k, std_k^2),   std = exp(logstd)                      (5.148), (5.150-152)
 
+The numbers are equations of Bishop's "Pattern Recognition and Machine Learning" (2006), section 5.6.
 Likelihood and sampler stand first in their plain form, then in the fast one with the same numbers. The mixture axis
 is the FIRST: logmix, mean, logstd (K, ...) against a target (...). So a target broadcasts by itself, and a reduction
 over K adds K long runs of memory, not many short ones.
@@ -11,7 +12,7 @@ Letters: K mixtures; `...` is any shape, M's is (Z, n).
 
 import numpy as np
 
-from .arrays import chosen, require, spreads
+from .arrays import Array, chosen, require, spreads
 
 HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
 
@@ -25,11 +26,7 @@ def mixture_nll_plain(logmix, mean, logstd, target, weight=1.0) -> float:
 
 
 def mixture_nll_forward(
-    logmix: np.ndarray,
-    mean: np.ndarray,
-    logstd: np.ndarray,
-    target: np.ndarray,
-    weight: np.ndarray | float = 1.0,
+    logmix: Array, mean: Array, logstd: Array, target: Array, weight: Array | float = 1.0
 ) -> tuple[float, tuple]:
     """sum of weight * -log p(target) in nats -> scalar, in logarithms, so that nothing under- or overflows.
 
@@ -54,8 +51,8 @@ def mixture_nll_forward(
     joint += logmix
     joint -= logstd
     logprior, prior = _logsumexp(logmix)
-    logjoint, posterior = _logsumexp(joint)
-    nll = logprior - logjoint
+    logjoint, posterior = _logsumexp(joint)  # (5.154)
+    nll = logprior - logjoint  # (5.153)
     nll += HALF_LOG_2PI
     if not np.isfinite(nll).all():  # nothing is left of it where its weight is 0
         parts = (nll, prior, posterior, u, inv)
@@ -63,17 +60,17 @@ def mixture_nll_forward(
     return np.sum(nll * weight), (prior, posterior, u, inv, weight)
 
 
-def mixture_nll_backward(dloss: float, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mixture_nll_backward(dloss: float, cache: tuple) -> tuple[Array, Array, Array]:
     """-> dlogmix, dmean, dlogstd (K, ...)."""
     prior, posterior, u, inv, weight = cache
     dnll = np.asarray(dloss * weight, u.dtype)
-    dlogmix = prior - posterior  # nll = logsumexp(logmix) - logsumexp(joint)
+    dlogmix = prior - posterior  # (5.155)  nll = logsumexp(logmix) - logsumexp(joint)
     dlogmix *= dnll
     djoint = posterior * -dnll
-    dlogstd = u * u  # joint = logmix - u^2 / 2 - logstd, u = (target - mean) exp(-logstd)
+    dlogstd = u * u  # (5.157)  joint = logmix - u^2 / 2 - logstd, u = (target - mean) exp(-logstd)
     dlogstd -= 1
     dlogstd *= djoint
-    dmean = djoint
+    dmean = djoint  # (5.156)
     dmean *= u
     dmean *= inv
     return dlogmix, dmean, dlogstd
@@ -93,13 +90,8 @@ def sample_plain(logmix, mean, logstd, tau, uniform, normal) -> np.ndarray:
 
 
 def sample_mixture(
-    logmix: np.ndarray,
-    mean: np.ndarray,
-    logstd: np.ndarray,
-    tau: float,
-    uniform: np.ndarray,
-    normal: np.ndarray,
-) -> np.ndarray:
+    logmix: Array, mean: Array, logstd: Array, tau: float, uniform: Array, normal: Array
+) -> Array:
     """logmix, mean, logstd (K, ...) -> z (...) ~ p at temperature tau > 0: logmix / tau, std * sqrt(tau).
 
     As in the authors' doomrnn.py. The randomness is given: `uniform` (...) in [0, 1) chooses one component PER
@@ -124,7 +116,7 @@ def sample_mixture(
     return z
 
 
-def _logsumexp(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _logsumexp(a: Array) -> tuple[Array, Array]:
     """a (K, ...) -> log sum_k exp(a_k) (...), softmax (K, ...). Shifted by the maximum, nothing overflows."""
     top = a.max(axis=0)  # (...)
     e = a - top  # (K, ...)

@@ -14,14 +14,12 @@ Letters: B batch, I inputs, O outputs, Z latent dims.
 
 import numpy as np
 
-from .arrays import chosen, require, spreads, sum_rows
+from .arrays import Array, chosen, require, spreads, sum_rows
 
 # ---------------------------------------------------------------------------------------------- dense and elementwise
 
 
-def linear_forward(
-    x: np.ndarray, w: np.ndarray, b: np.ndarray, order: str = "C"
-) -> tuple[np.ndarray, tuple]:
+def linear_forward(x: Array, w: Array, b: Array, order: str = "C") -> tuple[Array, tuple]:
     """y = x w + b.  x (..., B, I), w (..., I, O), b (..., O) -> y (..., B, O).
 
     Axes in front are layers side by side, such as a population's. order "F" lays y out column by column in memory.
@@ -34,9 +32,7 @@ def linear_forward(
     return y, (x, w)
 
 
-def linear_backward(
-    dy: np.ndarray, cache: tuple, need_dx: bool = True, need_dw: bool = True
-) -> tuple:
+def linear_backward(dy: Array, cache: tuple, need_dx: bool = True, need_dw: bool = True) -> tuple:
     """dy (..., B, O) -> dx (..., B, I), dw (..., I, O), db (..., O); None where not needed (db goes with dw)."""
     x, w = cache
     dx = dw = db = None
@@ -48,20 +44,20 @@ def linear_backward(
     return dx, dw, db
 
 
-def relu_forward(x: np.ndarray) -> tuple[np.ndarray, tuple]:
+def relu_forward(x: Array) -> tuple[Array, tuple]:
     """y = max(x, 0), any shape."""
     require(True, "relu", x=x)
     y = np.maximum(x, np.zeros(x.shape[1:], x.dtype))  # 3 x faster than with the number 0
     return y, (y,)
 
 
-def relu_backward(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray]:
+def relu_backward(dy: Array, cache: tuple) -> tuple[Array]:
     """-> dx: the gradient passes where y > 0."""
     (y,) = cache
     return (dy * (y > 0),)
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
+def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), accurate to the last digits for any x."""
     y = np.negative(x, out=np.empty_like(x))
     with np.errstate(over="ignore"):  # exp(-x) = inf gives 0, as it should
@@ -70,53 +66,50 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return np.divide(1, y, out=y)
 
 
-def sigmoid_forward(x: np.ndarray) -> tuple[np.ndarray, tuple]:
+def sigmoid_forward(x: Array) -> tuple[Array, tuple]:
     """y = 1 / (1 + exp(-x)), any shape."""
     require(True, "sigmoid", x=x)
     y = sigmoid(x)
     return y, (y,)
 
 
-def sigmoid_backward(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray]:
+def sigmoid_backward(dy: Array, cache: tuple) -> tuple[Array]:
     """-> dx = dy y (1 - y)."""
     (y,) = cache
     return (dy * y * (1 - y),)
 
 
 # --------------------------------------------------------------------------------------- the Gaussian code of a frame
+# Kingma & Welling 2014, arXiv:1312.6114.
 
 
-def reparameterize_forward(
-    mu: np.ndarray, logvar: np.ndarray, noise: np.ndarray
-) -> tuple[np.ndarray, tuple]:
-    """z = mu + exp(logvar / 2) noise: a sample of N(mu, exp(logvar)), its noise given. All of one shape."""
+def reparameterize_forward(mu: Array, logvar: Array, noise: Array) -> tuple[Array, tuple]:
+    """z = mu + exp(logvar / 2) noise ~ N(mu, exp(logvar)), its noise given (Kingma & Welling 2.4). All of one shape."""
     fits = mu.shape == logvar.shape == noise.shape
     require(fits, "reparameterize", mu=mu, logvar=logvar, noise=noise)
     std = np.exp(logvar / 2)
     return mu + std * noise, (std, noise)
 
 
-def reparameterize_backward(dz: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray]:
+def reparameterize_backward(dz: Array, cache: tuple) -> tuple[Array, Array]:
     """-> dmu, dlogvar."""
     std, noise = cache
     return dz, dz * noise * std / 2  # d std / d logvar = std / 2
 
 
-def gaussian_kl_forward(
-    mu: np.ndarray, logvar: np.ndarray, floor: float = 0.0
-) -> tuple[float, tuple]:
-    """KL(N(mu, exp(logvar)) || N(0, 1)) of B samples (B, Z), summed over Z, at least `floor`, mean over B -> scalar.
+def gaussian_kl_forward(mu: Array, logvar: Array, floor: float = 0.0) -> tuple[float, tuple]:
+    """KL(N(mu, exp(logvar)) || N(0, 1)) of B samples (B, Z), summed over Z (10), at least `floor`, mean over B.
 
     The floor (the authors' kl_tolerance, 0.5 nats per latent dim) keeps V from collapsing: below it a sample gets
     no gradient from this term.
     """
     require(mu.shape == logvar.shape and mu.ndim == 2, "gaussian_kl", mu=mu, logvar=logvar)
     var = np.exp(logvar)
-    kl = 0.5 * np.sum(mu * mu + var - 1 - logvar, axis=1)  # (B,)
+    kl = 0.5 * np.sum(mu * mu + var - 1 - logvar, axis=1)  # (10) (B,)
     return np.maximum(kl, floor).sum() / max(1, len(mu)), (mu, var, kl > floor)
 
 
-def gaussian_kl_backward(dloss: float, cache: tuple) -> tuple[np.ndarray, np.ndarray]:
+def gaussian_kl_backward(dloss: float, cache: tuple) -> tuple[Array, Array]:
     """-> dmu, dlogvar (B, Z)."""
     mu, var, above = cache
     dkl = (dloss / max(1, len(mu)) * above[:, None]).astype(mu.dtype)  # (B, 1)
@@ -129,7 +122,7 @@ def gaussian_kl_backward(dloss: float, cache: tuple) -> tuple[np.ndarray, np.nda
 
 
 def squared_error_forward(
-    x: np.ndarray, target: np.ndarray, weight: np.ndarray | float = 1.0
+    x: Array, target: Array, weight: Array | float = 1.0
 ) -> tuple[float, tuple]:
     """sum of weight * (x - target)^2 -> scalar.  x and target of one shape."""
     target = np.asarray(target, x.dtype)
@@ -140,14 +133,14 @@ def squared_error_forward(
     return np.vdot(diff * weight, diff), (diff, weight)
 
 
-def squared_error_backward(dloss: float, cache: tuple) -> tuple[np.ndarray]:
+def squared_error_backward(dloss: float, cache: tuple) -> tuple[Array]:
     """-> dx, the shape of x."""
     diff, weight = cache
     return (2 * dloss * weight * diff,)
 
 
 def bce_with_logits_forward(
-    logit: np.ndarray, target: np.ndarray, weight: np.ndarray | float = 1.0
+    logit: Array, target: Array, weight: Array | float = 1.0
 ) -> tuple[float, tuple]:
     """sum of weight * -log P(target | logit), target 0 or 1 -> scalar.  logit and target of one shape.
 
@@ -165,7 +158,7 @@ def bce_with_logits_forward(
     return np.sum(weight * nll), (logit, target, weight)
 
 
-def bce_with_logits_backward(dloss: float, cache: tuple) -> tuple[np.ndarray]:
+def bce_with_logits_backward(dloss: float, cache: tuple) -> tuple[Array]:
     """-> dlogit = weight * (sigmoid(logit) - target)."""
     logit, target, weight = cache
     return (dloss * weight * (sigmoid(logit) - target),)

@@ -18,11 +18,7 @@ import json
 import numpy as np
 
 LAZINESS = 10  # of the tutorial's interval between decompositions, see Constants.interval
-SAVED = (
-    "mean", "sigma", "p_sigma", "p_c", "cov", "axes", "widths",
-    "generation", "decomposed", "best", "drawn", "sigma0",
-)  # fmt: skip
-
+CONSTANT = ("constants", "window", "rng")  # of CMAES: all else is state, and so is rng's own
 REASONS = {  # to stop: those of appendix B.3 that somebody meets
     "conditioncov": "the condition of the covariance is above 1e14",
     "tolx": "no coordinate moves by more than 1e-12 of the first sigma",
@@ -51,9 +47,8 @@ class Constants:
             1 + 2 * mu_eff_minus / (mu_eff + 2),  # (51) as trustworthy as the positive ones
             (1 - c_1 - c_mu) / (n * c_mu),  # (52) cov stays positive definite
         )
-        positive = raw / raw[raw > 0].sum()
-        negative = alpha * raw / -raw[raw < 0].sum()
         # (P,) by rank, best first: the first half moves the mean, the rest are negative
+        positive, negative = raw / raw[raw > 0].sum(), alpha * raw / -raw[raw < 0].sum()
         self.weights = np.where(raw >= 0, positive, negative)  # (53)
 
         # Every 25 generations at n = 867, P = 64 (the tutorial: 3), in which cov changes by about 1 / n. Rotated
@@ -90,18 +85,16 @@ class CMAES:
         self.window = 10 + int(np.ceil(30 * n / self.population))  # generations: stop()'s memory
         self.rng = np.random.default_rng(seed)
 
-        # What changes from generation to generation: all of SAVED but sigma0.
+        # What changes from generation to generation, but for sigma0:
         self.mean = mean  # (n,) centre of the distribution: what to deploy
         self.sigma = self.sigma0 = float(sigma)  # overall step size, now and at first
         self.p_sigma = np.zeros(n)  # path of successive steps, whitened: moves sigma
         self.p_c = np.zeros(n)  # path of successive steps: moves cov
         self.cov = np.eye(
             n
-        )  # covariance; symmetric but for rounding: eigh reads its lower triangle
-        self.axes = np.eye(
-            n
-        )  # eigenvectors, in columns: cov = axes widths^2 axes^T when decomposed
-        self.widths = np.ones(n)  # roots of the eigenvalues, ascending
+        )  # covariance; of its two triangles, equal but for rounding, eigh reads one
+        self.axes = np.eye(n)  # its eigenvectors, in columns, when last decomposed
+        self.widths = np.ones(n)  # the roots of its eigenvalues, ascending
         self.generation = 0  # how often tell was called
         self.decomposed = 0  # generation of the last decomposition
         self.best = np.empty(0)  # (<= window,) best cost of each of the latest generations
@@ -128,7 +121,7 @@ class CMAES:
         x = np.asarray(candidates, np.float64)
         costs = np.asarray(costs, np.float64)
         wanted = (self.population, n)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # far out in units of sigma
             sound = x.shape == wanted and np.isfinite((x - self.mean) / self.sigma).all()
         if not sound:
             raise ValueError(f"tell needs finite candidates of shape {wanted}, got shape {x.shape}")
@@ -205,23 +198,22 @@ class CMAES:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all that is needed to go on exactly, random numbers included; np.savez takes it."""
-        rng = json.dumps(self.rng.bit_generator.state)
-        arrays = {name: np.array(getattr(self, name)) for name in SAVED}
-        return arrays | {"population": np.array(self.population), "rng": np.array(rng)}
+        rng = {"rng": np.array(json.dumps(self.rng.bit_generator.state))}
+        state = {
+            name: np.array(value) for name, value in vars(self).items() if name not in CONSTANT
+        }
+        return state | rng
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Restore what state_dict gave; ValueError when it lacks some or is of another dimension or population."""
-        missing = [name for name in (*SAVED, "population", "rng") if name not in state]
+        own = self.state_dict()
+        missing = [name for name in own if name not in state]
         if missing:
-            lacks = f"it lacks {', '.join(missing)}"
-            raise ValueError(f"this is no state of CMAES, or of an older version: {lacks}")
-        saved, own = (
-            (len(state["mean"]), int(state["population"])),
-            (self.mean.size, self.population),
-        )
-        if saved != own:
-            raise ValueError(f"saved with (dimensions, population) {saved}, this one has {own}")
-        for name in SAVED:
-            array = np.array(state[name])
-            setattr(self, name, array if array.ndim else array.item())
+            raise ValueError(f"no state of CMAES, or an older one: it lacks {', '.join(missing)}")
+        saved, here = ((len(s["mean"]), int(s["population"])) for s in (state, own))
+        if saved != here:
+            raise ValueError(f"saved with (dimensions, population) {saved}, this one has {here}")
         self.rng.bit_generator.state = json.loads(str(state["rng"]))
+        for name in own.keys() - {"rng"}:
+            value = np.array(state[name])
+            setattr(self, name, value if value.ndim else value.item())
