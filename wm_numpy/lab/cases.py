@@ -9,9 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..core import conv, lstm
-from ..core import mixture as mdn
-from ..core import ops as core
+from ..core import conv, lstm, mixture, ops
 from ..core.gradcheck import RelativeError, Rng, check_pair, check_vector
 from ..models.mdnrnn import MDNRNN
 from ..models.vae import VAE
@@ -23,23 +21,22 @@ Case = Callable[[Rng], RelativeError]
 def _pair(module, op: str, *shapes, constants: Callable = lambda rng: ()) -> tuple[str, Case]:
     """A case in element mode: random inputs of these shapes through op_forward and op_backward."""
 
-    def case(rng: Rng) -> float:
-        forward = getattr(module, f"{op}_forward")
-        backward = getattr(module, f"{op}_backward")
+    def case(rng: Rng) -> RelativeError:
+        forward, backward = (getattr(module, f"{op}_{way}") for way in ("forward", "backward"))
         inputs = [rng.standard_normal(shape) for shape in shapes]
         return check_pair(forward, backward, *inputs, rng=rng, constants=constants(rng))
 
     return op, case
 
 
-def _whole_v(rng: Rng) -> float:
+def _whole_v(rng: Rng) -> RelativeError:
     v = VAE(VAEConfig(z_size=5), rng, np.float64)
     frames = rng.random((3, 64, 64, 3))
     noise = rng.standard_normal((3, 5))
     return _whole(v, lambda: v.loss_and_grad(frames, noise), rng, directions=4)
 
 
-def _whole_m(rng: Rng) -> float:
+def _whole_m(rng: Rng) -> RelativeError:
     heads = {"done_head": True, "reward_head": True, "value_head": True}
     config = MDNRNNConfig(hidden=7, mixtures=4, restart_input=True, **heads)
     m = MDNRNN(config, 5, 2, rng, np.float64)
@@ -66,21 +63,21 @@ def _whole(model, loss_and_grad: Callable, rng: Rng, directions: int) -> Relativ
 
 
 CASES: dict[str, Case] = dict([
-    _pair(core, "linear", (2, 3, 5), (2, 5, 7), (2, 7)),
-    _pair(core, "relu", (3, 5)),
-    _pair(core, "sigmoid", (3, 5)),
-    _pair(core, "reparameterize", (3, 5), (3, 5),
+    _pair(ops, "linear", (2, 3, 5), (2, 5, 7), (2, 7)),
+    _pair(ops, "relu", (3, 5)),
+    _pair(ops, "sigmoid", (3, 5)),
+    _pair(ops, "reparameterize", (3, 5), (3, 5),
           constants=lambda rng: (rng.standard_normal((3, 5)),)),
-    _pair(core, "gaussian_kl", (3, 5), (3, 5), constants=lambda rng: (2.0,)),
-    _pair(core, "squared_error", (3, 5),
+    _pair(ops, "gaussian_kl", (3, 5), (3, 5), constants=lambda rng: (2.0,)),
+    _pair(ops, "squared_error", (3, 5),
           constants=lambda rng: (rng.standard_normal((3, 5)), rng.random((3, 1)))),
-    _pair(core, "bce_with_logits", (3, 5),
+    _pair(ops, "bce_with_logits", (3, 5),
           constants=lambda rng: (rng.random((3, 5)) < 0.5, rng.random((3, 1)))),
     _pair(conv, "conv", (2, 7, 8, 3), (4, 4, 3, 5), (5,)),
     _pair(conv, "conv_transpose", (2, 3, 4, 7), (5, 5, 3, 7), (3,)),
     _pair(lstm, "lstm", (3, 2, 5), (2, 7), (2, 7), (12, 28), (28,),
           constants=lambda rng: (rng.random((3, 2)) < 0.4,)),
-    _pair(mdn, "mixture_nll", (4, 5, 3), (4, 5, 3), (4, 5, 3),
+    _pair(mixture, "mixture_nll", (4, 5, 3), (4, 5, 3), (4, 5, 3),
           constants=lambda rng: (rng.standard_normal((5, 3)), rng.random(3))),
     ("whole loss of V", _whole_v),
     ("whole loss of M", _whole_m),

@@ -1,4 +1,4 @@
-"""C: a linear layer and a tanh (paper, section 2.3), for a whole population at once; or two, for the paper's ablation.
+"""C: a linear layer (equation 1 of the paper) and a tanh, for a whole population at once; or two, for its ablation.
 
 Letters: P population, E episodes, F features, A action.
 """
@@ -17,7 +17,7 @@ def controller_size(sizes: Sequence[int], bias: bool) -> int:
 
 
 class Controller:
-    """a = tanh([z h] W + b), for P candidates theta (P, n) or one (n,): W row after row (F, A), then b (A,) if any.
+    """a = tanh([z h] W + b), for P candidates theta (P, n) or one (n,): W (F, A) row after row, then b (A,) if any.
 
     sizes: (F, A); or (F, hidden units, A), where the first layer's W and b come before the second's.
     """

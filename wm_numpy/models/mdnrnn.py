@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import ops as core
-from ..core import threads
-from ..core.arrays import Params
+from ..core import ops, threads
+from ..core.arrays import Array, Params
 from ..core.lstm import lstm_backward, lstm_forward
 from ..core.mixture import mixture_nll_backward, mixture_nll_forward, sample_mixture
 from ..core.ops import linear_backward, linear_forward
@@ -26,12 +25,12 @@ HEADS = ("done", "reward", "value")  # the optional ones, a number each
 class Prediction(NamedTuple):
     """The head's outputs for n states; None where M has no such head."""
 
-    logmix: np.ndarray  # (K, Z, n), not normalised
-    mean: np.ndarray  # (K, Z, n)
-    logstd: np.ndarray  # (K, Z, n)
-    done_logit: np.ndarray | None  # (n,)
-    reward: np.ndarray | None  # (n,), expected
-    value: np.ndarray | None  # (n,), the return still to come, expected
+    logmix: Array  # (K, Z, n), not normalised
+    mean: Array  # (K, Z, n)
+    logstd: Array  # (K, Z, n)
+    done_logit: Array | None  # (n,)
+    reward: Array | None  # (n,), expected
+    value: Array | None  # (n,), the return still to come, expected
 
 
 class MDNRNN:
@@ -41,12 +40,7 @@ class MDNRNN:
     """
 
     def __init__(
-        self,
-        config: MDNRNNConfig,
-        z_size: int,
-        action_size: int,
-        rng: np.random.Generator | None = None,
-        dtype=np.float32,
+        self, config: MDNRNNConfig, z_size: int, action_size: int, rng=None, dtype=np.float32
     ):
         self.config = config
         self.z_size = z_size
@@ -68,31 +62,30 @@ class MDNRNN:
 
     # ----------------------------------------------------------------------------------- acting and dreaming
 
-    def initial_state(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def initial_state(self, n: int) -> tuple[Array, Array]:
         """-> h, c (n, H): zeros."""
         return tuple(np.zeros((2, n, self.config.hidden), self.params.flat.dtype))
 
     def step(
-        self, z: np.ndarray, action: np.ndarray, state: tuple, restart: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, z: Array, action: Array, state: tuple, restart: Array | None = None
+    ) -> tuple[Array, Array]:
         """z (n, Z), action (n, A), state (h, c) -> the next state.
 
         restart (n,): 1 at an episode's first step, as in the data M learns from; zeroes the state. None: 0.
         """
-        if restart is not None:
-            restart = np.asarray(restart)[None]  # (1, n)
+        restart = None if restart is None else np.asarray(restart)[None]  # (1, n)
         (h, c), _ = self._run(z[None], action[None], restart, state)
         return h[0].copy(), c.copy()  # they lie in this thread's scratch space
 
-    def predict(self, h: np.ndarray) -> Prediction:
+    def predict(self, h: Array) -> Prediction:
         """The head at h (n, H)."""
         mixture, _ = self._mixture(h)
         ys = {name: self._linear(name, h)[0][:, 0] for name in self.heads}
         return Prediction(*mixture, *(ys.get(name) for name in HEADS))
 
     def dream(
-        self, h: np.ndarray, tau: float, uniform: np.ndarray, normal: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        self, h: Array, tau: float, uniform: Array, normal: Array
+    ) -> tuple[Array, Array | None, Array | None]:
         """h (n, H) after a step -> its outcome: z_next (n, Z), reward (n,), done_logit (n,).
 
         z_next is drawn at temperature tau from the randomness given: uniform in [0, 1) and standard normal,
@@ -103,12 +96,12 @@ class MDNRNN:
         z = sample_mixture(y.logmix, y.mean, y.logstd, tau, uniform, normal)
         return np.ascontiguousarray(z.T), y.reward, y.done_logit
 
-    def _linear(self, name: str, h: np.ndarray, order: str = "C") -> tuple[np.ndarray, tuple]:
+    def _linear(self, name: str, h: Array, order: str = "C") -> tuple[Array, tuple]:
         """A layer of the head at h (n, H)."""
         return linear_forward(h, self.params[name + ".w"], self.params[name + ".b"], order)
 
-    def _mixture(self, h: np.ndarray) -> tuple[np.ndarray, tuple]:
-        """logmix, mean, logstd (3, K, Z, n) at h (n, H), n contiguous, as mdn.py likes them."""
+    def _mixture(self, h: Array) -> tuple[Array, tuple]:
+        """logmix, mean, logstd (3, K, Z, n) at h (n, H), n contiguous, as mixture.py likes them."""
         y, cache = self._linear("mixture", h, order="F")  # (n, 3KZ)
         return y.T.reshape(3, self.config.mixtures, self.z_size, len(h)), cache
 
@@ -123,7 +116,7 @@ class MDNRNN:
 
     # ---------------------------------------------------------------------------------------------- training
 
-    def loss_and_grad(self, batch: dict[str, np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
+    def loss_and_grad(self, batch: dict[str, Array]) -> tuple[dict[str, float], Array]:
         """The loss of a batch of sequences, each from a zero state, and its gradient.
 
         Args:
@@ -140,14 +133,14 @@ class MDNRNN:
             if x.shape[:2] != (B, T):
                 raise ValueError(f"{name} {x.shape} and z {batch['z'].shape} differ in (B, T)")
 
-        def mean_over_steps(mask: str) -> float:  # the weight of one step
-            return 1 / max(1.0, float(np.sum(batch[mask]))) if mask in batch else 1 / (B * T)
+        def steps(mask: str) -> float:  # that count
+            return max(1.0, float(np.sum(batch[mask])) if mask in batch else B * T)
 
         scale = {
-            "z": mean_over_steps("z_mask") / self.z_size,
-            "done": 1 / (B * T),
-            "reward": self.config.reward_weight / (B * T),
-            "value": self.config.value_weight * mean_over_steps("value_mask"),
+            "z": 1 / steps("z_mask") / self.z_size,
+            "done": 1 / steps("done_mask"),
+            "reward": self.config.reward_weight / steps("reward_mask"),
+            "value": self.config.value_weight / steps("value_mask"),
         }
         pieces = [{name: x[s] for name, x in batch.items()} for s in threads.cut(B, PIECE)]
         results = threads.run(lambda piece: self._piece(piece, scale), pieces)
@@ -157,7 +150,7 @@ class MDNRNN:
             np.add(grads[0], more, out=grads[0])
         return dict(loss=sum(losses.values()), **losses), grads[0]
 
-    def _piece(self, batch: dict, scale: dict[str, float]) -> tuple[dict[str, float], np.ndarray]:
+    def _piece(self, batch: dict, scale: dict[str, float]) -> tuple[dict[str, float], Array]:
         """The share of b sequences in the losses and in the gradient; scale: a step's weight in each loss."""
         grads = Params(self.params.shapes, np.zeros_like(self.params.flat))
         (h, c), lstm_cache = self._run_batch(batch)  # (T, b, H)
@@ -187,11 +180,11 @@ class MDNRNN:
             weight = scale[name] * targets.get(name + "_mask", 1.0)
             if name == "done":
                 weight *= 1 + (self.config.done_weight - 1) * targets[name]
-                losses[name], loss_cache = core.bce_with_logits_forward(y, targets[name], weight)
-                (dy,) = core.bce_with_logits_backward(1, loss_cache)
+                losses[name], loss_cache = ops.bce_with_logits_forward(y, targets[name], weight)
+                (dy,) = ops.bce_with_logits_backward(1, loss_cache)
             else:
-                losses[name], loss_cache = core.squared_error_forward(y, targets[name], weight)
-                (dy,) = core.squared_error_backward(1, loss_cache)
+                losses[name], loss_cache = ops.squared_error_forward(y, targets[name], weight)
+                (dy,) = ops.squared_error_backward(1, loss_cache)
             dh_head, dw, db = linear_backward(dy, linear_cache)
             dh += dh_head
             grads[name + ".w"][...] = dw
@@ -203,14 +196,14 @@ class MDNRNN:
         grads["lstm.b"][...] = db
         return losses, grads.flat
 
-    def outputs(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def outputs(self, batch: dict[str, Array]) -> dict[str, Array]:
         """done_logit, reward, value (B, T) of every step, those that M has a head for."""
         (h, _), _ = self._run_batch(batch)
         y = self.predict(h.reshape(-1, h.shape[2]))
         found = {"done_logit": y.done_logit, "reward": y.reward, "value": y.value}
         return {name: x.reshape(h.shape[:2]).T for name, x in found.items() if x is not None}
 
-    def _run_batch(self, batch: dict[str, np.ndarray]) -> tuple:
+    def _run_batch(self, batch: dict[str, Array]) -> tuple:
         """_run over whole sequences from a zero state."""
         z = batch["z"].swapaxes(0, 1)  # (T, B, Z)
         action = batch["action"].swapaxes(0, 1)  # (T, B, A)
