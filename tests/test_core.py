@@ -22,6 +22,8 @@ def test_params_are_views_of_one_vector():
     copy = pickle.loads(pickle.dumps(params))
     copy.flat[:] = 1
     assert (copy["w"] == 1).all() and params["w"][1, 2] == 5
+    with pytest.raises(TypeError, match=r"params\['w'\]\[...\] = value"):
+        params["w"] = np.zeros((2, 3))  # would be a view no more
     with pytest.raises(ValueError, match=r"\(8,\).*\(9,\)"):
         Params(params.shapes, np.zeros(8))
 

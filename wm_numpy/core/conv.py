@@ -124,7 +124,7 @@ def _gather(x: Array, K: int) -> Array:
     return patches.reshape(-1, K * K * I)
 
 
-@small_buffer
+@small_buffer()
 def _scatter(y: Array, w: Array, image: Array, b: Array | float = 0.0) -> None:
     """image (N, H, W, I) = b + the sum of patches y w^T, each in its place.  y (N, h, w, O), w (K, K, I, O).
 

@@ -34,7 +34,7 @@ def lstm_plain(x, h, c, w, b, restart=None) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(hs), c
 
 
-@small_buffer
+@small_buffer()
 def lstm_forward(
     x: Array, h0: Array, c0: Array, w: Array, b: Array, restart: Array | None = None, reuse=False
 ) -> tuple[tuple[Array, Array], tuple]:
@@ -85,7 +85,7 @@ def lstm_forward(
     return (h, c[T]), (xh, gates, c, restart, w, reuse)
 
 
-@small_buffer
+@small_buffer()
 def lstm_backward(dy: tuple[Array, Array], cache: tuple, need_dx: bool = True) -> tuple:
     """dy = (dh (T, B, H), dc_last (B, H)) -> dx (T, B, I) if needed, dh0, dc0 (B, H), dw (I+H, G), db (G,)."""
     dh_all, dc = dy

@@ -117,16 +117,12 @@ class MDNRNN:
     # ---------------------------------------------------------------------------------------------- training
 
     def loss_and_grad(self, batch: dict[str, Array]) -> tuple[dict[str, float], Array]:
-        """The loss of a batch of sequences, each from a zero state, and its gradient.
+        """The losses of a batch of sequences, each from a zero state, and the gradient of their sum, like params.flat.
 
-        Args:
-            batch: z, z_next (B, T, Z), action (B, T, A), and (B, T) each: done, reward, value, where M has the
-                head; restart, 1 at an episode's first step; z_mask and value_mask, 0 where there is no z_next or no
-                value. The masks may be left out; so may restart, without restart_input.
-
-        Returns:
-            dict of loss = z + done + reward + value, those that M has: z in nats, mean over dims and steps; the
-            others weighted, means over steps. And the gradient, flat like params.flat.
+        batch: z, z_next (B, T, Z), action (B, T, A), and (B, T) each: done, reward, value, where M has the head;
+        restart, 1 at an episode's first step; z_mask and value_mask, 0 where there is no z_next or no value. Masks may
+        be left out, and restart. Losses: loss = z + done + reward + value, those that M has; z in nats, mean over dims
+        and steps, the others weighted, means over steps.
         """
         B, T = batch["z"].shape[:2]
         for name, x in batch.items():
