@@ -80,6 +80,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a command -> exit code: 0 done, 1 failed, 2 usage."""
     args = parser().parse_args(argv, argparse.Namespace(debug=False, workers=None, executor=None))
+    if argv is None:  # a process of its own
+        from wm_numpy.training.parallel import stop_on_signals
+
+        stop_on_signals(quiet=args.command == "play")  # whose end it is
     try:
         return perform(args) or 0
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def fail(marker: Path, times: int):
 
 
 def boom():
+    raise KeyError("boom")
+
+
+def boom_or_sleep(marker: Path, fails: bool):
+    """One fails when the other has begun."""
+    if not fails:
+        sleep_long(marker)
+    wait_until(lambda: any(marker.iterdir()), 30)
     raise KeyError("boom")
 
 
@@ -279,6 +288,77 @@ def test_other_exceptions_are_raised(workers):
     workers(1)
     with pytest.raises(KeyError, match="boom"):
         list(parallel.processes(boom, [()], retry=(Retried,), executor=thread_pool))
+
+
+def test_an_error_does_not_wait_for_other_jobs(tmp_path, workers):
+    workers(2)
+    start = time.monotonic()
+    with pytest.raises(KeyError, match="boom"):
+        list(parallel.processes(boom_or_sleep, [(tmp_path, False), (tmp_path, True)]))
+    assert time.monotonic() - start < 30
+    assert not any(running(path.name) for path in tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------- signals
+
+
+def members(session: int) -> list[str]:
+    """The living processes of a session, by number."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "task, number, times",
+    [("carracing", "SIGINT", 1), ("carracing", "SIGINT", 2), ("doom", "SIGTERM", 1)],
+)
+def test_a_signal_ends_the_workers_too(task, number, times, tmp_path):
+    """Sent to all of them, as Ctrl-C in a terminal is; the second one while the first is obeyed."""
+    argv = ["train", task, "--preset", "smoke", "--set", "collect.episodes=99", "--workers", "2"]
+    train = subprocess.Popen(
+        [sys.executable, HERE.parent / "run.py", *argv, "--out", tmp_path / "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    try:
+        while not train.stdout.readline().startswith("collect"):
+            assert train.poll() is None
+        os.killpg(train.pid, getattr(signal, number))
+        assert train.stderr.readline() + train.stderr.read(12) == "\nstopping ..."
+        if times == 2:
+            os.killpg(train.pid, signal.SIGINT)
+        assert train.wait(10) in ((1,) if times == 1 else (1, -signal.SIGINT))
+        wait_until(lambda: not members(train.pid), 5)
+        rest = train.stderr.read()
+        assert rest == "\nstopped; the same command goes on from here\n" or times == 2 and not rest
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(train.pid, signal.SIGKILL)
+        train.communicate()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert len(list((tmp_path / "run" / "episodes").iterdir())) < 99
+
+
+def test_signals_that_are_ignored_stay_so():
+    """As under nohup; a handler of somebody else's stays, too."""
+    printed = script("""
+        import signal
+        from wm_numpy.training.parallel import stop_on_signals
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, print)
+        stop_on_signals(quiet=False)
+        print(signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM) is print)
+    """)
+    assert printed == "1 True\n"
 
 
 # ------------------------------------------------------------------------------------------------ a cluster

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from ..core import leftovers
 from ..models.agent import Agent
 from ..settings.tasks import find
 from ..training.data import Records, advantage, encoded, frame_dtype, series_dtype, transitions
@@ -124,7 +124,7 @@ def recorded(
     """
     c = agent.config
     seeds = episode_seeds("check", episodes, 0, key)
-    with TemporaryDirectory() as folder:
+    with leftovers.scratch() as folder:
         paths = [Path(folder) / f"{i:06d}.npy" for i in range(episodes)]
         if make_policy is None:
             real_rollouts(agent, agent.theta[None], seeds, paths=paths)

@@ -2,14 +2,18 @@
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 
-from ..core import threads
+from ..core import leftovers, threads
 
 ATTEMPTS = 3  # how often one job, or a pool that brings no result at all, may die
 # Spawned processes: a fork would copy locks in use.
@@ -51,7 +55,8 @@ def processes(
             initargs=(setup, arguments),
         )
         try:
-            futures = {pool.submit(function, *job): i for i, job in waiting.items()}
+            with _interrupts_blocked():  # workers inherit that: Ctrl-C is for this process alone
+                futures = {pool.submit(function, *job): i for i, job in waiting.items()}
             for future in as_completed(futures):
                 try:
                     result = future.result()
@@ -70,8 +75,51 @@ def processes(
                     failures["workers"] = 0
                     del waiting[futures[future]]
                     yield futures[future], result
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        except BaseException:  # Ctrl-C, too
+            _kill(pool)
+            raise
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _kill(pool: Executor) -> None:
+    """End a pool at once, if it is of processes; another executor's workers end what they have begun."""
+    for worker in list((getattr(pool, "_processes", None) or {}).values()):
+        worker.kill()
+    pool.shutdown(wait=True, cancel_futures=True)
+    time.sleep(0.1)  # engines die just after the workers that they belong to
+    leftovers.sweep()
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Signals of Ctrl-C wait meanwhile; for processes started here they wait for ever."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def stop_on_signals(quiet: bool) -> None:
+    """Ctrl-C, and SIGTERM, become a KeyboardInterrupt, after a word if not `quiet`; a second one ends the process.
+
+    For a process of its own: whoever has set a handler, or ignores the signal as nohup does, is left alone.
+    """
+
+    def stop(number, frame):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if not quiet:
+            print("\nstopping ...", end="", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt
+
+    sys.warnoptions.append("ignore:resource_tracker")  # its complaint of a process that was ended
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, stop)
 
 
 def _start(setup: Callable | None, arguments: tuple) -> None:
@@ -86,6 +134,8 @@ def _start(setup: Callable | None, arguments: tuple) -> None:
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
+        with suppress(ValueError):  # Dask sets workers up on a thread
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it cannot be blocked
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
