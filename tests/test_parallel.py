@@ -1,6 +1,7 @@
 """Threads keep order; processes survive the death of their workers, and end with their parent."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -229,6 +230,14 @@ def test_results_by_index_after_setup(workers):
     jobs = [(i,) for i in range(33)]
     assert dict(parallel.processes(times, jobs, set_value, (10,))) == {i: 10 * i for i in range(33)}
     assert list(parallel.processes(square, [])) == []
+
+
+def test_the_start_of_a_worker_carries_no_setup():
+    """Ctrl-C would wait for it: an agent has 25 MB, a pipe takes 64 kB."""
+    pool = parallel.SPAWN(1, set_value, (bytes(10**6),))
+    assert len(pickle.dumps(pool._initargs)) < 1000
+    assert len(pool.submit(times, 2).result()) == 2 * 10**6
+    pool.shutdown()
 
 
 def test_workers_have_one_thread_and_are_other_processes(workers):

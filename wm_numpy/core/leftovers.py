@@ -34,10 +34,11 @@ def scratch(folder: str | None = None) -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=folder)
 
 
-def sweep(folder: str | None = None) -> None:
-    """Remove the temporary folders and the shared memory of dead processes."""
+def sweep(folder: str | None = None, own: bool = False) -> None:
+    """Remove the temporary folders and the shared memory of dead processes; own: also the folders of this one."""
     for path in Path(folder or tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
-        if is_dead(path.name.removeprefix(PREFIX).partition("-")[0]):
+        pid = path.name.removeprefix(PREFIX).partition("-")[0]
+        if is_dead(pid) or (own and pid == str(os.getpid())):
             shutil.rmtree(path, ignore_errors=True)
     names = set(map(str, Path(SHARED).glob(ENGINES)))
     for path in names and names - _in_use():

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -12,17 +13,50 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
+from pathlib import Path
 
 from ..core import leftovers, threads
 
 ATTEMPTS = 3  # how often one job, or a pool that brings no result at all, may die
-# Spawned processes: a fork would copy locks in use.
-SPAWN = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
-_executor: Callable[..., Executor] = SPAWN  # where `processes` runs unless told otherwise
 
 
 class WorkerError(RuntimeError):
     """Processes died again and again."""
+
+
+class SpawnedPool(ProcessPoolExecutor):
+    """Spawned processes: a fork would copy locks in use.
+
+    The setup travels in a file. Through the pipe to a new process it would keep this one, deaf to Ctrl-C, until that
+    one has imported everything.
+    """
+
+    def __init__(self, max_workers: int, initializer: Callable, initargs: tuple):
+        self._scratch = leftovers.scratch()
+        setup = Path(self._scratch.name, "setup")
+        setup.write_bytes(pickle.dumps(partial(initializer, *initargs)))
+        context = multiprocessing.get_context("spawn")
+        super().__init__(max_workers, context, initializer=_unpickle, initargs=(setup,))
+
+    def kill(self) -> None:
+        """End all workers at once."""
+        for worker in list((self._processes or {}).values()):
+            worker.kill()
+        self.shutdown(cancel_futures=True)
+        time.sleep(0.1)  # engines die just after their workers
+        leftovers.sweep()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=wait, cancel_futures=cancel_futures)
+        self._scratch.cleanup()
+
+
+def _unpickle(path: Path) -> None:
+    pickle.loads(path.read_bytes())()
+
+
+SPAWN = SpawnedPool
+_executor: Callable[..., Executor] = SPAWN  # where `processes` runs unless told otherwise
 
 
 def use_cluster(address: str) -> None:
@@ -76,18 +110,11 @@ def processes(
                     del waiting[futures[future]]
                     yield futures[future], result
         except BaseException:  # Ctrl-C, too
-            _kill(pool)
+            if hasattr(pool, "kill"):
+                pool.kill()
             raise
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _kill(pool: Executor) -> None:
-    """End a pool at once, if it is of processes; another executor's workers end what they have begun."""
-    for worker in list((getattr(pool, "_processes", None) or {}).values()):
-        worker.kill()
-    pool.shutdown(wait=True, cancel_futures=True)
-    time.sleep(0.1)  # engines die just after the workers that they belong to
-    leftovers.sweep()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
@@ -103,6 +130,9 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+STOPS = signal.SIGINT, signal.SIGTERM
+
+
 def stop_on_signals(quiet: bool) -> None:
     """Ctrl-C, and SIGTERM, become a KeyboardInterrupt, after a word if not `quiet`; a second one ends the process.
 
@@ -110,14 +140,23 @@ def stop_on_signals(quiet: bool) -> None:
     """
 
     def stop(number, frame):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each in STOPS:
+            signal.signal(each, end)
         if not quiet:
             print("\nstopping ...", end="", file=sys.stderr, flush=True)
         raise KeyboardInterrupt
 
+    def end(number, frame):
+        for each in STOPS:
+            signal.signal(each, signal.SIG_DFL)
+        for child in multiprocessing.active_children():
+            child.kill()
+        time.sleep(0.1)
+        leftovers.sweep(own=True)
+        os.kill(os.getpid(), number)
+
     sys.warnoptions.append("ignore:resource_tracker")  # its complaint of a process that was ended
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
             signal.signal(number, stop)
 
