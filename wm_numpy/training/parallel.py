@@ -9,9 +9,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import (
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+)
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -42,6 +48,8 @@ class SpawnedPool(ProcessPoolExecutor):
         """End all workers at once."""
         for worker in list((self._processes or {}).values()):
             worker.kill()
+        if sys.version_info < (3, 11, 5):  # later ones close it themselves
+            self._call_queue._reader.close()  # else a full queue would be waited for in vain
         self.shutdown(cancel_futures=True)
         time.sleep(0.1)  # engines die just after their workers
         leftovers.sweep()
@@ -88,9 +96,11 @@ def processes(
             initializer=_start,
             initargs=(setup, arguments),
         )
+        kill = getattr(pool, "kill", partial(pool.shutdown, cancel_futures=True))
         try:
-            with _interrupts_blocked():  # workers inherit that: Ctrl-C is for this process alone
-                futures = {pool.submit(function, *job): i for i, job in waiting.items()}
+            # On a thread: no Ctrl-C comes in between, and what it starts is as deaf to it.
+            with ThreadPoolExecutor(1, initializer=_block_interrupts) as starter:
+                futures = starter.submit(_submit_all, pool, function, waiting).result()
             for future in as_completed(futures):
                 try:
                     result = future.result()
@@ -104,30 +114,25 @@ def processes(
                         raise WorkerError(f"work failed {ATTEMPTS} times: {what}") from error
                     log(f"{what} Its work is repeated (attempt {failures[who] + 1} of {ATTEMPTS}).")
                     if who == "workers":
+                        kill()
                         break
                 else:
                     failures["workers"] = 0
                     del waiting[futures[future]]
                     yield futures[future], result
         except BaseException:  # Ctrl-C, too
-            if hasattr(pool, "kill"):
-                pool.kill()
+            kill()
             raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown()
 
 
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Signals of Ctrl-C wait meanwhile; for processes started here they wait for ever."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _submit_all(pool: Executor, function: Callable, jobs: dict[int, tuple]) -> dict[Future, int]:
+    return {pool.submit(function, *job): i for i, job in jobs.items()}
+
+
+def _block_interrupts() -> None:
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 STOPS = signal.SIGINT, signal.SIGTERM
