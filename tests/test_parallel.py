@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,10 @@ def die_once(marker: Path, x):
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return x * x
+
+
+def die_once_after_setup(marker: Path, x):
+    return die_once(marker, x) * _value
 
 
 def die_always(marker: Path, x):
@@ -392,7 +396,7 @@ def dask_cluster():
         "distributed", reason="Dask is not installed: pip install distributed"
     )
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=2, dashboard_address=None
+        n_workers=2, threads_per_worker=2, dashboard_address=":0"
     ) as local:
         yield local.scheduler_address
 
@@ -444,6 +448,63 @@ def test_a_generation_on_a_cluster_equals_one_here(on_cluster, workers):
     here = episodes.real_rollouts(agent, vectors, seeds)
     assert all(np.array_equal(a, b) for a, b in zip(there, here, strict=True))
     assert len(set(here[0].flat)) > 5
+
+
+def test_the_only_worker_of_a_cluster_dies(tmp_path):
+    """And with it what setup had brought there; another one takes its place."""
+    distributed = pytest.importorskip("distributed")
+    alone = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
+    jobs = [(tmp_path / "died", x) for x in (1, 3, 5)]
+    with distributed.LocalCluster(**alone) as local:
+        executor = parallel.cluster(local.scheduler_address)
+        play = partial(parallel.processes, die_once_after_setup, jobs, executor=executor)
+        found = dict(play(set_value, (10,)))
+        executor.args[0].close()
+    assert found == {0: 10, 1: 90, 2: 250} and (tmp_path / "died").exists()
+
+
+def test_the_scheduler_of_a_cluster_dies(tmp_path):
+    class Cancelled(ThreadPoolExecutor):
+        def submit(self, *job):
+            future = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+
+    def executor(max_workers, initializer, initargs):
+        return Cancelled(max_workers)
+
+    with pytest.raises(WorkerError, match="scheduler is gone"):
+        list(parallel.processes(square, [(2,)], executor=executor))
+
+
+@pytest.mark.parametrize(
+    "found, said",
+    [
+        (Exception("ModuleNotFoundError(\"No module named 'wm_numpy'\")"), "cannot import"),
+        ("0" * 64, "another version"),
+    ],
+)
+def test_a_worker_of_a_cluster_that_cannot_be_used(found, said):
+    class Client:
+        def wait_for_workers(self, n, timeout):
+            pass
+
+        def run(self, function, on_error):
+            return {"tcp://good:1": function(), "tcp://bad:2": found}
+
+    with pytest.raises(WorkerError, match=f"worker tcp://bad:2 .*{said}"):
+        parallel._Cluster(Client(), "tcp://there:8786", 2, set_value, (1,))
+
+
+def test_a_cluster_without_workers(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(parallel, "PATIENCE", 0.1)
+    with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as local:
+        executor = parallel.cluster(local.scheduler_address)
+        with pytest.raises(WorkerError, match=f"start `dask worker {local.scheduler_address}"):
+            list(parallel.processes(square, [(2,)], executor=executor))
+        executor.args[0].close()
 
 
 def test_without_dask_a_sentence(monkeypatch):

@@ -7,9 +7,11 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
+    CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
@@ -19,10 +21,12 @@ from concurrent.futures import (
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
 
 from ..core import leftovers, threads
 
+PATIENCE = 60  # seconds to wait for the first worker of a cluster
 ATTEMPTS = 3  # how often one job, or a pool that brings no result at all, may die
 
 
@@ -104,6 +108,8 @@ def processes(
             for future in as_completed(futures):
                 try:
                     result = future.result()
+                except CancelledError:
+                    raise WorkerError("the cluster's scheduler is gone, and work with it") from None
                 except (BrokenProcessPool, *retry) as error:
                     if isinstance(error, BrokenProcessPool):
                         who, what = "workers", "A worker process died."
@@ -191,26 +197,47 @@ def cluster(address: str) -> Callable[..., Executor]:
 
     On every machine `dask worker tcp://host:8786 --nthreads 1 --nworkers auto` must be able to import this package,
     of the same version, and what the environments need. Where workers die, Dask repeats their work elsewhere.
+    WorkerError: there is no worker, or one that cannot be used.
     """
     try:
         from distributed import Client
     except ImportError as error:
         raise ImportError(f"a cluster needs `pip install distributed` ({error})") from error
-    return partial(_Cluster, Client(address))
+    warnings.filterwarnings("ignore", "Sending large graph")  # an agent, once
+    try:
+        return partial(_Cluster, Client(address), address)
+    except OSError as error:
+        raise WorkerError(f"no Dask scheduler answers at {address} ({error})") from None
 
 
 class _Cluster:
     """What `processes` needs of an Executor; the initializer and its arguments travel once to each worker."""
 
-    def __init__(self, client, max_workers: int, initializer: Callable, initargs: tuple):
+    def __init__(self, client, address: str, max_workers: int, initializer: Callable, initargs):
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError:
+            raise WorkerError(f"no worker: start `dask worker {address} --nthreads 1`") from None
+        for worker, found in client.run(_version, on_error="return").items():
+            if "No module named" in str(found):
+                raise WorkerError(f"worker {worker} cannot import this package: {found}")
+            if isinstance(found, str) and found != _version():
+                raise WorkerError(f"worker {worker} has another version of this package")
         self.pool = client.get_executor(pure=False)  # pure: a repeated job would not run again
-        self.setup = client.scatter(partial(initializer, *initargs), broadcast=True, hash=False)
+        # The result of a task: if all who hold it die, it is made again.
+        self.setup = client.submit(partial, initializer, *initargs, pure=False)
 
     def submit(self, function: Callable, *job):
         return self.pool.submit(_on_worker, self.setup.key, self.setup, function, *job)
 
-    def shutdown(self, wait: bool, cancel_futures: bool) -> None:
-        self.pool.shutdown(wait=not cancel_futures)
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self.pool.shutdown(wait=wait and not cancel_futures)
+
+
+def _version() -> str:
+    """What the files of this package hold, in short."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return sha256("".join(file.read_text("utf-8") for file in files).encode()).hexdigest()
 
 
 _ready = None  # the setup that this worker has done
