@@ -216,6 +216,39 @@ def test_a_blas_that_is_not_known_is_a_warning(monkeypatch):
     assert "import wm_numpy before numpy" in printed and printed.count("(") == 1
 
 
+@pytest.mark.parametrize(
+    "own, files, count",
+    [
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("0::/", {"cpu.max": "150000 100000"}, 2),  # two threads fill one core and a half
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "1600000 100000"}, 8),  # no more than there are
+        ("0::/a/b", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),  # the parent's
+        (
+            "4:memory:/x\n5:cpuset:/x\n3:cpu,cpuacct:/docker/1",  # its name outside of the container
+            {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ("0::/\n1:name=systemd:/", {}, 8),
+        (None, {"cpu.max": "50000 100000"}, 8),
+    ],
+)
+def test_cores_of_a_container(own, files, count, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 99)
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 9, raising=False)
+    if own:
+        (tmp_path / "own").write_text(own + "\n")
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert threads.cores(tmp_path / "groups", tmp_path / "own") == count
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 1)  # as -X cpu_count=1 of Python 3.13
+    assert threads.cores(tmp_path / "groups", tmp_path / "own") == 1
+
+
 def test_at_least_one_worker(workers):
     workers(0)
     assert threads.workers() == 1
