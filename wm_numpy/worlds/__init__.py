@@ -1,1 +1,1 @@
-"""Declared worlds, reality and dream behind one interface, the paper's rollout. They import models and the rooms above."""
+"""Declared worlds, reality and dream behind one interface, the rollout. They import models and the rooms above."""
