@@ -6,7 +6,8 @@ linear probe reads off mu, z and [z h] (sight.py). Whole lives of the same polic
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import cycle
+from itertools import cycle, groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -54,62 +55,69 @@ def findings(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[tup
         yield "life", (policy, world), (returns, lengths)
 
 
+HEADINGS = {
+    "steps": "M step by step, on {n} held-out episodes of {who}",
+    "loop": "M in loops of its own, from recorded moments of {who}, tau 1",
+    "fact": "facts read off by a line; R2: 1 is perfect, AUC: 0.5 is a guess",
+    "life": "whole lives of {n} episodes; reward: {reward}; a step and steps: 25, 50, 75 %",
+}
+
+
 def table(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[str]:
     """The findings as lines of text, each kind with its legend, and a verdict."""
-    task = find(agent.config.task)
     found = []
-    kinds = set()
-    for kind, about, told in findings(agent, episodes, taus):
-        found.append((kind, about, told))
-        who = "C" if about == "C" else "the policy that collects data"
+    task = find(agent.config.task)
+    for kind, group in groupby(findings(agent, episodes, taus), key=itemgetter(0)):
+        some = list(group)
+        found += some
+        _, about, told = some[0]
+        legend = []
         if kind == "steps":
-            yield f"M on {episodes} held-out episodes of {who}"
-            for name, value in told.items():
-                yield f"  {name:14} {value:8.3f}   {LEGEND[name]}"
+            rows = [{"": name, about: x, "what it is": LEGEND[name]} for name, x in told.items()]
         elif kind == "loop":
-            loops = "open loop and C closed loop" if about == "C" else "open loop"
-            yield f"\nthe same, {loops}, tau 1"
-            yield from columns(told)
+            rows = told
             if about == "C" and told:
-                yield from [
-                    f"  {k:13} {openloop.LEGEND[k]}" for k in told[0] if k not in ("steps", "n")
-                ]
-            yield ""
+                known = [name for name in openloop.LEGEND if name in told[0]]
+                legend = [f"  {name:13} {openloop.LEGEND[name]}" for name in known]
         elif kind == "fact":
-            if kind not in kinds:
-                yield "facts read off by a line; R2: 1 is perfect, AUC: 0.5 is a guess"
-            cells = "".join(
-                f"{who:>25} {x:6.3f}" if len(who) > 5 else f"{who:>6} {x:6.3f}"
-                for who, x in told[1].items()
-            )
-            yield f"  {about:32} {told[0]:4}{cells}"
+            rows = [{"fact": fact, "": measure} | readers for _, fact, (measure, readers) in some]
         else:
-            if kind not in kinds:
-                quartiles = "a step: 25, 50, 75 %  steps: 25, 50, 75 %"
-                yield f"\nwhole lives; reward: {task.reward}"
-                yield f"{'policy':10} {'world':13} {'reward +- SD [95 % of the mean]':34} {quartiles}"
-            yield life_line(*about, *told)
-        kinds.add(kind)
-    yield "\nverdict"
+            rows = [life(*about, *told) for _, about, told in some]
+        yield HEADINGS[kind].format(n=episodes, who=about, reward=task.reward)
+        yield from [*columns(rows), *legend, ""]
+    yield "verdict"
     yield from [f"  {sentence}" for sentence in verdict(agent.config.task, found)]
 
 
-def columns(rows: list[dict[str, float]]) -> list[str]:
-    """Rows of figures by name as lines, under a line of the names."""
-    width = {name: max(len(name), 7) for name in rows[0]} if rows else {}
-    digits = {name: 0 if name in ("steps", "n") else 2 for name in width}
-    lines = ["  ".join(f"{name:>{n}}" for name, n in width.items())]
+def columns(rows: Sequence[dict]) -> list[str]:
+    """Rows of words and numbers by name as lines, under a line of the names."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names]
     for row in rows:
-        lines.append("  ".join(f"{row[k]:{n}.{digits[k]}f}" for k, n in width.items()))
-    return lines
+        told = [row.get(name, "") for name in names]
+        cells.append(
+            [x if isinstance(x, str | int) else f"{x:.{1 if abs(x) >= 10 else 3}f}" for x in told]
+        )
+    widths = [max(len(str(x)) for x in column) for column in zip(*cells, strict=True)]
+    left = [any(isinstance(row.get(name), str) for row in rows) for name in names]
+    form = "  ".join(
+        f"{{:{'<' if words else '>'}{w}}}" for words, w in zip(left, widths, strict=True)
+    )
+    return ["  " + form.format(*line).rstrip() for line in cells]
 
 
-def life_line(policy: str, world: str, returns: np.ndarray, lengths: np.ndarray) -> str:
+def life(policy: str, world: str, returns: np.ndarray, lengths: np.ndarray) -> dict:
     """A row of the table of whole lives."""
-    mean = "{mean:.1f} +- {sd:.1f} [{ci95[0]:.1f}, {ci95[1]:.1f}]".format(**score(returns))
-    pace = " ".join(f"{q:6.2f}" for q in np.quantile(returns / lengths, (0.25, 0.5, 0.75)))
-    steps = " ".join(f"{q:6.0f}" for q in np.quantile(lengths, (0.25, 0.5, 0.75)))
-    return f"{policy:10} {world:13} {mean:34} {pace} {steps}"
+    quarters = [np.quantile(x, (0.25, 0.5, 0.75)) for x in (returns / lengths, lengths)]
+    return {
+        "policy": policy,
+        "world": world,
+        "reward +- SD [95 % of the mean]": "{mean:.1f} +- {sd:.1f} [{ci95[0]:.1f}, {ci95[1]:.1f}]".format(
+            **score(returns)
+        ),
+        "a step": "{:.2f} {:.2f} {:.2f}".format(*quarters[0]),
+        "steps": "{:.0f} {:.0f} {:.0f}".format(*quarters[1]),
+    }
 
 
 # --------------------------------------------------------------------------------------------- what really happened
@@ -252,4 +260,4 @@ def lives(
         yield name, "reality", returns, np.array([len(r) for r in rewards])
         for tau in taus:
             world = Dream.as_evolved(agent, episodes, tau=tau, horizon=0, memories=0)
-            yield name, f"dream at {tau:g}", *rollout(world, actor(policy), seeds)
+            yield name, f"dream at tau {tau:g}", *rollout(world, actor(policy), seeds)

@@ -86,10 +86,10 @@ def with_games(agent: Agent, folder: Path, games: int) -> dict[str, str]:
     }
     return temperature(agent, folder, games, lives["C", "reality"]) | {
         "verdict": "<ul>" + "".join(f"<li>{escape(x)}" for x in verdict(c.task, found)) + "</ul>",
-        "lives": bars(rows, {name: 1 for name in rows if "dream" in name}),
+        "lives": bars(rows, (0, 1)),
         "followed": followed(by),
         "ablations": bars(ablations(agent, games)),
-        "facts": bars(read, {name: i % 3 for i, name in enumerate(read)}) if read else "",
+        "facts": bars(read, (0, 1, 2)) if read else "",
         "value": value(agent) if c.mdnrnn.value_head else "",
     }
 
@@ -99,7 +99,7 @@ def scores(folder: Path) -> str:
     rows = {}
     for name, result in report.compared(folder).items():
         rows[name] = (result["mean"], *result.get("ci95", (result["mean"],) * 2))
-    return bars(rows, {"agent": 1}) + f"<pre>{escape(report.table(folder))}</pre>"
+    return bars(rows) + f"<pre>{escape(report.table(folder))}</pre>"
 
 
 def dream(agent: Agent) -> str:
@@ -187,9 +187,9 @@ def temperature(agent: Agent, folder: Path, games: int, real: np.ndarray) -> dic
         lines.append(Line(name, taus, [r["mean"] for r in results], *ends))
     for k, name in enumerate(("the paper, dream", "the paper, reality")):
         if task.table2:
-            y = [report.number(cells[k]) for cells in task.table2.values()]
+            y = [report.quoted(cells[k])["mean"] for cells in task.table2.values()]
             lines.append(Line(name, list(task.table2), y, dots=True))
-    drawn = chart("", "temperature", task.reward, lines, levels, width=640)
+    drawn = chart("", "temperature", task.reward, lines, levels)
     return {"evolved": how, "temperature": drawn}
 
 

@@ -32,9 +32,8 @@ def text(x: float, y: float, words: str, anchor="middle", size=12, fill="#222", 
 def stroke(x, y, colour="#222", width=1.6, more="") -> str:
     """A line through points."""
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-    return (
-        f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}" {more}/>'
-    )
+    style = f'fill="none" stroke="{colour}" stroke-width="{width}" {more}'
+    return f'<polyline points="{points}" {style}/>'
 
 
 def box(x: float, y: float, width: float, height: float, fill="#fff", more="") -> str:
@@ -67,36 +66,34 @@ def ticks(low: float, high: float) -> np.ndarray:
     return np.round(values, 10) + 0.0  # no -0
 
 
+def padded(low: float, high: float, share: float) -> tuple[float, float]:
+    """The ends of an axis, a share of its length beyond what is on it."""
+    margin = share * max(high - low, 1e-9 + 1e-3 * abs(high))
+    return low - margin, high + margin
+
+
 def chart(
     title: str,
     x_name: str,
     y_name: str,
     lines: Sequence[Line],
-    levels: dict[str, float] | None = None,
-    width: int = WIDTH,
-    height: int = HEIGHT,
+    levels: dict[str, float] = {},  # noqa: B006 it is only read
 ) -> str:
     """Lines over two named axes; levels: horizontal lines to compare with, by name."""
-    levels = levels or {}
     xs = np.concatenate([np.asarray(line.x, float) for line in lines])
-    drawn = [y for line in lines for y in (line.y, line.low, line.high) if y is not None]
-    drawn = [np.asarray(y, float)[np.isfinite(y)] for y in drawn]
+    drawn = [np.asarray(y) for li in lines for y in (li.y, li.low, li.high) if y is not None]
     # the first few values of a loss would flatten all the rest
-    top = max([np.quantile(y, 0.98, method="higher") for y in drawn if len(y)] + [*levels.values()])
-    low = min([y.min() for y in drawn if len(y)] + [*levels.values()])
-    margin = 0.06 * max(top - low, 1e-9 + 1e-3 * abs(top))
-    y0, y1 = low - margin, top + margin
-    x0, x1 = xs.min(), max(xs.max(), xs.min() + 1e-9)
-    x0 -= 0.02 * (x1 - x0)
-    x1 += 0.02 * (x1 - x0)
-    right, bottom = width - RIGHT, height - BOTTOM
+    high = max(*levels.values(), *(np.quantile(y, 0.98, method="higher") for y in drawn), -np.inf)
+    low = min(*levels.values(), *(y.min() for y in drawn), np.inf)
+    (x0, x1), (y0, y1) = padded(xs.min(), xs.max(), 0.02), padded(low, high, 0.06)
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
 
     def at(x, y) -> tuple[np.ndarray, np.ndarray]:
         across = LEFT + (np.asarray(x, float) - x0) / (x1 - x0) * (right - LEFT)
         up = (np.clip(y, y0, y1) - y0) / (y1 - y0) * (bottom - TOP)
         return across, bottom - up
 
-    parts = [text((LEFT + right) / 2, 18, title, size=15), text(right, height - 8, x_name, "end")]
+    parts = [text((LEFT + right) / 2, 18, title, size=15), text(right, HEIGHT - 8, x_name, "end")]
     parts.append(text(LEFT - 50, 18, y_name, "start", fill="#666"))
     for value in ticks(y0, y1):
         _, y = at(x0, value)
@@ -108,9 +105,8 @@ def chart(
     for k, (name, level) in enumerate(levels.items()):
         _, y = at(x0, level)
         parts.append(stroke((LEFT, right), (y, y), "#555", 1, 'stroke-dasharray="5 4"'))
-        parts.append(
-            text(right - 4 - 90 * (k % 3), y - 4, f"{name} {level:.0f}", "end", 11, "#555")
-        )
+        name = f"{name} {level:.0f}"
+        parts.append(text(right - 4 - 90 * (k % 3), y - 4, name, "end", 11, "#555"))
     across = (right - LEFT) / max(len(lines), 3)
     for k, line in enumerate(lines):
         colour = COLOURS[k % len(COLOURS)]
@@ -125,43 +121,27 @@ def chart(
         if not line.dots:
             parts.append(stroke(x, y, colour))
         if line.dots or len(x) <= 40:
-            parts += [
-                f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6" fill="{colour}"/>'
-                for a, b in zip(x, y, strict=True)
-            ]
+            for a, b in zip(x, y, strict=True):
+                parts.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6" fill="{colour}"/>')
         parts.append(text(LEFT + across * k, TOP - 10, line.name, "start", 12, colour))
     frame = 'stroke="#222"'
-    return svg(width, height, *parts, box(LEFT, TOP, right - LEFT, bottom - TOP, "none", frame))
+    return svg(WIDTH, HEIGHT, *parts, box(LEFT, TOP, right - LEFT, bottom - TOP, "none", frame))
 
 
-def bars(
-    rows: dict[str, tuple[float, float, float]],
-    colours: dict[str, int] | None = None,
-    width: int = 700,
-) -> str:
-    """A bar by name: its value, with the number beside it, and the ends of its interval."""
-    left, right = 230, width - 60
+def bars(rows: dict[str, tuple[float, float, float]], colours: Sequence[int] = (0,)) -> str:
+    """A bar by name: its value, with the number beside it, and the ends of its interval; colours in turns."""
+    left, right = 230, 640
     low = min(0, np.nanmin([*rows.values()]))
-    high = max(0, np.nanmax([*rows.values()]))
-
-    def at(x: float) -> float:
-        return left + (x - low) / max(high - low, 1e-9) * (right - left)
-
+    high = max(1e-9, np.nanmax([*rows.values()]))
     parts = []
-    for k, (name, (value, *interval)) in enumerate(rows.items()):
+    for k, (name, ends) in enumerate(rows.items()):
         y = 26 * k
         parts.append(text(left - 8, y + 16, name, "end"))
-        if np.isfinite(value):
-            first, last = sorted((at(0), at(value)))
-            colour = COLOURS[(colours or {}).get(name, 0)]
-            parts.append(box(first, y + 3, last - first, 18, colour, 'opacity="0.8"'))
-            parts.append(stroke([at(x) for x in interval], (y + 12, y + 12), "#222", 1.2))
-            parts.append(
-                text(
-                    max(last, at(interval[1])) + 5,
-                    y + 16,
-                    f"{value:.{2 if abs(value) < 10 else 0}f}",
-                    "start",
-                )
-            )
-    return svg(width, 26 * len(rows), *parts)
+        if np.isfinite(ends[0]):
+            zero, x, *bar = left + (np.array([0, *ends]) - low) / (high - low) * (right - left)
+            colour = COLOURS[colours[k % len(colours)]]
+            parts.append(box(min(zero, x), y + 3, abs(x - zero), 18, colour, 'opacity="0.8"'))
+            parts.append(stroke(bar, (y + 12, y + 12), "#222", 1.2))
+            number = f"{ends[0]:.{2 if abs(ends[0]) < 10 else 0}f}"
+            parts.append(text(max(zero, *bar) + 5, y + 16, number, "start"))
+    return svg(700, 26 * len(rows), *parts)

@@ -59,99 +59,94 @@ def score_line(name: str, result: dict) -> str:
     return row
 
 
-def number(score: str) -> float:
-    """The mean of a score such as "906 +- 21"."""
-    return float(score.split()[0])
+def quoted(score: str) -> dict[str, float]:
+    """A score such as "906 +- 21", as results.json has them; {} of an empty one."""
+    return dict(zip(("mean", "sd"), map(float, score.split(" +- ")), strict=True)) if score else {}
 
 
 def compared(folder: Path) -> dict[str, dict]:
     """The scores of a run in reality, and those that its task is compared with, all by name."""
     path = folder / "results.json"
     results = read_results(path)
-    task = find(results["task"])
-    quoted = {"blind baseline": task.blind, "the paper's agent": task.paper}
-    known = {
-        name: dict(zip(("mean", "sd"), map(float, score.split(" +- ")), strict=True))
-        for name, score in quoted.items()
-        if score
+    for who in ("random", "agent"):
+        if missing := {"mean", "sd", "ci95", "episodes"} - set(results.get(who) or ()):
+            what = f"{who} without {', '.join(sorted(missing))}"
+            raise DataError(f"{path} is not complete ({what}): repeat `train`")
+    task = find(results["task")]
+    rows = {
+        "random policy": results["random"],
+        "blind baseline": quoted(task.blind),
+        "C of the dream": results.get("unadapted"),
+        "agent": results["agent"],
+        "the paper's agent": quoted(task.paper),
     }
-    try:
-        found = {"random policy": results["random"], "C of the dream": results.get("unadapted")}
-        found |= {"blind baseline": known.get("blind baseline"), "agent": results["agent"]}
-        found |= {"the paper's agent": known.get("the paper's agent")}
-        return {name: result | {"mean": result["mean"]} for name, result in found.items() if result}
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is not complete ({error}): repeat `train`") from None
+    return {name: row for name, row in rows.items() if row}
 
 
 def table(folder: Path) -> str:
     """The scores of a run and of its dream, whether they are good, and what to type next."""
     rows = compared(folder)
     results = read_results(folder / "results.json")
-    task = find(results["task"])
+    task = find(results["task")]
     lines = [f"{task.title}, real episodes of at most {task.max_steps:,} frames"]
     lines.append(f"{'':17} {'episodes':>8} {'mean':>9} {'SD':>8}   95 % interval of the mean")
     lines += [score_line(name, result) for name, result in rows.items()]
-    if "dream" in results:
-        dream = results["dream"]
-        lines.append(score_line("its own dream", dream))
+    if dream := results.get("dream"):
         length = f"at most {dream['steps']} steps" if "steps" in dream else "whole episodes"
+        lines.append(score_line("its own dream", dream))
         lines.append(f"its own dream: {length} at temperature {dream['tau']:g}, in {task.reward}")
-    return "\n".join([*lines, "", *verdict(folder, rows, results), "", *advice(folder, results)])
+    return "\n".join([*lines, "", *verdict(folder, rows), "", "next:", *advice(folder)])
 
 
-def verdict(folder: Path, rows: dict[str, dict], results: dict) -> list[str]:
+def verdict(folder: Path, rows: dict[str, dict]) -> list[str]:
     """Whether the agent's score is good, in sentences."""
-    task = find(results["task"])
-    agent = rows["agent"]
-    mean, error = agent["mean"], agent["sd"] / np.sqrt(agent["episodes"])
+    config = load_config(folder)
+    task = find(config.task)
+    mean, sd, n = (rows["agent"][name] for name in ("mean", "sd", "episodes"))
     told = []
     for name in ("random policy", "blind baseline"):
-        if other := rows.get(name):
-            n = other.get("episodes", 100)
-            gap = (mean - other["mean"]) / max(np.hypot(error, other["sd"] / np.sqrt(n)), 1e-9)
-            how = "better than" if gap > 2 else "worse than" if gap < -2 else "not to be told from"
-            what = (
-                ""
-                if name == "random policy"
-                else ", which alternates left and right and sees nothing"
-            )
-            told.append(f"The agent is {how} the {name}{what}.")
-    config = load_config(folder)
+        if name in rows:
+            other = rows[name]
+            error = np.sqrt(sd**2 / n + other["sd"] ** 2 / other.get("episodes", 100))
+            far = (mean - other["mean"]) / (error + 1e-9)
+            how = "better than" if far > 2 else "worse than" if far < -2 else "not to be told from"
+            told.append(f"The agent is {how} the {name}.")
+    if "blind baseline" in rows:
+        told[-1] += " (It alternates left and right and sees nothing.)"
     if scores := task.expected.get(config.preset):
-        seeds = ", ".join(f"{score:.0f}" for score in scores)
+        slack = 2 * sd / np.sqrt(n)
         how = "as expected"
-        if mean > max(scores) + 2 * error:
+        if mean > max(scores) + slack:
             how = "better than expected"
-        if mean < min(scores) - 2 * error:
+        if mean < min(scores) - slack:
             how = "worse than expected; another --seed may do better"
+        seeds = ", ".join(f"{score:.0f}" for score in scores)
         plain = configuration.resolve(config.task, config.preset, (), config.seed) == config
         other = "" if plain else ", though with other settings"
         told.append(
-            f"Preset {config.preset} has had {seeds} at its seeds{other}: {mean:.0f} is {how}."
+            f"Preset {config.preset} has had {seeds} at its seeds: {mean:.0f} is {how}{other}."
         )
     if task.solved_at:
-        over = "solved" if mean >= task.solved_at else "not solved"
+        solved = "solved" if mean >= task.solved_at else "not solved"
         told.append(
-            f"The task counts as solved at a mean of {task.solved_at} over 100 episodes: {over}."
+            f"It counts as solved at a mean of {task.solved_at} over 100 episodes: {solved}."
         )
     return told
 
 
-def advice(folder: Path, results: dict) -> list[str]:
+def advice(folder: Path) -> list[str]:
     """What to type next."""
+    config = load_config(folder)
     name = folder.name if folder.parent == SHIPPED else folder
-    lines = [
-        (f"play {name}", "watch it, play in its dream, in a browser"),
-        (f"report {name} --all", "all pictures, with captions: can its dream be trusted?"),
-    ]
-    better = {"smoke": "quick", "quick": "laptop"}.get(results["preset"])
-    if better in configuration.PRESETS.get(results["task"], configuration.PRESETS["world"]):
-        lines.append(
-            (f"train {results['task']} --preset {better} --out {folder}-{better}", "a better agent")
-        )
-    width = max(len(command) for command, _ in lines)
-    return ["next:"] + [f"  python run.py {command:{width}}   {what}" for command, what in lines]
+    lines = {
+        f"play {name}": "watch it, play in its dream, in a browser",
+        f"report {name} --all": "all pictures, with captions: can its dream be trusted?",
+    }
+    better = {"smoke": "quick", "quick": "laptop"}.get(config.preset)
+    if better in configuration.PRESETS.get(config.task, configuration.PRESETS["world"]):
+        lines[f"train {config.task} --preset {better} --out {folder}-{better}"] = "a better agent"
+    width = max(map(len, lines))
+    return [f"  python run.py {command:{width}}   {what}" for command, what in lines.items()]
 
 
 def sweep_table(folders: dict[float, Path]) -> str:
@@ -165,7 +160,7 @@ def sweep_table(folders: dict[float, Path]) -> str:
     lines = [row("tau", "dream: mean +- SD (95 %)", "paper", "real: mean +- SD (95 %)", "paper")]
     for tau, folder in folders.items():
         results = read_results(folder / "results.json")
-        task = find(results["task"])
+        task = find(results["task")]
         dream, real = task.table2.get(tau, ("", ""))
         lines.append(row(f"{tau:.2f}", cell(results["dream"]), dream, cell(results["agent"]), real))
     lines.append(row("random", "-", "-", cell(results["random"]), task.random))

@@ -22,7 +22,7 @@ from ..training.episodes import GROUP
 from ..training.experiment import episode_seeds
 from ..worlds.envs import make_env
 from ..worlds.world import RealWorld
-from .statistics import auc, r2, ridge
+from .statistics import auc, correlation, r2, ridge
 
 Row = tuple[
     str, str, dict[str, float]
@@ -66,8 +66,12 @@ def figures(agent: Agent, episodes: int) -> Iterator[Row]:
     for name, fact in steps.items():
         yield read(name, fact.astype(float), readers, test)
     for name, ceilings in getattr(game, "ceilings", {}).items():
-        told = {who: float(np.corrcoef(steps[name], steps[who])[0, 1] ** 2) for who in ceilings}
-        yield f"{name}, ceilings", "R2", told
+        for who in ceilings:
+            yield (
+                f"{name}, from {who}",
+                "R2",
+                {"ceiling": correlation(steps[name], steps[who]) ** 2},
+            )
 
 
 def read(name: str, fact: np.ndarray, readers: dict[str, np.ndarray], test: np.ndarray) -> Row:
