@@ -72,7 +72,7 @@ def compared(folder: Path) -> dict[str, dict]:
         if missing := {"mean", "sd", "ci95", "episodes"} - set(results.get(who) or ()):
             what = f"{who} without {', '.join(sorted(missing))}"
             raise DataError(f"{path} is not complete ({what}): repeat `train`")
-    task = find(results["task")]
+    task = find(results["task"])
     rows = {
         "random policy": results["random"],
         "blind baseline": quoted(task.blind),
@@ -87,7 +87,7 @@ def table(folder: Path) -> str:
     """The scores of a run and of its dream, whether they are good, and what to type next."""
     rows = compared(folder)
     results = read_results(folder / "results.json")
-    task = find(results["task")]
+    task = find(results["task"])
     lines = [f"{task.title}, real episodes of at most {task.max_steps:,} frames"]
     lines.append(f"{'':17} {'episodes':>8} {'mean':>9} {'SD':>8}   95 % interval of the mean")
     lines += [score_line(name, result) for name, result in rows.items()]
@@ -160,7 +160,7 @@ def sweep_table(folders: dict[float, Path]) -> str:
     lines = [row("tau", "dream: mean +- SD (95 %)", "paper", "real: mean +- SD (95 %)", "paper")]
     for tau, folder in folders.items():
         results = read_results(folder / "results.json")
-        task = find(results["task")]
+        task = find(results["task"])
         dream, real = task.table2.get(tau, ("", ""))
         lines.append(row(f"{tau:.2f}", cell(results["dream"]), dream, cell(results["agent"]), real))
     lines.append(row("random", "-", "-", cell(results["random"]), task.random))
