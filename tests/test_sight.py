@@ -1,10 +1,9 @@
 """What an agent sees and remembers: the game's fireballs, the probes, and the whole on a tiny agent."""
 
 import numpy as np
-import pytest
 
 from tests.conftest import tiny_agent
-from wm_numpy.lab.fireballs import OF_FIREBALL, Fireballs, Seeing
+from wm_numpy.lab.fireballs import Fireballs, Seeing
 from wm_numpy.lab.sight import figures, read
 from wm_numpy.worlds.envs import make_env
 
@@ -25,10 +24,6 @@ def test_where_and_when_fireballs_pass():
     assert np.isnan(b.bearing(450, 900))
     every = np.ones(3, bool)
     assert b.hits(0, 12, every) and not b.hits(0, 12, ~b.in_view) and not b.hits(12, 32, every)
-    # rows: 0 to 18, 18 to 35, -120 to -60; columns: 6 to 12, 20 to 32, to 6
-    of_each = OF_FIREBALL[[5, 6, 1], [1, 3, 0]]
-    assert b.pull(every) == pytest.approx(of_each.sum())
-    assert b.pull(b.in_view) == pytest.approx(of_each[:2].sum())
 
 
 def test_probes_know_what_is_there_and_nothing_else():
@@ -61,31 +56,28 @@ def test_a_car_tells_where_it_is_while_it_drives_along_the_road():
 def test_the_game_tells_where_fireballs_are():
     env = Seeing()
     env.reset(seed=3)
-    _, _, start = env.fireballs()
-    tracks = {}
+    place = lambda: env.doom.get_state().game_variables[1]  # noqa: E731
+    start, alone = place(), []
     for t in range(150):
         *_, terminated, _, _ = env.step([False, True])
         if terminated:
             break
-        b, names, place = env.fireballs()
-        for name, ahead, passing in zip(names, b.ahead, b.passing + place, strict=True):
-            tracks.setdefault(name, []).append((t, ahead, passing))
+        b, now = env.fireballs(), place()
+        if len(b.ahead) == 1:
+            alone.append((t, b.ahead[0], b.passing[0] + now))
     env.close()
-    assert place < start - 100  # to the right is down the y axis
-    long = [np.array(track) for track in tracks.values() if len(track) > 20]
-    assert long
-    for t, ahead, passing in (track.T for track in long):
-        speed = -np.diff(ahead) / np.diff(t)
-        assert (speed > 5).all() and (speed <= 10.1).all()
-        assert np.ptp(passing) < 2  # it flies straight
+    assert now < start - 100  # to the right is down the y axis
+    step = np.diff(alone, axis=0)
+    same = (step[:, 0] == 1) & (step[:, 1] < 0)  # the same one, a tic later
+    assert same.sum() > 20
+    assert (step[same, 1] < -5).all() and (step[same, 1] >= -10.1).all()
+    assert (np.abs(step[same, 2]) < 2).all()  # it flies straight
 
 
 def test_figures_of_a_tiny_agent():
     rows = list(figures(tiny_agent("doom", "repeat=4"), 2))
-    assert len(rows) == 12 and {measure for _, measure, _ in rows} == {"R2", "AUC"}
-    for _, measure, told in rows[:-2]:
+    assert len(rows) == 6 and {measure for _, measure, _ in rows} == {"R2", "AUC"}
+    for _, measure, told in rows:
         assert list(told) == ["mu", "z", "zch"]
         assert all(np.isnan(x) or x <= 1 for x in told.values())
         assert measure == "R2" or all(np.isnan(x) or x >= 0 for x in told.values())
-    view, ever = (told["ceiling"] for _, _, told in rows[-2:])
-    assert 0.3 < view < ever <= 1

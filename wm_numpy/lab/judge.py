@@ -15,14 +15,14 @@ import numpy as np
 from ..core import leftovers
 from ..models.agent import Agent
 from ..settings.tasks import find
-from ..training.data import Records, advantage, encoded, frame_dtype, series_dtype, transitions
+from ..training.data import Records, encoded, frame_dtype, series_dtype, transitions
 from ..training.episodes import blind_rollouts, real_rollouts
 from ..training.experiment import collecting_policy, episode_seeds, score
 from ..worlds.policies import fixed_policy, to_and_fro
 from ..worlds.rollout import rollout
 from ..worlds.world import Dream
 from . import openloop, sight
-from .statistics import correlation, r2
+from .statistics import r2
 from .verdict import verdict
 
 LEGEND = {
@@ -33,8 +33,6 @@ LEGEND = {
     "reward_error": "root mean square",
     "reward_sd": "the same if M always told the mean",
     "value_r2": "share of the variance of the reward to come that M's value explains",
-    "advantage_r": "does a step's advantage foretell that more comes than expected? 0: no",
-    "reward_r": "the same of its bare reward",
 }
 
 
@@ -120,9 +118,6 @@ def life(policy: str, world: str, returns: np.ndarray, lengths: np.ndarray) -> d
     }
 
 
-# --------------------------------------------------------------------------------------------- what really happened
-
-
 def recorded(
     agent: Agent, make_policy: Callable | None, episodes: int, key: int = 98
 ) -> Iterator[np.ndarray]:
@@ -170,16 +165,12 @@ def as_batches(series: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
     return [{name: x[None] for name, x in episode.items()} for episode in episodes]
 
 
-# ----------------------------------------------------------------------------------------------------- step by step
-
-
 def step_by_step(agent: Agent, batches: list[dict[str, np.ndarray]]) -> dict[str, float]:
     """Figures of M on held-out episodes; those of heads that M lacks are left out.
 
     nll: nats per dim and step; gaussian: the same of one Gaussian per dim, fitted to these very z; recall and precision
     of done at a logit of 0; reward_error: root mean square; reward_sd: the same if the mean were predicted;
-    value_r2: of the discounted returns; advantage_r: correlation of A[t] with what then came beyond V[t]; reward_r:
-    that of the bare reward with it.
+    value_r2: of the discounted returns.
     """
     true = {name: np.concatenate([b[name][0] for b in batches]) for name in batches[0]}
     nll = [agent.m.loss_and_grad(b)[0]["z"] for b in batches]
@@ -199,30 +190,9 @@ def step_by_step(agent: Agent, batches: list[dict[str, np.ndarray]]) -> dict[str
         figures["reward_error"] = float(np.sqrt(np.mean(error**2)))
         figures["reward_sd"] = float(true["reward"].std())
     if "value" in told:
-        each = [advantages(agent, b, o["value"]) for b, o in zip(batches, outputs, strict=True)]
-        value, came, a, now = (np.concatenate(parts) for parts in zip(*each, strict=True))
-        figures["value_r2"] = r2(value, came)
-        figures["advantage_r"] = correlation(a, came - value)
-        figures["reward_r"] = correlation(now, came - value)
+        known = true["value_mask"] > 0
+        figures["value_r2"] = r2(told["value"][known], true["value"][known])
     return figures
-
-
-def advantages(agent: Agent, batch: dict, value: np.ndarray) -> tuple[np.ndarray, ...]:
-    """V, the return that came, A and the reward of the steps of an episode whose return is known, (n,) each.
-
-    value (1, T): what M tells of the frames that the steps led to. The first step has no advantage: M tells no value
-    of the first frame, before it has seen any.
-    """
-    value = value[0]
-    reward = batch["reward"][0, 1:]
-    done = batch["done"][0, 1:]
-    a = advantage(reward, value, done, agent.config.mdnrnn.gamma)
-    known = batch["value_mask"][0, :-1] > 0
-    came = batch["value"][0, :-1]
-    return value[:-1][known], came[known], a[known], reward[known]
-
-
-# ---- whole lives
 
 
 def lives(
@@ -231,13 +201,10 @@ def lives(
     """The same policies in reality and in dreams: where their lives differ, M is wrong about the world.
 
     The policies: the one that collects data; the first action held at -1, 0 and 1 (left, middle, right; the others
-    at 0), or swinging between -1 and 1; and C. A dream can be right on M's own data and wrong where C leads it. What C
-    does better than a policy that sees nothing, it owes to V and M.
+    at 0); the blind baseline; and C. A dream can be right on M's own data and wrong where C leads it.
 
-    real: episodes of some of the policies, if already recorded.
-
-    Yields policy, world, returns (E,), lengths (E,): reality first, then a dream at each temperature from first
-    frames, as long as the task's episodes can be. A return is the sum of what M's reward head learns.
+    real: episodes of some of the policies, if already recorded. Yields policy, world, returns (E,), lengths (E,):
+    reality first, then whole dreams at each temperature. A return is the sum of what M's reward head learns.
     """
     seeds = episode_seeds("check", episodes, 0, 98)
     first = np.eye(agent.m.action_size, dtype=np.float32)[0]

@@ -126,12 +126,11 @@ def traversals(agent: Agent) -> str:
     """The latent dimensions that change the picture most, each moved alone."""
     mu = (agent.memories[0] if agent.memories else agent.initial_latents)[0]  # (N, Z)
     usual = mu[np.argmin(((mu - mu.mean(axis=0)) ** 2).sum(axis=1))]
-    moves = np.multiply.outer(SPREAD, np.diag(mu.std(axis=0)))  # (S, Z, Z)
-    z = (usual + moves).reshape(-1, mu.shape[1]).astype(np.float32)
-    images = agent.v.decode(z).reshape(len(SPREAD), mu.shape[1], 64, 64, 3)
-    change = 255 * np.abs(images[-1] - images[0]).mean(axis=(1, 2, 3))  # (Z,)
-    strongest = np.argsort(-change)[:STRONGEST]
-    rows = {f"z[{d}]: {change[d]:.1f}": film.to_picture(images[:, d]) for d in strongest}
+    rows = {}
+    for d in film.ends(agent, usual)[0][:STRONGEST]:
+        z = np.tile(usual, (len(SPREAD), 1))
+        z[:, d] += np.multiply(SPREAD, mu[:, d].std())
+        rows[f"z[{d}]"] = film.to_picture(agent.v.decode(z))
     return strip(rows, [f"{s:+d} SD" if s else "as it is" for s in SPREAD])
 
 

@@ -18,7 +18,6 @@ from .statistics import auc, correlation
 HORIZONS = (5, 20, 50, 100, 200)  # steps into the dream
 MOMENTS = 256  # replayed
 DREAMS = 4  # of each moment
-BEFORE = 20  # steps before a moment; a baseline: their reward goes on
 LEGEND = {
     "z: M": "squared error of the mean dream per latent dimension; M knows the world while it is below the next two",
     "stays": "the same if nothing changed",
@@ -26,12 +25,10 @@ LEGEND = {
     "reward: true": "what came, up to there",
     "told": "what the dream paid under the recorded actions",
     "r": "how the two correlate over moments",
-    "r going on": f"the same of the reward of the {BEFORE} steps before",
     "end: true": "share of the moments whose episode had ended",
     "odds": "the same as the dream tells it",
     "AUC": "how often M tells an end that came from one that did not; 0.5 is a guess",
     "C: told": "what the dream pays where C acts in it: more than the true reward is exploited",
-    "C: end": "how often C dies in it",
 }
 
 
@@ -41,7 +38,6 @@ class Moments(NamedTuple):
     latents: np.ndarray  # mu and logvar (2, n, Z)
     h: np.ndarray  # (n, H)
     c: np.ndarray
-    before: np.ndarray  # (n,) mean reward of the steps before, BEFORE at most
     left: np.ndarray  # (n,) steps left in the episode
     ended: np.ndarray  # (n,) whether it ended, and was not cut
     steps: np.ndarray  # (L + 1, n) records from the moment on; zeros beyond the episode
@@ -66,11 +62,9 @@ def moments(agent: Agent, series: list[np.ndarray], n: int, seed: int = 0) -> Mo
         h[here] = state[0][which[here]]
         c[here] = state[1][which[here]]
     steps = padded[at + np.arange(max(HORIZONS) + 1)[:, None], which]
-    reward = padded["reward"]
-    before = [reward[max(0, t - BEFORE) : t, i].mean() for t, i in zip(at, which, strict=True)]
     ended = padded["done"][lengths[which] - 1, which]
     latents = np.stack([steps["mu"][0], steps["logvar"][0]])
-    return Moments(latents, h, c, np.array(before), lengths[which] - at, ended, steps)
+    return Moments(latents, h, c, lengths[which] - at, ended, steps)
 
 
 def replay(agent: Agent, m: Moments, act: Callable | None = None) -> tuple[np.ndarray, ...]:
@@ -100,16 +94,14 @@ def replay(agent: Agent, m: Moments, act: Callable | None = None) -> tuple[np.nd
 def open_loop(agent: Agent, series: list[np.ndarray], closed=False, n=MOMENTS) -> list[dict]:
     """What M dreams under recorded actions beside what really happened, a row for every number of steps.
 
-    n: moments that reach so far, or whose episode ended before. z: squared error per dim of the mean dream (less the
-    dreams' own spread), of staying as it is, of the mean of all frames. reward: true, told, and how the told one
-    correlates with the true over moments, beside the BEFORE steps' going on. end: the share that came, the mean of the
-    odds told, and how often M tells an end that came from one that did not (AUC).
-    closed: C acts in the dream, from the same moments; for episodes of C, where the record is the truth.
+    n: moments that reach so far, or whose episode ended before; LEGEND says what the figures are. The dreams' own
+    spread is off the error of their mean. closed: C acts in the dream, too; for episodes of C, where the record is the
+    truth.
     """
     m = moments(agent, series, n)
     z, told, odds = replay(agent, m)
     if closed:
-        _, told_c, odds_c = replay(agent, m, agent.controller())
+        _, told_c, _ = replay(agent, m, agent.controller())
     everything = np.concatenate([s["mu"][s["seen"]] for s in series]).mean(axis=0)
     true = m.steps["reward"].cumsum(axis=0)
     rows = []
@@ -135,7 +127,6 @@ def open_loop(agent: Agent, series: list[np.ndarray], closed=False, n=MOMENTS) -
                 "reward: true": float(got.mean()),
                 "told": float(told[k - 1][whole].mean()),
                 "r": correlation(told[k - 1][whole], got),
-                "r going on": correlation(m.before[whole], got),
             }
         if agent.config.mdnrnn.done_head:
             row |= {
@@ -145,7 +136,5 @@ def open_loop(agent: Agent, series: list[np.ndarray], closed=False, n=MOMENTS) -
             }
         if closed:
             row["C: told"] = float(told_c[k - 1][whole].mean())
-            if agent.config.mdnrnn.done_head:
-                row["C: end"] = float(odds_c[k - 1][whole].mean())
         rows.append(row)
     return rows

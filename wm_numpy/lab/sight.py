@@ -1,8 +1,8 @@
 """What V sees and M remembers: facts of the game, which frames do not spell out, read off by linear probes (C is one).
 
-A world can be probed if its game has a method `truth`: facts by name, numbers or bools, NaN where a fact does not
-apply. CarRacing tells speed, angle and distance, and C drives; in Take Cover a policy that sees everything plays
-(fireballs.py). What mu does not hold, V does not see; what C's features know beyond it, M remembers.
+C plays. A world can be probed if its game has a method `truth`: facts by name, numbers or bools, NaN where a fact does
+not apply. CarRacing tells speed, angle and distance, Take Cover where fireballs are (fireballs.py). What mu does not
+hold, V does not see; what C's features know beyond it, M remembers.
 
 Letters: N steps, F features.
 """
@@ -22,11 +22,10 @@ from ..training.episodes import GROUP
 from ..training.experiment import episode_seeds
 from ..worlds.envs import make_env
 from ..worlds.world import RealWorld
-from .statistics import auc, correlation, r2, ridge
+from .statistics import auc, r2, ridge
 
-Row = tuple[
-    str, str, dict[str, float]
-]  # the fact, R2 (1 is perfect) or AUC (0.5 is a guess), what each reader gets
+# The fact; R2 (1 is perfect) or AUC (0.5 is a guess); what each reader gets
+Row = tuple[str, str, dict[str, float]]
 
 
 class Watched(RealWorld):
@@ -65,13 +64,6 @@ def figures(agent: Agent, episodes: int) -> Iterator[Row]:
     readers = {"mu": steps.pop("mu"), "z": seen[:, : c.vae.z_size], c.evolve.features: seen}
     for name, fact in steps.items():
         yield read(name, fact.astype(float), readers, test)
-    for name, ceilings in getattr(game, "ceilings", {}).items():
-        for who in ceilings:
-            yield (
-                f"{name}, from {who}",
-                "R2",
-                {"ceiling": correlation(steps[name], steps[who]) ** 2},
-            )
 
 
 def read(name: str, fact: np.ndarray, readers: dict[str, np.ndarray], test: np.ndarray) -> Row:
@@ -103,14 +95,11 @@ def _watch(seeds: np.ndarray) -> dict[str, np.ndarray]:
     world = Watched(_agent, envs)
     features, _ = world.reset(seed=seeds)
     act = _agent.controller()
-    player = getattr(envs[0].game.unwrapped, "player", None)  # in place of C
-    player = player and player(envs, seeds)
     rows = []
     while len(world.rows):
         for i in world.rows:
             row = {"episode": seeds[i], "features": features[i].copy(), "mu": world.mu[i].copy()}
             rows.append(row | envs[i].game.unwrapped.truth())
-        actions = player(world.rows) if player else act(features)
-        features, *_ = world.advance(actions)
+        features, *_ = world.advance(act(features))
     world.close()
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
