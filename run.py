@@ -34,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--out", type=Path, help="the run folder; runs/TASK")
     train.add_argument("--stage", default="evaluate", help="the last one to run; evaluate")
-    command("settings", "every setting for --set, with the paper's CarRacing value", run=False)
+    settings = command("settings", "every setting for --set, with the paper's value", run=False)
+    settings.add_argument("task", nargs="?", default="carracing", help="doom or carracing")
+    settings.add_argument("--preset", help="shows its values, too, and why")
 
     sweep = command("sweep", "evolve C at several temperatures on one V and M: the paper's table 2")
     sweep.add_argument("--tau", default="0.1,0.5,1.0,1.15,1.3", help="comma-separated temperatures")
@@ -125,15 +127,15 @@ def perform(args: argparse.Namespace) -> int | None:
         taus = [config.from_flat(config.pairs([one])).evolve.tau for one in settings]
 
     if args.command == "settings":
-        print(config.help_text())
+        print(config.help_text(args.task, args.preset))
         return 0
     if args.command == "gradcheck":
         return gradcases.main()
 
-    from wm_numpy.lab import judge, lecture, report
+    from wm_numpy.lab import judge, lecture, plan, report
     from wm_numpy.models import agent
     from wm_numpy.settings import tasks
-    from wm_numpy.training import experiment
+    from wm_numpy.training import episodes, experiment, log
     from wm_numpy.worlds import stranger
 
     mine = Path("runs") / str(getattr(args, "run", "")) / "config.json"
@@ -149,7 +151,7 @@ def perform(args: argparse.Namespace) -> int | None:
             run = experiment.Experiment(
                 settings, args.out or Path("runs") / tasks.find(settings.task).folder
             )
-            print(report.header(settings, run.folder, run.disk_needed()), flush=True)
+            print(plan.plan(settings, run.folder, run.disk_needed()), flush=True)
             if not run.episodes.exists():
                 for line in stranger.examined(tasks.find(settings.task)):
                     print(line, flush=True)
@@ -175,7 +177,7 @@ def perform(args: argparse.Namespace) -> int | None:
             player = agent.Agent.load(args.run, adapted=not args.unadapted)
             who = None if args.random else player
             task = player.config.task
-            result = experiment.evaluate(task, who, args.episodes, args.seed, experiment.Log())
+            result = episodes.evaluate(task, who, args.episodes, args.seed, log.Log())
             print(report.score_line("random policy" if args.random else "agent", result))
             if args.json:
                 files.write(args.json, result)

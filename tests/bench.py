@@ -75,7 +75,7 @@ def m_data(c: config.Config, steps: int) -> dict[str, np.ndarray]:
     z = rng.standard_normal((BATCH, steps + 1, c.vae.z_size), np.float32)
     action = rng.uniform(-1, 1, (BATCH, steps, find(c.task).actions)).astype(np.float32)
     batch = {"z": z[:, :-1], "z_next": z[:, 1:], "action": action}
-    if c.mdnrnn.done_head:
+    if c.mdnrnn.done_weight:
         batch["done"] = (rng.random((BATCH, steps)) < 0.005).astype(np.float32)
         batch["restart"] = np.tile(np.eye(1, steps, dtype=np.float32), (BATCH, 1))
     return batch
@@ -104,7 +104,7 @@ def new_agent(c: config.Config) -> agents.Agent:
     """Weights at random, in whose dreams nobody dies, and a C whose action is the same whatever it sees."""
     rng = np.random.default_rng(0)
     v, m = agents.new_vae(c, rng), agents.new_mdnrnn(c, rng)
-    if c.mdnrnn.done_head:
+    if c.mdnrnn.done_weight:
         m.params["done.b"][...] = -1e9
     vector, bias = np.zeros(agents.theta_size(c)), IDLE[c.task]
     if c.evolve.bias:

@@ -86,7 +86,7 @@ class M(nn.Module):
         inputs = self.z_size + find(c.task).actions + c.mdnrnn.restart_input
         self.lstm = nn.LSTM(inputs, hidden)  # gates i, f, g, o
         self.mixture = nn.Linear(hidden, 3 * c.mdnrnn.mixtures * self.z_size)
-        self.done = nn.Linear(hidden, 1) if c.mdnrnn.done_head else None
+        self.done = nn.Linear(hidden, 1) if c.mdnrnn.done_weight else None
         self.lstm.bias_hh_l0.requires_grad_(False).zero_()[hidden : 2 * hidden] = 1
 
     def trained(self) -> list[Tensor]:

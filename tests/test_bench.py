@@ -117,7 +117,7 @@ def test_m_equals_the_peers(monkeypatch, c):
     theirs = peer.load_m(peer.M(c), ours.params)
     assert sum(p.numel() for p in theirs.trained()) == ours.params.size
     batch = bench.m_data(c, 30)
-    if c.mdnrnn.done_head:
+    if c.mdnrnn.done_weight:
         batch["done"][0, 5] = 1
     loss, gradient = ours.loss_and_grad(batch)
     their_loss = theirs.loss(*peer.m_batch(batch))

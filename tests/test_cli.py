@@ -117,7 +117,7 @@ def test_a_run_that_does_not_exist(sentence, command, tmp_path):
 @pytest.mark.parametrize(
     "missing, command, code, said",
     [
-        ("gymnasium pygame vizdoom Box2D", "settings", 0, "evolve.tau=1.0"),
+        ("gymnasium pygame vizdoom Box2D", "settings", 0, "evolve.tau"),
         ("gymnasium pygame vizdoom Box2D", "evaluate doom", 1, INSTALL),
         ("numpy", "settings", 1, INSTALL),
         ("pygame vizdoom Box2D", "evaluate nowhere", 1, "nowhere is not a run folder"),
@@ -136,7 +136,12 @@ def test_without_packages(missing, command, code, said):
 
 def test_help_and_settings(capsys):
     assert run.main(["settings"]) == 0
-    assert "evolve.tau=1.0" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "  evolve.tau                    1.0       temperature of the dream" in out
+    assert run.main(["settings", "doom", "--preset", "quick"]) == 0
+    assert (
+        "  evolve.tau                    1.15      1.0       temperature" in capsys.readouterr().out
+    )
     with pytest.raises(SystemExit) as error:
         run.main(["--help"])
     out = capsys.readouterr().out
@@ -309,15 +314,14 @@ def test_a_finished_run_prints_its_table(doom_run, copy_of, capsys):
     for who, name in [("random", "random policy"), ("agent", "agent")]:
         (line,) = [line for line in out.splitlines() if line.startswith(f"{name} ")]
         assert f"{results[who]['mean']:.1f}" in line and f"{results[who]['sd']:.1f}" in line
-    assert "parameters: V 4,446,915" in out and "95 %" in out
+    assert "V         4,446,915 weights; 3 updates, batches of 12 frames" in out and "95 %" in out
     (dream,) = [line for line in out.splitlines() if line.startswith("its own dream ")]
     assert f"{results['dream']['mean']:.1f}" in dream
     assert "its own dream: at most 20 steps at temperature 1.15, in frames survived" in out
     folder = Path(out.split("pictures: ")[1].splitlines()[0]).parent
     assert f"python run.py play {folder} " in out
-    # what has no effect is not said
-    assert "updates=3" in out and "epochs" not in out and "later_" not in out
-    assert "the first 32 nats of a frame" in out
+    assert "the 32 nats that are free" in out and "evaluate  2 real episodes" in out
+    assert "changed: " in out and " vae.updates=3 " in out and "expect" not in out
 
 
 def test_a_finished_run_without_pygame(doom_run, copy_of):

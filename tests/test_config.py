@@ -7,7 +7,8 @@ import pytest
 
 from wm_numpy.models import agent
 from wm_numpy.settings import config
-from wm_numpy.settings.config import Config, SettingError, flat, from_flat, resolve
+from wm_numpy.settings.config import SettingError, flat, from_flat, resolve
+from wm_numpy.settings.tasks import known
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,21 @@ from wm_numpy.settings.config import Config, SettingError, flat, from_flat, reso
         ("doom", "quick", ["evolve.bias=yes"], "takes bool"),
         ("doom", "quick", ["evolve.world=mars"], "real, dream"),
         ("doom", "quick", ["rounds=0"], "out of range"),
-        ("doom", "quick", ["mdnrnn.decay=1.1"], "0 to 1"),
+        ("doom", "quick", ["mdnrnn.schedule=1.1"], "0 to 1"),
+        ("doom", "quick", ["mdnrnn.schedule=slow"], "one of constant, cosine, 0 to 1"),
+        ("doom", "quick", ["later.evolve.tua=1"], "did you mean later.evolve.tau?"),
+        ("doom", "quick", ["first.evolve.tau=1"], "'first.evolve.tau'"),
+        ("doom", "quick", ["later.seed=1"], "'later.seed'"),
+        ("doom", "quick", ["later.evolve.tau=-1"], "later.evolve.tau = -1.0 is out of range"),
+        ("doom", "quick", ["later.vae.z_size=9"], "vae.z_size is the same in all rounds"),
+        ("doom", "quick", ["later.mdnrnn.hidden=9"], "mdnrnn.hidden is the same in all rounds"),
+        ("doom", "quick", ["later.evolve.features=z"], "evolve.features is the same"),
+        ("doom", "quick", ["later.repeat=2"], "repeat is the same in all rounds"),
+        ("doom", "quick", ["real.repeat=2"], "C alone evolves"),
+        ("doom", "quick", ["real.vae.updates=2"], "C alone evolves"),
+        ("doom", "quick", ["real.evolve.tau=2"], "C alone evolves"),
+        ("doom", "quick", ["real.evolve.sigma=0"], "real.evolve.sigma = 0.0 is out of range"),
+        ("doom", "quick", ["later.mdnrnn.done_weight=0"], "later.mdnrnn.done_weight"),
         ("doom", "quick", ["evolve.tau=nan"], "out of range"),
         ("doom", "quick", ["evolve.tau=inf"], "out of range"),
         ("doom", "quick", ["evolve.tau=-1"], "out of range"),
@@ -41,14 +56,7 @@ def test_what_cannot_be_is_refused_and_named(task, preset, settings, named):
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
-def test_no_bootstrap_without_a_value():
-    with pytest.raises(SettingError, match="value_head=true"):
-        resolve("carracing", "smoke", ["evolve.bootstrap=true"])
-    settings = ["evolve.bootstrap=true", "mdnrnn.value_head=true"]
-    assert resolve("carracing", "smoke", settings).evolve.bootstrap
-
-
-@pytest.mark.parametrize("setting", ["evolve.check_every=0", "vae.rounds=0"])
+@pytest.mark.parametrize("setting", ["evolve.check_every=0", "later.vae.learning_rate=1e-4"])
 def test_no_finalists_without_checks_or_with_a_v_that_learns_on(setting):
     with pytest.raises(SettingError, match="finalists=0"):
         resolve("carracing", "laptop", [setting])
@@ -72,19 +80,75 @@ def test_settings_are_parsed_as_their_field():
         c.rounds = 4
 
 
-@pytest.mark.parametrize("task", ["doom", "carracing"])
-@pytest.mark.parametrize("preset", ["smoke", "quick", "laptop", "paper"])
+ALL = [(task, preset) for task in known() for preset in config.preset_names(task)]
+
+
+@pytest.mark.parametrize("task, preset", ALL)
 def test_round_trip(task, preset):
-    c = resolve(task, preset, ["evolve.tau=0.123456789", "evolve.bias=false"], seed=5)
+    settings = ["evolve.tau=0.123456789", "evolve.bias=false"]
+    settings += ["rounds=3", "later.mdnrnn.updates=7", "real.evolve.generations=2"]
+    c = resolve(task, preset, settings, seed=5)
+    assert flat(c)["later.mdnrnn.updates"] == 7
     assert from_flat(flat(c)) == c and from_flat(json.loads(json.dumps(flat(c)))) == c
     sections = {key.split(".")[0] for key in flat(c) if "." in key}
-    assert sections == {"collect", "vae", "mdnrnn", "evolve", "evaluate"}
+    assert sections == {"collect", "vae", "mdnrnn", "evolve", "evaluate", "later", "real"}
+
+
+def test_a_phase_is_a_plain_configuration():
+    settings = ["rounds=3", "evolve.sigma=0.1", "later.evolve.sigma=0.05", "later.mdnrnn.updates=7"]
+    settings += ["evolve.episodes=5", "real.evolve.generations=2", "real.evolve.episodes=9"]
+    c = resolve("carracing", "smoke", settings)
+    first, second, third, real = (c.phase(phase) for phase in (1, 2, 3, "real"))
+    assert first == c.phase("first") and second == third == c.phase("later")
+    assert not any(phase.phases for phase in (first, second, real)) and second.phase(1) == second
+    sigmas = [phase.evolve.sigma for phase in (c, first, second, real)]
+    assert sigmas == [0.1, 0.1, 0.05, 0.05]  # reality goes on from the last round
+    assert (first.mdnrnn.updates, second.mdnrnn.updates) == (30, 7)
+    assert [phase.evolve.episodes for phase in (first, second, real)] == [5, 5, 9]
+    assert [phase.evolve.world for phase in (second, real)] == ["dream", "real"]
+    assert c.ends_in_reality and not resolve("carracing", "smoke").ends_in_reality
+    alone = resolve("carracing", "smoke", [*settings, "rounds=1"])
+    assert alone.phase("real").evolve.sigma == 0.1
+
+
+# --------------------------------------------------------------------------------------------- presets
+
+
+def test_presets_are_flat_files_with_reasons():
+    assert set(config.preset_names("doom")) == {"smoke", "quick", "laptop", "paper"}
+    assert set(config.preset_names("carracing")) == {
+        "smoke", "quick", "laptop", "paper", "reality"
+    }  # fmt: skip
+    for task, name in ALL:
+        text = (config.PRESETS / f"{task}-{name}.txt").read_text()
+        keys = [line.partition("=")[0] for line in text.splitlines() if line[:1].isalpha()]
+        assert len(keys) == len(set(keys))  # nothing is overwritten
+        about, settings = config.read_preset(task, name)
+        assert list(settings) == keys and len(about) > 20
+    value, reason = config.read_preset("doom", "quick").settings["vae.foreground"]
+    assert value == "150" and "fireballs" in reason
+
+
+def test_every_setting_serves_a_preset_or_is_an_ablation_of_the_paper():
+    used = {key for task, name in ALL for key in config.read_preset(task, name).settings}
+    used = {key.removeprefix("later.").removeprefix("real.") for key in used}
+    ablations = {"evolve.hidden"}
+    same = {"evolve.penalty", "mdnrnn.gamma"}  # the authors' code; of the value
+    assert set(config.SETTINGS) - used == ablations | same
+    assert len(config.SETTINGS) <= 60
 
 
 def test_help_has_a_line_for_every_setting():
-    lines = config.help_text().splitlines()
-    assert [line.split("=")[0].strip() for line in lines] == list(flat(Config()))
-    assert all(len(line.split(None, 1)[1]) > 3 for line in lines)
+    head, *lines = config.help_text().splitlines()
+    assert [line.split()[0] for line in lines] == list(config.SETTINGS)
+    assert all(len(line.split(None, 2)[2]) > 3 for line in lines)
+    head, *lines = config.help_text("doom", "laptop").splitlines()
+    assert head.split() == ["paper", "laptop"]
+    rows = {line.split()[0]: line.split(None, 3)[1:] for line in lines}
+    reason = lines[next(i for i, line in enumerate(lines) if "vae.foreground" in line) + 1]
+    assert rows["evolve.tau"][:2] == ["1.15", "1.0"] and rows["evolve.bias"][0] == "False"
+    assert reason.strip() == "-> what moves counts more: V shows fireballs of two pixels"
+    assert rows["later.vae.updates"] == ["500"]
 
 
 PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silent
@@ -99,17 +163,15 @@ PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silen
     "mdnrnn.hidden": (256, 512),
     "mdnrnn.mixtures": (5, 5),
     "mdnrnn.restart_input": (False, True),
-    "mdnrnn.done_head": (False, True),
-    "mdnrnn.reward_head": (False, False),
-    "mdnrnn.done_weight": (10, 10),
+    "mdnrnn.done_weight": (0, 10),
+    "mdnrnn.reward_weight": (0, 0),
     "mdnrnn.batch": (100, 100),
     "mdnrnn.window": (1000, 500),
     "mdnrnn.epochs": (20, 400),
     "mdnrnn.updates": (0, 0),
     "mdnrnn.learning_rate": (1e-3, 1e-3),
     "mdnrnn.final_rate": (1e-5, 1e-5),
-    "mdnrnn.decay": (1.0, 0.99999),
-    "mdnrnn.clip": (1, 1),
+    "mdnrnn.schedule": ("constant", "0.99999"),
     "evolve.world": ("real", "dream"),
     "evolve.features": ("zh", "zch"),
     "evolve.bias": (True, False),
@@ -125,10 +187,10 @@ PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silen
     "repeat": (1, 1),
     "vae.start": ("glorot", "glorot"),
     "vae.foreground": (0, 0),
-    "mdnrnn.value_head": (False, False),
+    "mdnrnn.value_weight": (0, 0),
     "evolve.memories": (0, 0),
     "evolve.enough": (0, 0),
-    "evolve.bootstrap": (False, False),
+    "evolve.ending": ("cutoff", "cutoff"),
 }
 
 

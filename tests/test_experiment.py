@@ -19,14 +19,14 @@ from wm_numpy.core import files
 from wm_numpy.core.arrays import Params
 from wm_numpy.core.files import DataError
 from wm_numpy.models import vae
-from wm_numpy.models.agent import Agent, export
+from wm_numpy.models.agent import Agent, export, load_config
 from wm_numpy.models.cmaes import CMAES
 from wm_numpy.settings import config
 from wm_numpy.settings.config import SettingError, VAEConfig
-from wm_numpy.training import data, episodes, experiment, parallel
+from wm_numpy.training import data, episodes, log, parallel, stages
 from wm_numpy.training import loops as train
-from wm_numpy.training.episodes import blind_rollouts, real_rollouts
-from wm_numpy.training.experiment import PURPOSES, STAGES, Experiment, branch, episode_seeds, score
+from wm_numpy.training.episodes import PURPOSES, blind_rollouts, episode_seeds, real_rollouts, score
+from wm_numpy.training.experiment import STAGES, Experiment, branch
 from wm_numpy.training.loops import RunError
 from wm_numpy.worlds import envs
 from wm_numpy.worlds.policies import random_policy
@@ -131,10 +131,10 @@ from pathlib import Path
 
 sys.path.insert(0, ROOT)
 import run
-from wm_numpy.training import experiment, loops as train
+from wm_numpy.training import log, loops as train
 
 stage, step, marker = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-progress = experiment.Log.progress
+progress = log.Log.progress
 
 @contextmanager
 def standing_still(self, name, *args, **kwargs):
@@ -148,7 +148,7 @@ def standing_still(self, name, *args, **kwargs):
 
 if __name__ == "__main__":
     train.SAVE_SECONDS = 0
-    experiment.Log.progress = standing_still
+    log.Log.progress = standing_still
     sys.exit(run.main(sys.argv[4:]))
 """
 
@@ -289,16 +289,17 @@ def test_reliability_is_what_other_episodes_would_repeat():
 
 
 @pytest.mark.parametrize(
-    "settings, expected",
+    "schedule, expected",
     [
-        ({"decay": 0.5}, [2, 1.5, 1.25, 1.125]),
-        ({"decay": 0.5, "cosine": True}, [2, 1.5 + np.sqrt(0.125), 1.5, 1.5 - np.sqrt(0.125)]),
+        ("constant", [2, 2, 2, 2]),
+        ("0.5", [2, 1.5, 1.25, 1.125]),
+        ("cosine", [2, 1.5 + np.sqrt(0.125), 1.5, 1.5 - np.sqrt(0.125)]),
     ],
 )
-def test_the_learning_rate_falls(tmp_path, monkeypatch, settings, expected):
+def test_the_learning_rate_falls(tmp_path, monkeypatch, schedule, expected):
     rates, params = [], Params({"w": (3,)})
     monkeypatch.setattr(train.Adam, "step", lambda self, w, g, rate: rates.append(rate))
-    settings = VAEConfig(learning_rate=2.0, final_rate=1.0, **settings)
+    settings = VAEConfig(learning_rate=2.0, final_rate=1.0, schedule=schedule)
     train.fit(
         params, lambda u: ({}, np.ones(3)), 4, settings, tmp_path / "state.npz", lambda *a: None
     )
@@ -356,42 +357,39 @@ def test_a_second_round_keeps_the_older_data(doom_run, copy_of, capsys):
 
 
 def test_a_later_round_may_be_smaller(doom_run, copy_of):
-    """Other sizes for later rounds; a finished run takes them up, and the learning rate falls as deep."""
+    """Other settings in later rounds; a finished run takes them up."""
     folder = copy_of(doom_run)
-    later = (
-        "collect.later_episodes=1",
-        "vae.later_updates=2",
-        "mdnrnn.later_updates=3",
-        "evolve.later_generations=2",
-    )
-    rates = ("vae.decay=0.5", "mdnrnn.decay=0.5", "vae.later_rate=2e-5")
+    later = ("collect.episodes=1", "vae.updates=2", "mdnrnn.updates=3", "evolve.generations=2")
+    later += ("vae.learning_rate=2e-5", "evolve.sigma=0.02", "evolve.tau=0.5", "evolve.horizon=9")
+    later = [f"later.{setting}" for setting in later]
     first = json.loads((folder / "config.json").read_text())
-    files.write(folder / "config.json", first | {"vae.decay": 0.5, "mdnrnn.decay": 0.5})
-    depths, starts, fit = {}, {}, train.fit
+    starts, fit = {}, train.fit
 
     def noted(params, loss_and_grad, updates, settings, *more):
-        depths[updates] = settings.decay**updates
         starts[updates] = settings.learning_rate
         return fit(params, loss_and_grad, updates, settings, *more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "fit", noted)
-        Experiment(tiny_config("doom", "rounds=2", *later, *rates), folder).run(STAGES[:5])
+        patch.setattr(stages, "fit", noted)
+        Experiment(tiny_config("doom", "rounds=2", *later), folder).run()
     names = sorted(p.name for p in (folder / "episodes").iterdir())
     assert names == [f"{i:06d}.npy" for i in range(3)]
     assert (first["vae.updates"], first["mdnrnn.updates"], first["evolve.generations"]) == (3, 6, 3)
-    assert depths == pytest.approx({2: 0.5**3, 3: 0.5**6})
     assert starts == {2: 2e-5, 3: first["mdnrnn.learning_rate"]}
     records = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    assert [r["step"] for r in records if r["stage"] == "evolve" and r["round"] == 2][-1] == 2
+    rows = [r for r in records if r["stage"] == "evolve" and r["round"] == 2]
+    assert [r["step"] for r in rows] == [1, 2] and rows[0]["max"] < 9
+    assert np.isclose(rows[0]["sigma"], 0.02, rtol=0.1)
+    # the agent's own dream is that of its last round
+    dream = json.loads((folder / "results.json").read_text())["dream"]
+    assert (dream["steps"], dream["tau"]) == (9, 0.5)
+    assert Agent.load(folder).config == load_config(folder).phase(2)
 
 
 def test_a_later_round_may_keep_v_and_what_it_encoded(doom_run, copy_of):
     folder = copy_of(doom_run)
-    first = json.loads((folder / "config.json").read_text())
-    files.write(folder / "config.json", first | {"vae.rounds": 1})
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "series" / "1").iterdir()}
-    Experiment(tiny_config("doom", "rounds=2", "vae.rounds=1"), folder).run()
+    Experiment(tiny_config("doom", "rounds=2", "later.vae.learning_rate=0"), folder).run()
     old = files.read_arrays(doom_run / "vae.npz")
     new = files.read_arrays(folder / "vae.npz")
     assert np.array_equal(old["weights"], new["weights"]) and int(new["round"]) == 2
@@ -403,7 +401,7 @@ def test_a_later_round_may_keep_v_and_what_it_encoded(doom_run, copy_of):
 def test_the_agent_is_that_of_the_best_round(doom_run, copy_of, monkeypatch, capsys):
     """By checks of one episode round 2 and 3 are the best of four; in four episodes each, 3 is, and stays so."""
     folder = copy_of(doom_run)
-    rollouts = experiment.real_rollouts
+    rollouts = real_rollouts
     checks = iter([5.0, 9.0, 7.0, 1.0])
     finals = iter([20.0, None, 20.0, 30.0, 10.0])  # rounds 2, 3, 4; killed at 3, then again
 
@@ -415,9 +413,11 @@ def test_the_agent_is_that_of_the_best_round(doom_run, copy_of, monkeypatch, cap
             raise KeyboardInterrupt
         return np.full((1, len(seeds)), value), np.ones((1, len(seeds)))
 
-    monkeypatch.setattr(experiment, "real_rollouts", real)
+    for module in (stages, episodes):
+        monkeypatch.setattr(module, "real_rollouts", real)
     settings = (
-        "rounds=4", "vae.rounds=1", "evolve.check_every=3", "evolve.check_episodes=1", "evolve.finalists=2"
+        "rounds=4", "later.vae.learning_rate=0", "evolve.check_every=3", "evolve.check_episodes=1",
+        "evolve.finalists=2",
     )  # fmt: skip
     changed = dict(setting.split("=") for setting in settings)
     first = json.loads((folder / "config.json").read_text())
@@ -448,28 +448,24 @@ def test_a_later_c_begins_from_a_share_of_the_last(doom_run, copy_of, monkeypatc
         begun.append(mean.copy())
         return CMAES(mean, *args, **how)
 
-    monkeypatch.setattr(experiment, "CMAES", cma)
+    monkeypatch.setattr(stages, "CMAES", cma)
     Experiment(tiny_config("doom", "rounds=2", "evolve.shrink=0.5"), folder).run(STAGES[:5])
     assert np.array_equal(begun, [Agent.load(doom_run).theta / 2])
 
 
 def test_a_dream_pays_no_more_than_enough(doom_run, tmp_path):
     # dreams that do not end before the 20 steps of the horizon
-    settings = {"evolve.enough": "2.5", "evolve.penalty": "0", "evolve.done_odds": "1e-9"}
+    settings = {"evolve.enough": "2.5", "evolve.penalty": "0"}
+    settings |= {"evolve.ending": "drawn", "evolve.odds": "1e-9"}
     branch(doom_run, tmp_path / "branch", settings).run(["evolve"])
     records = map(json.loads, (tmp_path / "branch" / "log.jsonl").read_text().splitlines())
     assert {r["max"] for r in records if "max" in r} == {2.5}
 
 
-def test_rounds_have_equal_shares_of_a_batch_where_asked():
-    config = tiny_config(
-        "doom", "rounds=3", "collect.episodes=4", "collect.later_episodes=2", "vae.fair=true"
-    )
-    weights = Experiment.__new__(Experiment)
-    weights.config = config
-    assert weights._weights(6, config.vae).tolist() == [1 / 4] * 4 + [1 / 2] * 2
-    assert weights._weights(8, config.vae).tolist() == [1 / 4] * 4 + [1 / 2] * 4
-    assert weights._weights(8, config.mdnrnn) is None
+def test_rounds_have_equal_shares_of_a_batch():
+    assert stages.shares([4], 4).tolist() == [1 / 4] * 4
+    assert stages.shares([4, 2, 2], 8).tolist() == [1 / 4] * 4 + [1 / 2] * 4
+    assert stages.shares([1, 2], 4).tolist() == [1, 1 / 2, 1 / 2, 0]  # one that is not of the run
 
 
 def test_recorded_moments_are_kept_with_the_state_that_m_has_there(doom_run, copy_of, monkeypatch):
@@ -477,7 +473,7 @@ def test_recorded_moments_are_kept_with_the_state_that_m_has_there(doom_run, cop
     (folder / "mdnrnn.npz").unlink()
     moments = iter([(0, 0), (1, 10), (0, 60)] * 3)
     memories = data.SeriesBatches.memories
-    monkeypatch.setattr(experiment, "STARTS", 3)
+    monkeypatch.setattr(stages, "STARTS", 3)
     monkeypatch.setattr(
         data.SeriesBatches, "memories", lambda self, *args: _at(moments, memories, self, *args)
     )
@@ -489,7 +485,7 @@ def test_recorded_moments_are_kept_with_the_state_that_m_has_there(doom_run, cop
     for row, (file, at) in ((1, (1, 10)), (2, (0, 60))):
         series = np.load(folder / "series" / "1" / f"{file:06d}.npy")
         state = agent.m.initial_state(1)
-        for t in range(max(0, at - experiment.WARM), at):
+        for t in range(max(0, at - stages.WARM), at):
             state = agent.m.step(
                 series["mu"][[t]], series["action"][[t]], state, np.array([t == 0])
             )
@@ -507,11 +503,9 @@ def _at(moments, memories, batches, *args):
 def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path, monkeypatch):
     """A finished run goes on with its V, M and C; both agents are scored, and the last is the one that acts."""
     folder = copy_of(doom_run)
-    real = ("evolve.real_generations=1", "evolve.real_episodes=1", "evolve.real_sigma=0.02")
-    checks = ("evolve.real_check_every=1", "evolve.real_check_episodes=3")
-    more = (*real, *checks, "evolve.population=4")
-    first = json.loads((folder / "config.json").read_text())
-    files.write(folder / "config.json", first | {"evolve.population": 4})
+    real = ("generations=1", "episodes=1", "sigma=0.02", "population=4")
+    real += ("check_every=1", "check_episodes=3")
+    more = [f"real.evolve.{setting}" for setting in real]
     scores = json.loads((folder / "results.json").read_text())
     played = []  # candidates, episodes
 
@@ -519,7 +513,8 @@ def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path
         played.append((len(thetas), len(seeds)))
         return real_rollouts(agent, thetas, seeds, *args, **how)
 
-    monkeypatch.setattr(experiment, "real_rollouts", real)
+    for module in (stages, episodes):
+        monkeypatch.setattr(module, "real_rollouts", real)
     named = replace(tiny_config("doom", *more), preset="another")  # a name, which decides nothing
     Experiment(named, folder).run()
     # a check, a generation, a check; the agent's score
@@ -588,9 +583,9 @@ def test_half_a_round_is_no_agent(doom_run, copy_of):
 
 @pytest.mark.parametrize(
     "setting",
-    ["vae.kl_tolerance=5", "rounds=1", "collect.episodes=9", "repeat=4", "evolve.later_sigma=1"]
-    + ["evolve.real_generations=2", "evolve.real_sigma=1"]
-    + ["mdnrnn.gamma=0.5", "mdnrnn.value_head=true"],
+    ["vae.kl_tolerance=5", "rounds=1", "collect.episodes=9", "repeat=4", "later.evolve.sigma=1"]
+    + ["real.evolve.generations=2", "real.evolve.sigma=1"]
+    + ["mdnrnn.gamma=0.5", "mdnrnn.value_weight=1"],
 )
 def test_a_branch_refuses_what_it_would_ignore(doom_run, tmp_path, setting):
     settings = dict([setting.split("=")])
@@ -602,7 +597,7 @@ def test_a_branch_refuses_what_it_would_ignore(doom_run, tmp_path, setting):
 def test_a_branch_has_no_finalists(doom_run, copy_of, tmp_path):
     folder = copy_of(doom_run)
     first = json.loads((folder / "config.json").read_text())
-    finals = {"evolve.finalists": 2, "evolve.check_every": 3, "vae.rounds": 1}
+    finals = {"evolve.finalists": 2, "evolve.check_every": 3}
     files.write(folder / "config.json", first | finals)
     settings = branch(folder, tmp_path / "branch", {"evolve.check_every": "0"}).config
     assert settings.evolve.finalists == 0 and settings.evolve.check_every == 0
@@ -623,8 +618,7 @@ def test_foreign_files_among_the_series(doom_run, copy_of, tmp_path):
         assert (link / "000000.npy").is_file()
         link.unlink()
         link.symlink_to(tmp_path / "gone")
-    experiment = Experiment(tiny_config("doom", "rounds=2"), folder)
-    experiment._encode(2)
+    stages.encode(Experiment(tiny_config("doom", "rounds=2"), folder), 2)
     assert sorted(p.name for p in (folder / "series").iterdir()) == [".DS_Store", "2"]
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / ".DS_Store").write_text("mine")
@@ -640,7 +634,7 @@ def test_each_evaluation_says_whose_it_is(doom_run, copy_of, monkeypatch):
         stages.append(stage)
         return np.arange(2.0), np.arange(2.0)
 
-    monkeypatch.setattr("wm_numpy.training.experiment.play", play)
+    monkeypatch.setattr(episodes, "play", play)
     Experiment(tiny_config(), folder).run(STAGES[-1:])
     assert stages == ["evaluate random", "evaluate agent"]
 
@@ -689,6 +683,27 @@ def test_another_configuration_is_refused(doom_run, copy_of, change):
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def test_what_only_scores_makes_no_other_run(doom_run, copy_of):
+    """A finished run is scored anew by another number of episodes, and nothing else is done."""
+    folder = copy_of(doom_run)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.np[yz]")}
+    Experiment(tiny_config("doom", "evaluate.episodes=3"), folder).run()
+    results = json.loads((folder / "results.json").read_text())
+    assert {results[who]["episodes"] for who in ("random", "agent", "dream")} == {3}
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.np[yz]")}
+
+
+def test_quick_goes_on_as_laptop(doom_run, tmp_path):
+    """What a round that has not begun will be is no other run."""
+    write = files.write
+    folder = tmp_path / "quick"
+    write(folder / "config.json", config.flat(config.resolve("doom", "quick")))
+    Experiment(config.resolve("doom", "laptop"), folder)
+    with pytest.raises(RunError, match="later.vae.updates is 500 there and not set here"):
+        write(folder / "config.json", config.flat(config.resolve("doom", "laptop")))
+        Experiment(config.resolve("doom", "quick", ["rounds=3"]), folder)
+
+
 def test_a_foreign_folder_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty and not a run folder"):
@@ -709,8 +724,8 @@ def test_a_loss_that_is_no_number(collected, monkeypatch, bad):
     monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
     right, calls = vae.VAE.loss_and_grad, []
 
-    def loss_and_grad(self, frames, noise, weight):
-        losses, gradient = right(self, frames, noise, weight)
+    def loss_and_grad(self, frames, noise):
+        losses, gradient = right(self, frames, noise)
         calls.append(self.params.flat.copy())
         if len(calls) == 3:
             if bad == "loss":
@@ -782,8 +797,8 @@ def test_the_score_is_on_seeds_of_its_own(monkeypatch):
         seen.extend(seeds)
         return np.arange(4.0), np.ones(4, int)
 
-    monkeypatch.setattr(experiment, "blind_rollouts", rollouts)
-    assert experiment.evaluate("doom", None, 4, 0, experiment.Log())["mean"] == 1.5
+    monkeypatch.setattr(episodes, "blind_rollouts", rollouts)
+    assert episodes.evaluate("doom", None, 4, 0, log.Log())["mean"] == 1.5
     assert len(set(seen)) == 4 and all(s // 2**28 == PURPOSES.index("evaluate") for s in seen)
 
 
@@ -797,7 +812,7 @@ def test_score():
 def test_the_pace_of_a_resumed_stage_is_its_own(capsys, monkeypatch):
     now = iter((0.0, 10.0, 14.0, 20.0))
     monkeypatch.setattr("time.monotonic", lambda: next(now))
-    with experiment.Log().progress("vae", 1, 1000, "updates") as report:
+    with log.Log().progress("vae", 1, 1000, "updates") as report:
         report(900)  # done before the kill
         report(902)
     assert "902/1,000 updates  2.0 s per update  196 s left  (20 s)" in capsys.readouterr().out
@@ -807,15 +822,15 @@ def test_log_of_a_killed_run(tmp_path):
     """A line that a kill cut short costs itself, not the one after it."""
     from wm_numpy.lab import report
 
-    first = experiment.Log(tmp_path)
+    first = log.Log(tmp_path)
     first.record(stage="vae", round=1, step=1, loss=3.0)
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"time": 1795451856.7, "stage": "va')
-    experiment.Log(tmp_path).record(stage="vae", round=1, step=2, loss=2.0)
+    log.Log(tmp_path).record(stage="vae", round=1, step=2, loss=2.0)
     # the update that was repeated
-    experiment.Log(tmp_path).record(stage="vae", round=1, step=2, loss=1.0)
+    log.Log(tmp_path).record(stage="vae", round=1, step=2, loss=1.0)
     assert [r["loss"] for r in report.read_log(tmp_path / "log.jsonl")][-1] == 1.0
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"time": 17')
-    experiment.Log(tmp_path).record(stage="vae", round=1, step=3, loss=0.5)
+    log.Log(tmp_path).record(stage="vae", round=1, step=3, loss=0.5)
     assert [r["step"] for r in report.read_log(tmp_path / "log.jsonl")] == [1, 2, 3]

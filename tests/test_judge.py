@@ -11,8 +11,9 @@ from wm_numpy.lab.judge import another_game, lives, recorded, replayed, step_by_
 from wm_numpy.lab.openloop import moments, open_loop
 from wm_numpy.lab.statistics import auc, correlation, r2, ridge
 from wm_numpy.lab.verdict import kindness, verdict
+from wm_numpy.models.mdnrnn import MDNRNN
 from wm_numpy.training.data import discounted, frame_dtype, series_dtype
-from wm_numpy.training.experiment import episode_seeds
+from wm_numpy.training.episodes import episode_seeds
 from wm_numpy.worlds.envs import make_env
 from wm_numpy.worlds.policies import fixed_policy
 
@@ -111,6 +112,8 @@ class PerfectM:
     """Knows that z[0] grows by the action, pays z[0] / 4 and ends beyond 3; of z[1] it dreams with an sd of 1."""
 
     z_size, action_size = 6, 1
+    heads = ["done", "reward"]
+    follow = MDNRNN.follow
 
     def initial_state(self, n):
         return tuple(np.zeros((2, n, 8), np.float32))
@@ -149,7 +152,7 @@ def lives_of_perfect_m(n: int = 40, steps: int = 260) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def perfect():
-    agent = tiny_agent("doom", "mdnrnn.reward_head=true")
+    agent = tiny_agent("doom", "mdnrnn.reward_weight=1")
     agent.m, agent.theta = PerfectM(), np.zeros_like(agent.theta)
     return agent, lives_of_perfect_m()
 
@@ -208,7 +211,7 @@ def test_c_acts_from_the_same_moments(perfect):
 
 
 def test_what_m_has_no_head_for_is_left_out():
-    agent = tiny_agent("carracing", "mdnrnn.reward_head=false")
+    agent = tiny_agent("carracing", "mdnrnn.reward_weight=0")
     rng, series = np.random.default_rng(0), []
     for _ in range(3):
         series.append(np.zeros(30, series_dtype(6, 3)))
@@ -302,7 +305,7 @@ def test_lives_of_the_same_policies_in_both_worlds(no_reality):
 def test_table(no_reality, monkeypatch):
     facts = [("bearing, near", "R2", {"mu": 0.75, "z": 0.5})]
     monkeypatch.setattr("wm_numpy.lab.sight.figures", lambda agent, episodes: facts)
-    text = "\n".join(table(tiny_agent("doom", "mdnrnn.value_head=true"), 2, [1.0]))
+    text = "\n".join(table(tiny_agent("doom", "mdnrnn.value_weight=1"), 2, [1.0]))
     blocks = [block.splitlines() for block in text.split("\n\n")]
     assert [line.split()[0] for line in blocks[0][2:]] == [
         "nll", "gaussian", "recall", "precision", "value_r2"

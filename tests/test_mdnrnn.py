@@ -18,10 +18,8 @@ SMALL = MDNRNNConfig(
     hidden=H,
     mixtures=K,
     restart_input=True,
-    done_head=True,
-    reward_head=True,
+    done_weight=10.0,
     reward_weight=0.7,
-    value_head=True,
     value_weight=0.3,
 )
 
@@ -55,7 +53,7 @@ def loss_of(m, batch):
 
 def test_parameter_counts_are_the_papers():
     assert MDNRNN(MDNRNNConfig(), 32, 3).params.size == 422_368
-    doom = MDNRNNConfig(hidden=512, restart_input=True, done_head=True)
+    doom = MDNRNNConfig(hidden=512, restart_input=True, done_weight=10.0)
     assert MDNRNN(doom, 64, 1).params.size == 1_678_785
 
 

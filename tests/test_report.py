@@ -138,7 +138,7 @@ def test_value_of_a_life(monkeypatch):
     from tests.test_judge import made_up
 
     monkeypatch.setattr("wm_numpy.lab.judge.recorded", lambda agent, policy, n: made_up(agent, n))
-    drawn = lecture.value(tiny_agent("carracing", "mdnrnn.value_head=true", "repeat=4"))
+    drawn = lecture.value(tiny_agent("carracing", "mdnrnn.value_weight=1", "repeat=4"))
     assert drawn.count("<img") == 2 * lecture.COLUMNS
     assert all(name in drawn for name in ("value told", "what came", "advantage", "reward"))
 
@@ -293,7 +293,7 @@ def test_a_film(task, monkeypatch):
 
 def test_dreams_that_only_discount_come_to_an_end():
     """C may be evolved where an end is but a discount; who plays must be able to die."""
-    agent = tiny_agent("doom", "evolve.survival=true")
+    agent = tiny_agent("doom", "evolve.ending=weighted")
     agent.m.params["done.b"][...] = 3.0  # nearly every step
     for mortal, over in ((False, ""), (True, "died")):
         life = film.Life(Dream.as_evolved(film.mortal(agent) if mortal else agent, 1, horizon=0), 0)

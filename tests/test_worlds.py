@@ -1,7 +1,5 @@
 """Dream and reality behind one interface, and the rollout that cannot tell them apart."""
 
-from dataclasses import replace
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -270,7 +268,7 @@ def test_a_part_begins_anew(kind):
 
 
 def test_the_odds_of_survival_begin_anew():
-    world = make("dream", 3, "doom", "evolve.survival=true")
+    world = make("dream", 3, "doom", "evolve.ending=weighted")
 
     def rewards():
         world.reset(seed=5)
@@ -343,7 +341,6 @@ def test_actions_that_are_none(kind, task):
         ({"memories": 1.0}, "recorded moments"),
         ({"odds": 0}, "odds"),
         ({"odds": -1}, "odds"),
-        ({"bootstrap": True}, "value head"),
     ],
 )
 def test_dreams_that_cannot_be(argument, named):
@@ -550,7 +547,7 @@ def test_dreams_begin_in_recorded_moments():
 
 
 def test_rewards_of_a_dream_count_by_the_odds_that_it_goes_on():
-    agent = tiny_agent("doom", "evolve.survival=true", "evolve.done_odds=2")
+    agent = tiny_agent("doom", "evolve.ending=weighted", "evolve.odds=2")
     agent.m.params["done.w"][...], agent.m.params["done.b"][...] = 0, np.log(0.125)
     world = Dream.as_evolved(agent, 3, horizon=30)  # at odds of 1 to 4 it ends: a chance of 1/5
     returns, lengths = rollout(world, lambda f: np.zeros((3, 1)), np.arange(3))
@@ -567,42 +564,6 @@ def test_a_dream_pays_no_more_than_the_world_can():
     doom = Dream.as_evolved(tiny_agent("doom", "repeat=4"), 2, horizon=0)
     doom.reset(seed=1)
     assert doom.step(np.zeros((2, 1)))[1].tolist() == [4, 4] and doom.limit == 525
-
-
-def test_a_dream_cut_by_its_horizon_pays_the_value_of_where_it_led():
-    agent = tiny_agent("carracing", "repeat=4", "mdnrnn.value_head=true", "evolve.bootstrap=true")
-
-    def rewards(horizon: int, steps: int):
-        world = Dream.as_evolved(agent, 3, horizon=horizon)
-        world.reset(seed=1)
-        return world, np.stack([world.step(np.ones((3, 3)))[1] for _ in range(steps)])
-
-    agent.m.params["reward.w"][...], agent.m.params["reward.b"][...] = 0, 1
-    agent.m.params["value.b"][...] = 7
-    world, paid = rewards(5, 5)
-    told = agent.m.predict(world._features[:, Z:]).value  # the state that all ended in
-    assert np.ptp(told) > 0 and np.allclose(paid, [[1] * 3] * 4 + [1 + told], atol=1e-5)
-    agent.m.params["value.b"][...] = 1000
-    # no more than the world can pay for ever
-    assert np.allclose(rewards(5, 5)[1][4], 1 + 3 / (1 - 0.95))
-    assert np.allclose(rewards(0, 250)[1], 1)  # at the task's limit nothing is left to come
-
-
-def test_a_value_counts_by_the_odds_that_life_goes_on():
-    settings = ["mdnrnn.value_head=true", "evolve.bootstrap=true", "evolve.survival=true"]
-    agent = tiny_agent("doom", *settings)
-    for name, told in (("done", 0), ("value", 7)):
-        agent.m.params[name + ".w"][...], agent.m.params[name + ".b"][...] = 0, told
-    returns, _ = rollout(
-        Dream.as_evolved(agent, 3, horizon=2), lambda f: np.zeros((3, 1)), np.arange(3)
-    )
-    assert np.allclose(returns, 0.5 + 0.25 + 0.25 * 7)
-    agent.config = replace(agent.config, evolve=replace(agent.config.evolve, survival=False))
-    agent.m.params["done.b"][...] = 1
-    returns, _ = rollout(
-        Dream.as_evolved(agent, 3, horizon=1), lambda f: np.zeros((3, 1)), np.arange(3)
-    )
-    assert np.allclose(returns, 1)  # an end at the limit is an end
 
 
 def test_temperature_widens_the_dream():
@@ -800,8 +761,9 @@ def test_the_dream_of_no_run():
 
 def test_a_dream_ends_by_the_odds_of_its_configuration():
     ends = {}
-    for odds in ("0", "1e-30", "1e30"):
-        world = Dream.as_evolved(tiny_agent("doom", f"evolve.done_odds={odds}"), 20)
+    for odds in ("1e-9", "1e30"):
+        settings = "evolve.ending=drawn", f"evolve.odds={odds}"
+        world = Dream.as_evolved(tiny_agent("doom", *settings), 20)
         world.reset(seed=0)
         ends[odds] = world.step(np.zeros((20, 1), np.float32))[2]
-    assert ends["1e30"].all() and not ends["1e-30"].any() and ends["0"].dtype == bool
+    assert ends["1e30"].all() and not ends["1e-9"].any()

@@ -34,11 +34,11 @@ BLIND = 4 / (2 * SIDE / (WALL + 2 * SIDE)) - 1
 SETTINGS = """
     collect.episodes=200
     vae.z_size=8 vae.start=he vae.kl_weight=0.1
-    vae.batch=16 vae.updates=120 vae.learning_rate=1e-3 vae.cosine=true
+    vae.batch=16 vae.updates=120 vae.learning_rate=1e-3 vae.schedule=cosine
     mdnrnn.hidden=48 mdnrnn.window=32 mdnrnn.done_weight=1
-    mdnrnn.batch=16 mdnrnn.updates=500 mdnrnn.learning_rate=5e-3 mdnrnn.cosine=true
+    mdnrnn.batch=16 mdnrnn.updates=500 mdnrnn.learning_rate=5e-3 mdnrnn.schedule=cosine
     evolve.features=zh evolve.bias=true evolve.tau=1
-    evolve.horizon=30 evolve.survival=true evolve.done_odds=1
+    evolve.horizon=30 evolve.ending=weighted
     evolve.population=16 evolve.episodes=16 evolve.generations=20
     evolve.sigma=0.5 evolve.check_every=0"""
 
@@ -116,7 +116,7 @@ def learn(folder: Path, seed: int) -> Agent:
 def learn_shuffled(folder: Path, agent: Agent, parent: Path) -> Agent:
     """The same V and C, and an M that learns from the parent's series with their moments in random order."""
     experiment = Experiment(agent.config, folder)
-    write(folder / "vae.npz", {"params": agent.v.params.flat, "round": np.array(1)})
+    write(folder / "vae.npz", {"weights": agent.v.params.flat, "round": np.array(1)})
     _shuffle(parent / "series" / "1", folder / "series" / "1")
     experiment.run(["mdnrnn"])
     return Agent.load(folder, theta=agent.theta)

@@ -24,7 +24,7 @@ from ..lab.film import Life, Recorded, ends, lead, mortal, pack, period, unpack
 from ..models.agent import Agent, run_folder
 from ..settings.tasks import find
 from ..training.data import Records, series_dtype
-from ..training.experiment import read_results
+from ..training.runfolder import read_results
 from ..worlds.envs import EnvironmentDied, EnvironmentFailed, make_env
 from ..worlds.policies import to_and_fro
 from ..worlds.world import Dream, RealWorld, World
@@ -175,7 +175,7 @@ class Visit:
         if name == "futures":
             n, how["horizon"] = FUTURES, steps + int(FUTURE / self.period)
         start = z.repeat(n, axis=0), tuple(part.repeat(n, axis=0) for part in state), steps
-        return Dream.as_evolved(self.agent, n, start=start, bootstrap=False, **how)
+        return Dream.as_evolved(self.agent, n, start=start, **how)
 
     def _moment(self) -> tuple:
         """Where the life is now, or the first of several."""
@@ -299,7 +299,7 @@ def server(run: str | Path, host: str = "127.0.0.1", port: int = 0) -> Server:
     # The series of a training, or the one shipped with its weights.
     for place in (*folder.glob("series/*"), folder / "recorded"):
         if any(place.glob("[0-9]*.npy")):
-            dtype = series_dtype(c.vae.z_size, agent.m.action_size, c.mdnrnn.value_head)
+            dtype = series_dtype(c.vae.z_size, agent.m.action_size, "value" in agent.m.heads)
             episodes = Records(place, dtype)
     hello = {
         "title": task.title, "hint": task.hint, "labels": task.labels, "keys": dict(task.keys),

@@ -37,7 +37,7 @@ def _whole_v(rng: Rng) -> RelativeError:
 
 
 def _whole_m(rng: Rng) -> RelativeError:
-    heads = {"done_head": True, "reward_head": True, "value_head": True}
+    heads = {"done_weight": 10.0, "reward_weight": 1.0, "value_weight": 1.0}
     config = MDNRNNConfig(hidden=7, mixtures=4, restart_input=True, **heads)
     m = MDNRNN(config, 5, 2, rng, np.float64)
     batch = {name: rng.standard_normal((3, 6, 5)) for name in ("z", "z_next")}

@@ -148,8 +148,8 @@ def to_picture(image: np.ndarray) -> np.ndarray:
 def mortal(agent: Agent) -> Agent:
     """The same agent, but its dreams end: where C's only discounted rewards by the odds of an end, it is drawn."""
     evolve = agent.config.evolve
-    if evolve.survival:
-        evolve = replace(evolve, survival=False, done_odds=evolve.done_odds or 1.0)
+    if evolve.ending == "weighted":
+        evolve = replace(evolve, ending="drawn")
     return replace(agent, config=replace(agent.config, evolve=evolve))
 
 

@@ -16,8 +16,13 @@ from ..core import leftovers
 from ..models.agent import Agent
 from ..settings.tasks import find
 from ..training.data import Records, encoded, frame_dtype, series_dtype, transitions
-from ..training.episodes import blind_rollouts, real_rollouts
-from ..training.experiment import collecting_policy, episode_seeds, score
+from ..training.episodes import (
+    blind_rollouts,
+    collecting_policy,
+    episode_seeds,
+    real_rollouts,
+    score,
+)
 from ..worlds.policies import fixed_policy, to_and_fro
 from ..worlds.rollout import rollout
 from ..worlds.world import Dream
@@ -154,7 +159,7 @@ def replayed(lives: list[np.ndarray], rng: np.random.Generator) -> Callable[[], 
 def in_latents(agent: Agent, episode: np.ndarray) -> np.ndarray:
     """An episode's series, with the discounted returns if M has a value head."""
     c = agent.config
-    dtype = series_dtype(c.vae.z_size, agent.m.action_size, c.mdnrnn.value_head)
+    dtype = series_dtype(c.vae.z_size, agent.m.action_size, "value" in agent.m.heads)
     return encoded(episode, dtype, agent.v.encode, c.mdnrnn.gamma)
 
 

@@ -17,8 +17,7 @@ from ..core.files import write
 from ..models.agent import Agent, feature_size
 from ..settings.tasks import find
 from ..training.data import Records, advantage, frame_dtype
-from ..training.episodes import real_rollouts
-from ..training.experiment import episode_seeds, score
+from ..training.episodes import episode_seeds, real_rollouts, score
 from ..worlds.rollout import rollout
 from ..worlds.world import Dream
 from . import film, judge, report
@@ -90,7 +89,7 @@ def with_games(agent: Agent, folder: Path, games: int) -> dict[str, str]:
         "followed": followed(by),
         "ablations": bars(ablations(agent, games)),
         "facts": bars(read, (0, 1, 2)) if read else "",
-        "value": value(agent) if c.mdnrnn.value_head else "",
+        "value": value(agent) if "value" in agent.m.heads else "",
     }
 
 

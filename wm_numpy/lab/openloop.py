@@ -54,10 +54,10 @@ def moments(agent: Agent, series: list[np.ndarray], n: int, seed: int = 0) -> Mo
     for i, s in enumerate(series):
         padded[: len(s), i] = s
     h, c = np.zeros((2, n, agent.config.mdnrnn.hidden), np.float32)
-    state = agent.m.initial_state(len(series))
-    for t in range(at.max()):
-        restart = np.full(len(series), float(t == 0))
-        state = agent.m.step(padded["mu"][t], padded["action"][t], state, restart)
+    past = padded[: at.max()]
+    restart = np.zeros(past.shape)
+    restart[0] = 1
+    for t, state in enumerate(agent.m.follow(past["mu"], past["action"], restart)):
         here = at == t + 1
         h[here] = state[0][which[here]]
         c[here] = state[1][which[here]]
@@ -107,7 +107,7 @@ def open_loop(agent: Agent, series: list[np.ndarray], closed=False, n=MOMENTS) -
     rows = []
     for k in HORIZONS:
         ended = m.ended & (m.left <= k)
-        whole = (m.left >= k) | (ended & agent.config.mdnrnn.done_head)
+        whole = (m.left >= k) | (ended & ("done" in agent.m.heads))
         seen = m.steps["seen"][k]
         if whole.sum() < 2 or not seen.any():
             break
@@ -122,13 +122,13 @@ def open_loop(agent: Agent, series: list[np.ndarray], closed=False, n=MOMENTS) -
             "mean": float(np.mean((everything - mu) ** 2)),
         }
         got = true[k - 1][whole]
-        if agent.config.mdnrnn.reward_head or agent.config.mdnrnn.done_head:
+        if "reward" in agent.m.heads or "done" in agent.m.heads:
             row |= {
                 "reward: true": float(got.mean()),
                 "told": float(told[k - 1][whole].mean()),
                 "r": correlation(told[k - 1][whole], got),
             }
-        if agent.config.mdnrnn.done_head:
+        if "done" in agent.m.heads:
             row |= {
                 "end: true": float(ended[whole].mean()),
                 "odds": float(odds[k - 1][whole].mean()),

@@ -1,4 +1,4 @@
-"""What a run reports in words: the header at its start; at its end the scores, whether they are good, what is next."""
+"""What a run reports in words at its end: the scores, whether they are good, what is next."""
 
 import json
 from collections import defaultdict
@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core.files import DataError
-from ..models.agent import SHIPPED, load_config, new_mdnrnn, new_vae, theta_size
+from ..models.agent import SHIPPED, load_config
 from ..settings import config as configuration
-from ..settings.config import Config
 from ..settings.tasks import find
-from ..training.experiment import read_results
+from ..training.runfolder import read_results
 
 CHECK = {"check": "C"}
 PEOPLE = {"fitness": "candidates", "max": "the best"}
@@ -27,28 +26,6 @@ CURVES = (
     ("C in reality", "evolve", "generations", "return", CHECK),
     ("C evolved on in reality", "adapt", "generations", "return", PEOPLE | CHECK),
 )
-
-
-def header(config: Config, folder: Path, disk: float) -> str:
-    """The resolved configuration, the parameter counts and the bytes on disk that a run needs."""
-    lines = [f"{config.task}, preset {config.preset}, seed {config.seed} -> {folder}"]
-    sections = defaultdict(list)
-    values = configuration.flat(config)
-    for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        by_updates = name == "epochs" and values[f"{section}.updates"]
-        if by_updates or (name.startswith("later_") and config.rounds == 1):
-            continue  # without effect
-        sections[section or "run"].append(f"{name}={value}")
-    lines += [f"  {section:9} {' '.join(pairs)}" for section, pairs in sections.items()]
-    v = new_vae(config).params.size
-    m = new_mdnrnn(config).params.size
-    c = theta_size(config)
-    lines.append(f"  parameters: V {v:,}  M {m:,}  C {c:,}; disk: about {disk / 1e9:.1f} GB")
-    free = config.vae.z_size * config.vae.kl_tolerance
-    why = "are free (vae.kl_tolerance), so V stays about there"
-    lines.append(f"  kl: the first {free:g} nats of a frame {why}")
-    return "\n".join(lines)
 
 
 def score_line(name: str, result: dict) -> str:
@@ -143,7 +120,7 @@ def advice(folder: Path) -> list[str]:
         f"report {name} --all": "all pictures, with captions: can its dream be trusted?",
     }
     better = {"smoke": "quick", "quick": "laptop"}.get(config.preset)
-    if better in configuration.PRESETS.get(config.task, configuration.PRESETS["world"]):
+    if better in configuration.preset_names(config.task):
         lines[f"train {config.task} --preset {better} --out {folder}-{better}"] = "a better agent"
     width = max(map(len, lines))
     return [f"  python run.py {command:{width}}   {what}" for command, what in lines.items()]

@@ -18,8 +18,7 @@ import numpy as np
 from ..models.agent import Agent
 from ..settings.tasks import Task, find
 from ..training import parallel
-from ..training.episodes import GROUP
-from ..training.experiment import episode_seeds
+from ..training.episodes import GROUP, episode_seeds
 from ..worlds.envs import make_env
 from ..worlds.world import RealWorld
 from .statistics import auc, r2, ridge

@@ -18,16 +18,13 @@ from .mdnrnn import MDNRNN
 from .vae import VAE
 
 SHIPPED = Path(__file__).parents[1] / "weights"
-RENAMED = {"vae.kl_floor": "vae.kl_tolerance"}  # settings of older run folders
-# Those no longer in use.
-GONE = {"later_size", "vae.warmup", "mdnrnn.warmup", "evolve.chunk", "evolve.worst"}
 
 
 @dataclass
 class Agent:
     """What acts, and where its dreams begin."""
 
-    config: Config
+    config: Config  # what holds in the last round: no phases
     v: VAE
     m: MDNRNN
     theta: np.ndarray  # C's parameters, (n,)
@@ -70,7 +67,7 @@ class Agent:
             arrays = read_arrays(folder / "mdnrnn.npz", **shapes)
             memories = tuple(arrays[name].astype(np.float32) for name in shapes)
         latents = saved["initial_latents"].astype(np.float32)
-        return cls(config, v, m, theta.astype(np.float64), latents, memories)
+        return cls(config.phase(config.rounds), v, m, theta.astype(np.float64), latents, memories)
 
     def controller(self, thetas: np.ndarray | None = None) -> Controller:
         """C with its own parameters, or with those of a population (P, n)."""
@@ -118,11 +115,10 @@ def load_config(folder: Path) -> Config:
     """The configuration that made a run."""
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_text())
-        known = {key: value for key, value in values.items() if key not in GONE}
-        return from_flat({RENAMED.get(key, key): value for key, value in known.items()})
+        return from_flat(json.loads(path.read_text()))
     except (ValueError, AttributeError) as error:
-        raise DataError(f"{path} is damaged or of another version ({error})") from None
+        mend = "`python -m tests.convert` takes a folder of an older version to this one"
+        raise DataError(f"{path} is damaged or of another version ({error}): {mend}") from None
 
 
 def read_weights(path: Path, params: Params, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -150,8 +146,8 @@ def _from_older_layout(old: np.ndarray, params: Params) -> np.ndarray:
 
 def export(run: str | Path, folder: Path) -> None:
     """Write a run's weights in float16 and its configuration: what `load` reads, in a third of the space."""
-    agent = Agent.load(run)
-    source = run_folder(run)  # `load` refuses what is damaged
+    Agent.load(run)  # refuses what is damaged
+    source = run_folder(run)
     if not is_empty(folder):
         raise DataError(f"{folder} is not empty: choose another folder")
     names = ("vae.npz", "mdnrnn.npz", "controller.npz", "adapted.npz")
@@ -166,4 +162,4 @@ def export(run: str | Path, folder: Path) -> None:
     if series:  # the best of the newest, for `play` to dream on from
         best = max(series, key=lambda episode: episode["reward"].sum())
         write(folder / "recorded" / "000000.npy", best)
-    write(folder / "config.json", flat(agent.config))
+    write(folder / "config.json", flat(load_config(source)))

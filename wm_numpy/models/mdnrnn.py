@@ -6,6 +6,7 @@ h[t+1] = M(z[t], action[t], h[t]), whose head predicts z[t+1], reward[t] and don
 Letters: B batch, b sequences of a piece of it, T time, Z latent, A action, H hidden, K mixtures, n rows.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ class MDNRNN:
         self.config = config
         self.z_size = z_size
         self.action_size = action_size
-        self.heads = [name for name in HEADS if getattr(config, name + "_head")]
+        self.heads = [name for name in HEADS if getattr(config, name + "_weight")]
         I = z_size + action_size + config.restart_input
         H = config.hidden
         mixture = 3 * config.mixtures * z_size
@@ -76,6 +77,13 @@ class MDNRNN:
         restart = None if restart is None else np.asarray(restart)[None]  # (1, n)
         (h, c), _ = self._run(z[None], action[None], restart, state)
         return h[0].copy(), c.copy()  # they lie in this thread's scratch space
+
+    def follow(self, z: Array, action: Array, restart: Array) -> Iterator[tuple]:
+        """Recorded steps, z (T, n, Z), action (T, n, A), restart (T, n) -> M's state after each, from zeros."""
+        state = self.initial_state(z.shape[1])
+        for step in zip(z, action, restart, strict=True):
+            state = self.step(*step[:2], state, step[2])
+            yield state
 
     def predict(self, h: Array) -> Prediction:
         """The head at h (n, H)."""

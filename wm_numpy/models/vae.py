@@ -49,6 +49,7 @@ class VAE:
             shapes[name + ".w"] = shape
             shapes[name + ".b"] = (C,) if name.startswith("deconv") else (O,)
         self.params = Params(shapes, dtype=dtype)
+        self.mean_frame = None  # (64, 64, 3), floats in [0, 1], once it is centred
         if rng is not None:
             for name, shape in weights.items():
                 self.params[name + ".w"][...] = self._initial(name, shape, rng)
@@ -67,10 +68,16 @@ class VAE:
             fan_in = taps * O / 4  # and a quarter of the taps where they overlap at stride 2
         return rng.standard_normal(shape) / math.sqrt(fan_in)  # half of He's variance
 
-    def centre(self, colour: np.ndarray) -> None:
-        """Make conv1 answer zero to a frame of this one colour (3,), in [0, 1]: V learns faster from there."""
-        w = self.params["conv1.w"]  # (4, 4, 3, 32)
-        self.params["conv1.b"][...] = -(w * colour[:, None]).sum(axis=(0, 1, 2))
+    def centre(self, frames: np.ndarray) -> None:
+        """Keep the mean of frames (N, 64, 64, 3) uint8, which the foreground differs from.
+
+        With start "he" conv1 then answers zero to a frame of its mean colour: V learns faster from there.
+        """
+        self.mean_frame = frames.mean(axis=0, dtype=np.float32) / 255
+        if self.config.start == "he":
+            colour = self.mean_frame.mean(axis=(0, 1))
+            w = self.params["conv1.w"]  # (4, 4, 3, 32)
+            self.params["conv1.b"][...] = -(w * colour[:, None]).sum(axis=(0, 1, 2))
 
     # ---------------------------------------------------------------------------------------------- inference
 
@@ -101,31 +108,32 @@ class VAE:
     # ----------------------------------------------------------------------------------------------- training
 
     def loss_and_grad(
-        self, frames: np.ndarray, noise: np.ndarray, weight: np.ndarray | None = None
+        self, frames: np.ndarray, noise: np.ndarray
     ) -> tuple[dict[str, float], np.ndarray]:
         """The loss of a batch and its gradient.
 
         Args:
             frames: (N, 64, 64, 3), uint8 or floats in [0, 1].
             noise: (N, Z), standard normal: z = mu + exp(logvar / 2) noise.
-            weight: (N, 64, 64), of every pixel's squared error in the loss; None: 1.
 
         Returns:
             dict of loss = reconstruction + kl_weight * kl, each summed over pixels or dims and averaged over
-            frames; and the gradient of loss, flat like params.flat. With a weight the loss has the weighted
-            error, `reconstruction` always the plain one.
+            frames; and the gradient of loss, flat like params.flat. With a foreground the loss has the error
+            weighted by it, `reconstruction` always the plain one.
         """
         _check(frames)
         n = len(frames)
         p = self.params
         if noise.shape != (n, self.config.z_size):
             raise ValueError(f"noise {noise.shape} is not of shape {(n, self.config.z_size)}")
-        if weight is not None and weight.shape != frames.shape[:3]:
-            raise ValueError(f"weight {weight.shape} does not fit frames {frames.shape}")
+        if self.config.foreground and self.mean_frame is None:
+            raise ValueError(
+                "the foreground differs from the mean frame: call centre(frames) first"
+            )
         noise = noise.astype(p.flat.dtype, copy=False)
 
         def piece(s: slice) -> tuple:
-            return self._piece(frames[s], noise[s], None if weight is None else weight[s], n)
+            return self._piece(frames[s], noise[s], n)
 
         pieces = threads.run(piece, threads.cut(n, PIECE))
         losses, parts, rows = zip(*pieces, strict=True)
@@ -138,10 +146,13 @@ class VAE:
         self._deconv1_gradient(h, da, grads)
         return dict(loss=loss, reconstruction=reconstruction, kl=kl), grads.flat
 
-    def _piece(self, frames: np.ndarray, noise: np.ndarray, weight, n: int) -> tuple:
+    def _piece(self, frames: np.ndarray, noise: np.ndarray, n: int) -> tuple:
         """M of a batch's n frames -> their shares of weighted error, error, KL; their gradients; deconv1's h, da."""
         x = self._load(frames)  # (M, 64, 64, 3)
-        weight = 1 / n if weight is None else weight[..., None] / n  # for means over the batch
+        weight = 1 / n  # for means over the batch
+        if self.config.foreground:
+            distance = np.mean((x - self.mean_frame) ** 2, axis=3, keepdims=True)
+            weight = (1 + self.config.foreground * distance) / n
         floor = self.config.kl_tolerance * self.config.z_size
         g = {}
 

@@ -1,6 +1,9 @@
-"""Every setting of a run in one place: frozen dataclasses, each field with its help, and presets by name.
+"""Every setting of a run in one place: frozen dataclasses, each field with its help; and how presets are read.
 
-The defaults are the paper's CarRacing experiment and, where the paper is silent, the authors' code.
+The defaults are the paper's CarRacing experiment and, where the paper is silent, the authors' code. A run has phases:
+its first round; `later` rounds, of the agent's own episodes; and `real`, the evolution of C in reality after the last.
+A setting may differ in a phase, as `later.mdnrnn.updates=750`. `Config.phase` gives what holds in one, a Config without
+phases, and that is all that the code that trains ever sees.
 """
 
 import math
@@ -8,8 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from operator import attrgetter
+from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 from .tasks import TaskError, find
+
+PRESETS = Path(__file__).parent / "presets"  # TASK-NAME.txt
 
 
 class SettingError(ValueError):
@@ -17,22 +24,21 @@ class SettingError(ValueError):
 
 
 def setting(default, help: str, low: float | None = None, high: float = math.inf, choices=()):
-    """A dataclass field with its help text and its range, both ends included."""
+    """A dataclass field with its help text and its range, both ends included; or one of the choices, or either."""
     metadata = {"help": help, "low": low, "high": high, "choices": choices}
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Episodes for V and M to learn from: random ones in round 1, later the agent's own, with noise."""
+    """Episodes for V and M to learn from: random ones in the first round, later the agent's own, with noise."""
 
-    episodes: int = setting(10_000, "episodes of the first round", 1)
-    later_episodes: int = setting(0, "episodes of each later round; 0: as in the first", 0)
-    min_length: int = setting(1, "an episode of fewer steps is replaced by another", 1)
+    episodes: int = setting(10_000, "episodes of a round", 1)
+    min_length: int = setting(1, "a random episode of fewer steps is replaced by another", 1)
     hold: int = setting(10, "a random action of Doom is held for at most this many steps", 1)
     long_hold: int = setting(0, "the same in about every other episode; 0: as in the rest", 0)
-    noise: float = setting(0.3, "std of the smooth noise on the agent's actions, later rounds", 0)
-    spread: float = setting(0.0, "std of noise on C's parameters in every third later episode", 0)
+    noise: float = setting(0.3, "std of the smooth noise on the agent's actions", 0)
+    spread: float = setting(0.0, "std of noise on C's parameters in every third own episode", 0)
 
 
 @dataclass(frozen=True)
@@ -41,14 +47,15 @@ class Training:
 
     batch: int = setting(100, "frames (V) or windows (M) per update", 1)
     epochs: int = setting(1, "passes over the data, if updates is 0", 1)
-    updates: int = setting(0, "updates of the first round; 0: by epochs", 0)
-    later_updates: int = setting(0, "updates of each later round; 0: as in the first", 0)
-    learning_rate: float = setting(1e-4, "Adam's, at the start", 0)
-    later_rate: float = setting(0.0, "the same in later rounds; 0: as in the first", 0)
+    updates: int = setting(0, "updates of a round; 0: by epochs", 0)
+    learning_rate: float = setting(1e-4, "Adam's, at the start; 0: nothing is learnt", 0)
     final_rate: float = setting(0.0, "what the learning rate falls to", 0)
-    decay: float = setting(1.0, "each update multiplies its excess over final_rate by this", 0, 1)
-    cosine: bool = setting(False, "instead it falls to final_rate by half a cosine")
-    fair: bool = setting(False, "a batch draws from all rounds equally, not from all frames")
+    clip: ClassVar[float | None] = None  # every entry of a gradient is cut to +-clip
+    schedule: str = setting(
+        "constant",
+        "how it falls: by half a cosine, or by a factor per update, such as 0.99999",
+        *(0, 1, ("constant", "cosine")),
+    )
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,6 @@ class VAEConfig(Training):
     kl_tolerance: float = setting(0.5, "free nats per latent dimension, all of them together", 0)
     kl_weight: float = setting(1.0, "weight of the KL; twice the pixel variance V allows for", 0)
     foreground: float = setting(0.0, "a pixel counts 1 + this * (distance from mean frame)^2", 0)
-    rounds: int = setting(0, "rounds in which V learns; later ones only encode; 0: all", 0)
     start: str = setting("glorot", "initial weights; he: larger ones", choices=("glorot", "he"))
 
 
@@ -70,18 +76,18 @@ class MDNRNNConfig(Training):
     hidden: int = setting(256, "LSTM units", 1)
     mixtures: int = setting(5, "Gaussians per latent dimension", 1)
     restart_input: bool = setting(False, "the restart flag is an input too (Doom)")
-    done_head: bool = setting(False, "predict the end of the episode")
-    reward_head: bool = setting(False, "predict the expected reward")
-    value_head: bool = setting(False, "predict the value: the discounted reward still to come")
-    done_weight: float = setting(10.0, "weight of a step that ends an episode, in the done loss", 0)
-    reward_weight: float = setting(1.0, "weight of the reward loss", 0)
-    value_weight: float = setting(1.0, "weight of the value loss", 0)
+    done_weight: float = setting(
+        0.0, "M foretells ends, an end weighs this much; 0: it does not", 0
+    )
+    reward_weight: float = setting(0.0, "M foretells rewards, their loss weighs this; 0: not", 0)
+    value_weight: float = setting(0.0, "and the discounted reward still to come, its value", 0)
     gamma: float = setting(0.95, "discount of the value, per step", 0, 1)
     window: int = setting(1000, "steps per window", 2)
+    clip: ClassVar[float | None] = 1.0  # authors' code
+    fair: bool = setting(False, "a batch draws from all rounds equally, not from all steps")
     epochs: int = setting(20, "passes over all steps, if updates is 0", 1)
-    learning_rate: float = setting(1e-3, "Adam's, at the start", 0)
+    learning_rate: float = setting(1e-3, "Adam's, at the start; 0: nothing is learnt", 0)
     final_rate: float = setting(1e-5, "what the learning rate falls to", 0)
-    clip: float = setting(1.0, "every entry of the gradient is clipped to +-clip", 0)
 
 
 @dataclass(frozen=True)
@@ -94,39 +100,35 @@ class EvolveConfig:
     hidden: int = setting(0, "tanh units between C's features and its action; 0: C is linear", 0)
     population: int = setting(64, "candidates per generation", 4)
     episodes: int = setting(16, "episodes per candidate", 1)
-    generations: int = setting(200, "generations of the first round", 1)
-    later_generations: int = setting(0, "generations of each later round; 0: as in the first", 0)
-    real_generations: int = setting(0, "generations in reality after the last round", 0)
-    real_episodes: int = setting(4, "episodes per candidate there", 1)
+    generations: int = setting(200, "generations of a round", 1)
     sigma: float = setting(0.1, "initial step size of CMA-ES", 1e-9)
-    later_sigma: float = setting(0.0, "the same in later rounds; 0: as in the first", 0)
-    real_sigma: float = setting(0.0, "the same in reality; 0: as in the last round", 0)
     shrink: float = setting(1.0, "a later round's C begins from the last one's times this", 0, 1)
     tau: float = setting(1.0, "temperature of the dream", 1e-3)
     memories: float = setting(0.0, "share of dreams that begin at any recorded moment", 0, 1)
     horizon: int = setting(0, "steps after which a dream is cut; 0: the task's limit", 0)
-    bootstrap: bool = setting(False, "a dream cut at its horizon also pays the value M sees there")
-    done_odds: float = setting(0.0, "the end is drawn, its odds times this; 0: at logit > 0", 0)
-    survival: bool = setting(False, "no dream ends; rewards count by the chance to be alive")
+    ending: str = setting(
+        "cutoff",
+        "how a dream ends: where M finds that likelier; by chance; never, rewards weigh less",
+        choices=("cutoff", "drawn", "weighted"),
+    )
+    odds: float = setting(1.0, "M's odds of an end count this many times", 1e-9)
     enough: float = setting(0.0, "a dream's return counts up to this; 0: all of it", 0)
     penalty: float = setting(0.01, "fitness = mean return - penalty * mean(w^2) (authors' code)", 0)
     check_every: int = setting(25, "generations between checks of the mean in reality; 0: none", 0)
-    real_check_every: int = setting(0, "the same in reality, and one before; 0: as above", 0)
     check_episodes: int = setting(100, "episodes of a check; the agent of the best is kept", 1)
-    real_check_episodes: int = setting(0, "the same in reality; 0: as above", 0)
-    finalists: int = setting(0, "agents of so many rounds play it out; 0: the last is kept", 0)
+    finalists: int = setting(0, "re-evaluate the best N rounds, keep the winner; 0: the last", 0)
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """The scores that are reported, on seeds used for nothing else."""
+    """The scores that are reported, on held-out seeds."""
 
     episodes: int = setting(100, "real episodes of the random policy and of the agent", 2)
 
 
 @dataclass(frozen=True)
 class Config:
-    """A run: everything that decides its result, together with the seed."""
+    """A run: everything that decides its result. `phases`: what differs, {"later.mdnrnn.updates": 750, ...}."""
 
     task: str = setting("", "the environment")
     preset: str = setting("quick", "where the numbers come from")
@@ -138,120 +140,84 @@ class Config:
     mdnrnn: MDNRNNConfig = MDNRNNConfig()
     evolve: EvolveConfig = EvolveConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-
-    def __post_init__(self):
-        if self.evolve.bootstrap and not self.mdnrnn.value_head:
-            raise SettingError("evolve.bootstrap needs M's values: set mdnrnn.value_head=true too")
-        if self.evolve.finalists and not (self.evolve.check_every and self.vae.rounds):
-            what = "evolve.finalists are chosen by checks, of rounds with one V"
-            mend = "set evolve.check_every and vae.rounds, or evolve.finalists=0"
-            raise SettingError(f"{what}: {mend}")
+    phases: dict[str, object] = field(default_factory=dict)
 
     @property
     def max_steps(self) -> int:
         """Steps of the longest episode."""
         return -(-find(self.task).max_steps // self.repeat)
 
+    @property
+    def ends_in_reality(self) -> bool:
+        """Whether C evolves on in reality after the last round."""
+        return "real.evolve.generations" in self.phases
 
-# What a preset changes, as `--set` would: the paper's Doom, then less data and fewer updates for both tasks.
-_DOOM = """
-    collect.min_length=100 vae.z_size=64 vae.epochs=10
-    mdnrnn.hidden=512 mdnrnn.restart_input=true mdnrnn.done_head=true
-    mdnrnn.window=500 mdnrnn.epochs=400 mdnrnn.decay=0.99999
-    evolve.world=dream evolve.features=zch evolve.bias=false evolve.tau=1.15"""
-# CarRacing is learnt in the dream here; the paper's is not.
-_CAR = "mdnrnn.reward_head=true evolve.world=dream evolve.horizon=300"
-_SMOKE = """
-    vae.batch=32 vae.updates=20 mdnrnn.hidden=32 mdnrnn.window=32 mdnrnn.batch=8 mdnrnn.updates=30
-    evolve.population=8 evolve.episodes=2 evolve.generations=3 evolve.horizon=60
-    evolve.check_every=2 evolve.check_episodes=2 evaluate.episodes=4"""
-# A decision every 4 tics, a V that shows fireballs; no dream ends, but M's odds of dying count three times:
-# the dream of a young M is too kind to learn from.
-_DOOM_QUICK = """
-    repeat=4 collect.episodes=800 collect.hold=12 collect.long_hold=40 collect.min_length=25
-    vae.start=he vae.kl_weight=0.1 vae.kl_tolerance=1 vae.foreground=150
-    vae.batch=16 vae.updates=2000 vae.learning_rate=7e-4 vae.cosine=true
-    mdnrnn.hidden=256 mdnrnn.restart_input=false mdnrnn.done_weight=1
-    mdnrnn.batch=16 mdnrnn.window=64
-    mdnrnn.updates=2000 mdnrnn.learning_rate=2e-3 mdnrnn.cosine=true
-    evolve.tau=1 evolve.memories=0.5 evolve.horizon=150 evolve.survival=true evolve.done_odds=3
-    evolve.episodes=8 evolve.generations=20 evolve.check_every=5 evolve.check_episodes=48
-    evaluate.episodes=50"""
-# A second round, of the agent's own episodes, brings it to where running to and fro is; more rounds leave it there.
-_DOOM_LAPTOP = """
-    rounds=2 collect.later_episodes=200
-    vae.later_updates=500 vae.later_rate=3e-4
-    mdnrnn.later_updates=1000 mdnrnn.later_rate=1e-3
-    evolve.later_generations=20 evaluate.episodes=100"""
-# A decision every 4 frames, a better start for V, which learns from the random data alone, as the paper's; dreams of
-# 100 steps from any recorded moment; no data but its own. 10 generations at first: 20 or 30 in a dream of random data
-# only find where it is wrong.
-_CAR_DREAM = """
-    repeat=4
-    vae.start=he vae.kl_weight=0.1 vae.kl_tolerance=1 vae.batch=32
-    vae.learning_rate=1e-3 vae.final_rate=1e-6 vae.cosine=true vae.rounds=1
-    mdnrnn.reward_weight=0.25 mdnrnn.batch=32 mdnrnn.window=48 mdnrnn.fair=true
-    mdnrnn.learning_rate=2e-3 mdnrnn.later_rate=1e-3 mdnrnn.cosine=true
-    evolve.memories=1 evolve.horizon=100 evolve.episodes=24 evolve.sigma=0.1 evolve.later_sigma=0.05
-    evolve.generations=10 evolve.later_generations=20
-    collect.later_episodes=48 collect.noise=0.3 collect.spread=0.05"""
-# Many small rounds: at this sigma a round's dream rises no more after 20 generations, and C needs new data. Each takes
-# a fifth off C's weights: evolution is in part a random walk, and where they have grown, tanh is saturated and
-# selection blind. A dream has no finish: it would pay for more speed than the 130 tiles in 100 decisions that a lap
-# takes. The last round's agent may be a poor one: it and the best four play it out.
-# In reality a candidate at a sigma of 0.05, half of C's weights, is often a lost car; two tracks are too few to tell.
-_CAR_LAPTOP = """
-    rounds=23 collect.episodes=500
-    vae.updates=4000
-    mdnrnn.updates=2500 mdnrnn.later_updates=750
-    mdnrnn.value_head=true mdnrnn.value_weight=0.003
-    evolve.shrink=0.8 evolve.enough=130 evolve.finalists=4
-    evolve.check_every=20 evolve.check_episodes=24
-    evolve.real_episodes=4 evolve.real_sigma=0.03
-    evolve.real_check_every=5 evolve.real_check_episodes=96"""
-# For a world that nobody has tuned: both heads, decisions every other frame, small things count, data of its own.
-_WORLD = """
-    repeat=2 rounds=3 collect.episodes=400 collect.later_episodes=100 collect.hold=8 collect.long_hold=24
-    vae.start=he vae.kl_weight=0.1 vae.kl_tolerance=1 vae.foreground=150
-    vae.batch=16 vae.updates=2000 vae.learning_rate=7e-4 vae.cosine=true vae.rounds=1
-    mdnrnn.done_head=true mdnrnn.reward_head=true mdnrnn.done_weight=1
-    mdnrnn.batch=16 mdnrnn.window=64 mdnrnn.fair=true
-    mdnrnn.updates=1500 mdnrnn.later_updates=700
-    mdnrnn.learning_rate=2e-3 mdnrnn.later_rate=1e-3 mdnrnn.cosine=true
-    evolve.world=dream evolve.memories=0.5 evolve.horizon=100 evolve.survival=true evolve.done_odds=1
-    evolve.episodes=16 evolve.generations=15 evolve.check_every=5 evolve.check_episodes=32
-    evaluate.episodes=50"""
-PRESETS: dict[str, dict[str, list[str]]] = {
-    "doom": {
-        "paper": [_DOOM],
-        "laptop": [_DOOM, _DOOM_QUICK, _DOOM_LAPTOP],
-        "quick": [_DOOM, _DOOM_QUICK],
-        "smoke": [_DOOM, _SMOKE, "collect.episodes=4 collect.min_length=1"],
-    },
-    "carracing": {
-        "paper": [],
-        "laptop": [_CAR, _CAR_DREAM, _CAR_LAPTOP],
-        # The paper's own experiment from there: C evolves on in the real environment.
-        "reality": [_CAR, _CAR_DREAM, _CAR_LAPTOP, "evolve.real_generations=20"],
-        "quick": [
-            _CAR, _CAR_DREAM,
-            "rounds=3 collect.episodes=250",
-            "vae.updates=1500",
-            "mdnrnn.updates=1500 mdnrnn.later_updates=700",
-            "evolve.check_every=10 evolve.check_episodes=16 evaluate.episodes=50",
-        ],
-        "smoke": [_CAR, _SMOKE, "collect.episodes=2 repeat=4"],
-    },
-    "world": {
-        "quick": [_WORLD],
-        "smoke": [_WORLD, _SMOKE, "rounds=1 collect.episodes=4"],
-    },
-}  # fmt: skip
+    def phase(self, phase: int | str) -> "Config":
+        """What holds in a round, counted from 1, or in "later" ones, or in "real", which goes on from the last."""
+        layers = {"later": ["later"], "real": ["later"] * (self.rounds > 1) + ["real"]}
+        if isinstance(phase, int):
+            phase = "later" if phase > 1 else "first"
+        values = flat(replace(self, phases={}))
+        for layer in layers.get(phase, []):
+            own = {key: v for key, v in self.phases.items() if key.startswith(f"{layer}.")}
+            values |= {key.partition(".")[2]: value for key, value in own.items()}
+        if phase == "real":
+            values["evolve.world"] = "real"
+        return _built(values)
+
 
 _SECTIONS = {f.name: f.default for f in fields(Config) if is_dataclass(f.default)}
-# The fields by name, such as "evolve.tau".
-SETTINGS = {f.name: f for f in fields(Config) if f.name not in _SECTIONS}
-SETTINGS |= {f"{name}.{f.name}": f for name, section in _SECTIONS.items() for f in fields(section)}
+_FIELDS = {f.name: f for f in fields(Config) if f.name not in (*_SECTIONS, "phases")}
+_FIELDS |= {f"{name}.{f.name}": f for name, section in _SECTIONS.items() for f in fields(section)}
+ARGUMENTS = ("task", "preset", "seed")  # of the command line
+SETTINGS = {key: f for key, f in _FIELDS.items() if key not in ARGUMENTS}  # such as "evolve.tau"
+
+# What cannot differ in later rounds, and all that can when C evolves on in reality.
+SAME = {"rounds", "repeat", "collect.min_length", "collect.hold", "collect.long_hold"}
+SAME |= {"vae.z_size", "vae.start", "evaluate.episodes"}
+SAME |= {f"mdnrnn.{name}" for name in ("hidden", "mixtures", "restart_input", "gamma", "fair")}
+SAME |= {f"evolve.{name}" for name in ("features", "bias", "hidden", "finalists")}
+REAL = (
+    "population",
+    "episodes",
+    "generations",
+    "sigma",
+    "penalty",
+    "check_every",
+    "check_episodes",
+)
+
+
+class Preset(NamedTuple):
+    """A file of settings, each with its reason: {"rounds": ("2", "why"), ...}."""
+
+    about: str
+    settings: dict[str, tuple[str, str]]
+
+
+def preset_names(task: str) -> list[str]:
+    """The presets of a task; one without files of its own takes those of `world`."""
+    names = sorted(path.stem for path in PRESETS.glob("*.txt"))
+    own = [name for name in names if name.startswith(f"{task}-")]
+    own = own or [name for name in names if name.startswith("world-")]
+    return [name.partition("-")[2] for name in own]
+
+
+def read_preset(task: str, name: str) -> Preset:
+    """The preset of that name for a task; SettingError: there is none."""
+    if name not in preset_names(task):
+        raise SettingError(f"unknown preset {name!r}: choose from {', '.join(preset_names(task))}")
+    path = PRESETS / f"{task}-{name}.txt"
+    path = path if path.exists() else PRESETS / f"world-{name}.txt"
+    about, settings = [], {}
+    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
+        text, _, comment = (part.strip() for part in line.partition("#"))
+        if text:
+            ((key, value),) = pairs([text]).items()
+            settings[key] = value, comment
+        else:
+            about.append(comment)
+    return Preset(" ".join(about), settings)
 
 
 def resolve(task: str, preset: str = "quick", settings: Iterable = (), seed: int = 0) -> Config:
@@ -260,11 +226,9 @@ def resolve(task: str, preset: str = "quick", settings: Iterable = (), seed: int
         world = find(task)
     except TaskError as error:
         raise SettingError(str(error)) from error
-    presets = PRESETS.get(world.name, PRESETS["world"])
-    if preset not in presets:
-        raise SettingError(f"unknown preset {preset!r}: choose from {', '.join(presets)}")
-    changes = pairs([*" ".join(presets[preset]).split(), *world.settings.split(), *settings])
-    return from_flat({"task": world.name, "preset": preset, "seed": seed} | changes)
+    own = {key: value for key, (value, _) in read_preset(world.name, preset).settings.items()}
+    own |= pairs([*world.settings.split(), *settings])
+    return from_flat({"task": world.name, "preset": preset, "seed": seed} | own)
 
 
 def pairs(settings: Iterable[str]) -> dict[str, str]:
@@ -274,7 +238,7 @@ def pairs(settings: Iterable[str]) -> dict[str, str]:
         key, equals, value = text.partition("=")
         if not equals:
             raise SettingError(f"--set takes KEY=VALUE, such as evolve.tau=1.15, not {text!r}")
-        if key in ("task", "preset", "seed"):
+        if key in ARGUMENTS:
             raise SettingError(f"--set cannot change {key}: it has an argument of its own")
         values[key] = value
     return values
@@ -282,48 +246,89 @@ def pairs(settings: Iterable[str]) -> dict[str, str]:
 
 def from_flat(values: dict) -> Config:
     """A Config from {"evolve.tau": 1.15, ...}, values or their text; what is missing has its default."""
-    sections: dict[str, dict] = {"": {}}
-    for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        sections.setdefault(section, {})[name] = _parsed(key, value)
-    own = sections.pop("")
-    changed = {name: replace(_SECTIONS[name], **values) for name, values in sections.items()}
-    return Config(**own, **changed)
+    config = _built(values)
+    first, later = config.phase("first"), config.phase("later")
+    for name in ("done", "reward", "value"):
+        key = f"mdnrnn.{name}_weight"
+        if bool(flat(first)[key]) != bool(flat(later)[key]):
+            raise SettingError(f"later.{key}: 0 in all rounds or in none, M being one network")
+    if config.evolve.finalists and config.rounds > 1:
+        checked = first.evolve.check_every and later.evolve.check_every
+        if not checked or later.vae.learning_rate:
+            what = "evolve.finalists are chosen by checks, of rounds with one V"
+            mend = "set evolve.check_every and later.vae.learning_rate=0, or evolve.finalists=0"
+            raise SettingError(f"{what}: {mend}")
+    return config
 
 
 def flat(config: Config) -> dict:
     """{"evolve.tau": 1.15, ...}: what from_flat takes."""
-    return {key: attrgetter(key)(config) for key in SETTINGS}
+    return {key: attrgetter(key)(config) for key in _FIELDS} | config.phases
 
 
-def help_text() -> str:
-    """One line per setting: name, the paper's CarRacing value, comment."""
-    helps = {f"{key}={f.default}": f.metadata["help"] for key, f in SETTINGS.items()}
-    return "\n".join(f"  {name:32} {text}" for name, text in helps.items())
+def help_text(task: str = "carracing", preset: str | None = None) -> str:
+    """A line per setting: name, the paper's value, that of a preset where it is another, what it is or its reason."""
+    papers = resolve(task, "paper") if "paper" in preset_names(task) else Config()
+    papers, chosen = flat(papers), flat(resolve(task, preset)) if preset else {}
+    reasons = read_preset(task, preset).settings if preset else {}
+    rows = [("", "paper", preset or "", "")]
+    for key in [*SETTINGS, *(key for key in chosen if key.partition(".")[0] in ("later", "real"))]:
+        paper, here = (str(values.get(key, "")) for values in (papers, chosen))
+        text = SETTINGS[key].metadata["help"] if key in SETTINGS else ""
+        rows.append((key, paper, here if here != paper else "", text))
+        if reason := reasons.get(key, ("", ""))[1]:
+            rows.append(("", "", "", f"-> {reason}"))
+    line = "  {:29} {:9} {:9} {}" if preset else "  {:29} {:9} {}{}"
+    return "\n".join(line.format(*row).rstrip() for row in rows)
+
+
+def _built(values: dict) -> Config:
+    sections: dict[str, dict] = {"": {}, "later": {}, "real": {}}
+    for key, value in values.items():
+        phase = key.partition(".")[0]
+        section, _, name = key.rpartition(".")
+        if phase in ("later", "real"):
+            section, name = phase, key
+        sections.setdefault(section, {})[name] = _parsed(key, value)
+    own, later, real = (sections.pop(name) for name in ("", "later", "real"))
+    changed = {name: replace(_SECTIONS[name], **values) for name, values in sections.items()}
+    return Config(**own, **changed, phases=later | real)
 
 
 def _parsed(key: str, value):
     """`value`, which may be text, as the setting's type and within its range."""
-    if key not in SETTINGS:
-        near = [k for k in SETTINGS if k.endswith(f".{key}")]
-        near = near or get_close_matches(key, SETTINGS, n=1)
+    phase, dot, name = key.partition(".")
+    if phase not in ("later", "real"):
+        phase, dot, name = "", "", key
+    known = SETTINGS if phase else _FIELDS
+    if name not in known:
+        near = [k for k in SETTINGS if k.endswith(f".{name}")]
+        near = near or get_close_matches(name, SETTINGS, n=1)
         mend = "`python run.py settings` lists them all"
         if near:
-            mend = f"did you mean {' or '.join(near)}? {mend}"
+            mend = f"did you mean {' or '.join(phase + dot + k for k in near)}? {mend}"
         raise SettingError(f"unknown setting {key!r}: {mend}")
-    kind = type(SETTINGS[key].default)
-    limits = SETTINGS[key].metadata
+    if phase == "later" and name in SAME:
+        raise SettingError(f"{key} cannot be: {name} is the same in all rounds")
+    if phase == "real" and name.removeprefix("evolve.") not in REAL:
+        able = ", ".join(f"evolve.{name}" for name in REAL)
+        raise SettingError(f"{key} cannot be: in reality C alone evolves, with its own {able}")
+    kind, limits = type(known[name].default), known[name].metadata
+    low, high, choices = limits["low"], limits["high"], limits["choices"]
+    text = str(value)
+    if text in choices:
+        return text
     try:
+        if choices and low is None:
+            raise ValueError
         flags = {"true": True, "1": True, "false": False, "0": False}
-        value = flags[str(value).lower()] if kind is bool else kind(str(value))
+        value = flags[text.lower()] if kind is bool else kind(text)
+        inside = low is None or (low <= float(value) <= high and float(value) < math.inf)
     except (ValueError, KeyError):
-        raise SettingError(f"{key} takes {kind.__name__}, not {value!r}") from None
-    if limits["choices"] and value not in limits["choices"]:
-        raise SettingError(f"{key} is one of {', '.join(limits['choices'])}, not {value!r}")
-    low = limits["low"]
-    high = limits["high"]
-    inside = low is None or (low <= value <= high and value < math.inf)  # False for nan
-    if not inside:
+        wanted = [*choices, *([f"{low} to {high}"] if choices and low is not None else [])]
+        wanted = f"one of {', '.join(wanted)}" if wanted else kind.__name__
+        raise SettingError(f"{key} takes {wanted}, not {text!r}") from None
+    if not inside:  # nan, too
         allowed = f"at least {low}" if high == math.inf else f"{low} to {high}"
         raise SettingError(f"{key} = {value} is out of range: {allowed}")
     return value

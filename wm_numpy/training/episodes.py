@@ -1,4 +1,4 @@
-"""Real episodes on all processes: of the agent, or of a policy that sees nothing; recorded, if asked.
+"""Real episodes on all processes: of the agent, or of a policy that sees nothing; recorded or scored, if asked.
 
 Gymnasium and an engine are imported where an episode begins. Letters: P population, E episodes, n = P * E.
 """
@@ -10,14 +10,90 @@ from pathlib import Path
 import numpy as np
 
 from ..models.agent import Agent
+from ..settings.config import Config
 from ..settings.tasks import find
 from ..worlds.policies import random_policy
 from ..worlds.rollout import Rollouts, joined, rollout
 from ..worlds.world import RealWorld
 from . import parallel
 from .data import Recorder
+from .log import Log
 
 GROUP = 8  # real episodes that one process steps together, so that V and M run on a batch
+
+
+PURPOSES = ("collect", "evolve", "check", "evaluate")  # seeds of one purpose are used for no other
+Progress = Callable[[int], None]  # is told how many episodes have just ended
+
+
+def episode_seeds(purpose: str, n: int, *key: int) -> np.ndarray:
+    """n environment seeds for a purpose; the four purposes have ranges of their own."""
+    drawn = np.random.SeedSequence(key).generate_state(n) % 2**28
+    return (drawn + PURPOSES.index(purpose) * 2**28).astype(np.int64)
+
+
+def score(returns: np.ndarray) -> dict[str, float]:
+    """Mean, standard deviation and 95 % interval of the mean (normal) of episodes' returns."""
+    n = np.size(returns)
+    mean = float(np.mean(returns))
+    sd = float(np.std(returns, ddof=1))
+    half = 1.96 * sd / np.sqrt(n)
+    return {"mean": mean, "sd": sd, "ci95": [mean - half, mean + half], "episodes": n}
+
+
+def evaluate(
+    task: str, agent: Agent | None, episodes: int, seed: int, log: Log, round_=1, name="agent"
+) -> dict:
+    """Play real episodes on held-out seeds -> score() with the seed and the mean length."""
+    seeds = episode_seeds("evaluate", episodes, seed)
+    returns, lengths = play(task, agent, seeds, log, f"evaluate {name}", round_)
+    return score(returns) | {"length": float(lengths.mean()), "seed": seed}
+
+
+def play(
+    task: str, agent: Agent | None, seeds: np.ndarray, log, stage: str, round_: int, done=0, **how
+) -> Rollouts:
+    """Real episodes of the agent, or of the random policy if it is None -> returns, lengths; with progress."""
+    with log.progress(stage, round_, done + len(seeds), "episodes") as report:
+
+        def progress(more: int) -> None:
+            nonlocal done
+            done += more
+            report(done)
+
+        if agent is None:
+            return blind_rollouts(task, seeds, log.line, progress, **how)
+        return real_rollouts(agent, agent.theta[None], seeds, log.line, progress, **how)
+
+
+def collecting_policy(config: Config) -> Callable:
+    """rng -> the random policy of one episode, as the first round collects with it."""
+    c = config.collect
+    how = {"hold": c.hold, "long_hold": c.long_hold, "repeat": config.repeat}
+    return partial(random_policy, config.task, **how)
+
+
+class Explorer:
+    """C as a group of episodes meets it that others learn from: features (n, F) -> actions (n, A).
+
+    noise: std of smooth noise on the actions, lasting some steps; spread: std of noise on C's parameters, in every
+    third episode. Both depend on the episodes' seeds alone.
+    """
+
+    def __init__(self, agent: Agent, thetas: np.ndarray, seeds: np.ndarray, noise=0.0, spread=0.0):
+        self.rng = np.random.default_rng([len(seeds), *seeds])
+        if spread:
+            third = (np.arange(len(thetas)) % 3 == 2)[:, None]
+            thetas = thetas + third * spread * self.rng.standard_normal(thetas.shape)
+        self.controller = agent.controller(thetas)
+        self.noise = noise
+        self.drift = np.zeros((len(seeds), agent.m.action_size))
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """The actions of one step."""
+        fresh = self.rng.standard_normal(self.drift.shape)
+        self.drift = 0.8 * self.drift + 0.6 * self.noise * fresh
+        return np.clip(self.controller(features) + self.drift, -1, 1)
 
 
 def real_rollouts(
@@ -25,21 +101,19 @@ def real_rollouts(
     thetas: np.ndarray,
     seeds: np.ndarray,
     log: Callable[[str], None] = print,
-    progress: Callable[[int], None] = lambda n: None,
-    noise: float = 0.0,
-    spread: float = 0.0,
+    progress: Progress = lambda n: None,
+    actor: Callable | None = None,
     paths: list[Path] | None = None,
 ) -> Rollouts:
-    """The same in real episodes, on all processes.
+    """Every candidate, thetas (P, parameters of C), in the same real episodes, seeds (E,) -> (P, E) each.
 
-    log: takes a line when an environment dies and its group is repeated; progress: is told the number of episodes that
-    have just ended; noise: std of smooth noise on the actions; spread: std of noise on C's parameters, in every third
-    episode; paths: P * E files to record the episodes in.
+    log: takes a line when an environment dies and its group is repeated; actor: agent, thetas (n, ...), seeds (n,) ->
+    what acts, such as an Explorer; C itself if None; paths: P * E files to record the episodes in.
     """
     shape = len(thetas), len(seeds)
     p, e = np.indices(shape).reshape(2, -1)
     groups = [slice(first, first + GROUP) for first in range(0, p.size, GROUP)]
-    jobs = [(thetas[p[g]], seeds[e[g]], noise, spread, paths and paths[g]) for g in groups]
+    jobs = [(thetas[p[g]], seeds[e[g]], actor, paths and paths[g]) for g in groups]
     here = parallel.SPAWN if paths else None  # to a disk that the next stage can read
     return joined(_play_all(_play_group, jobs, log, progress, here, _set_agent, (agent,)), shape)
 
@@ -48,7 +122,7 @@ def blind_rollouts(
     task: str,
     seeds: np.ndarray,
     log: Callable[[str], None] = print,
-    progress: Callable[[int], None] = lambda n: None,
+    progress: Progress = lambda n: None,
     paths: list[Path] | None = None,
     min_length: int = 1,
     make_policy: Callable[[np.random.Generator], Callable[[], np.ndarray]] | None = None,
@@ -121,23 +195,10 @@ def _close() -> None:
 
 
 def _play_group(
-    thetas: np.ndarray, seeds: np.ndarray, noise: float, spread: float, paths: list[Path] | None
+    thetas: np.ndarray, seeds: np.ndarray, actor: Callable | None, paths: list[Path] | None
 ) -> Rollouts:
     """One episode of each row of thetas."""
-    rng = np.random.default_rng([len(seeds), *seeds])
-    if spread:
-        third = (np.arange(len(thetas)) % 3 == 2)[:, None]
-        thetas = thetas + third * spread * rng.standard_normal(thetas.shape)
-    controller = _agent.controller(thetas)  # one candidate per row
-    drift = np.zeros((len(seeds), _agent.m.action_size))
-
-    def act(features: np.ndarray) -> np.ndarray:
-        if not noise:
-            return controller(features)
-        fresh = rng.standard_normal(drift.shape)
-        drift[...] = 0.8 * drift + 0.6 * noise * fresh  # of std `noise`, lasting some steps
-        return np.clip(controller(features) + drift, -1, 1)
-
+    act = actor(_agent, thetas, seeds) if actor else _agent.controller(thetas)
     c = _agent.config
     envs = _environments(c.task, c.repeat, len(seeds), keep=paths is not None)
     result = rollout(RealWorld(_agent, envs), act, seeds)

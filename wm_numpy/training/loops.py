@@ -24,11 +24,12 @@ class RunError(RuntimeError):
 
 
 def learning_rate(settings: Training, update: int, updates: int) -> float:
-    """Adam's rate at an update: it falls from learning_rate to final_rate, by half a cosine or exponentially."""
-    excess = settings.learning_rate - settings.final_rate
-    if settings.cosine:
-        return settings.final_rate + excess * (0.5 + 0.5 * np.cos(np.pi * update / updates))
-    return settings.final_rate + excess * settings.decay**update
+    """Adam's rate at an update: from learning_rate towards final_rate, by half a cosine or a factor per update."""
+    if settings.schedule == "cosine":
+        left = 0.5 + 0.5 * np.cos(np.pi * update / updates)
+    else:
+        left = 1.0 if settings.schedule == "constant" else float(settings.schedule) ** update
+    return settings.final_rate + (settings.learning_rate - settings.final_rate) * left
 
 
 def fit(
@@ -44,7 +45,7 @@ def fit(
     What loss_and_grad draws must depend on the update alone. RunError: a loss or the gradient is not finite; the
     weights in `state`, if there are any yet, are older, and good.
     """
-    adam = Adam(params.size, clip=getattr(settings, "clip", None))  # V's gradient is not clipped
+    adam = Adam(params.size, clip=settings.clip)
     if state.exists():
         size = (params.size,)
         saved = read_arrays(state, weights=size, m=size, v=size, step_count=())

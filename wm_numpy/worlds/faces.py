@@ -50,7 +50,7 @@ class DreamEnv(gym.Env):
     Observation Space: Box(-inf, inf, (F,)): what the run's C sees, z, [z h] or [z c h]. `render()` decodes z.
     Rewards: the reward that M expects of the step, if it has a reward head (CarRacing's are tiles); else 1 per frame.
     Starting State: a recorded first frame, drawn by the seed, and zero memory; or a recorded moment (`memories`).
-    Episode End: if M has a done head, terminated when its logit is above 0, or as `evolve.done_odds` draws it;
+    Episode End: if M has a done head, terminated when its logit is above 0, or as `evolve.ending` says;
         truncated at the step limit.
     Arguments: run: a run folder, or the name of weights that come with the package; tau, horizon: those of `Dream`.
     """

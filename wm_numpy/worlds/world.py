@@ -210,9 +210,9 @@ class Dream(World):
 
     tau: temperature. ending: `cutoff`, `drawn` or `weighted`; odds: M's odds of an end are multiplied by this first.
     horizon: steps after which a dream is cut; 0: the task's limit. memories: share of the dreams that begin in a
-    recorded moment, M warmed by what went before; the others begin in a recorded first frame. bootstrap: what is cut
-    before the task's limit also pays the value that M sees there. reward_range: of a step; a dream pays no more and no
-    less; None: the task's. start: a `moment` of another world of the same agent, which all dreams go on from.
+    recorded moment, M warmed by what went before; the others begin in a recorded first frame. reward_range: of a step;
+    a dream pays no more and no less; None: the task's. start: a `moment` of another world of the same agent, which all
+    dreams go on from.
     ValueError: one of them cannot be, such as a tau of 0.
     """
 
@@ -225,31 +225,22 @@ class Dream(World):
         memories: float = 0.0,
         ending: Callable = cutoff,
         odds: float = 1.0,
-        bootstrap: bool = False,
         reward_range: tuple[float, float] | None = None,
         start: tuple | None = None,
     ):
         super().__init__(agent, num_envs)
-        numbers = {"tau": tau, "horizon": horizon, "memories": memories, "done_odds": odds}
+        numbers = {"tau": tau, "horizon": horizon, "memories": memories, "odds": odds}
         # checked as on the command line
         c = from_flat({f"evolve.{name}": number for name, number in numbers.items()}).evolve
         if c.memories and agent.memories is None:
             what = "this agent has no recorded moments for its dreams to begin in"
             raise ValueError(f"{what}: memories must be 0")
-        if not c.done_odds:
-            raise ValueError("odds = 0: no dream would ever end; must be above 0")
-        if bootstrap and "value" not in agent.m.heads:
-            raise ValueError("bootstrap needs M's values, and this M has no value head")
-        most = agent.config.max_steps
         if reward_range is None:
             reward_range = np.multiply(self.task.reward_range, agent.config.repeat)
-        self.tau, self.ending, self.odds = c.tau, ending, c.done_odds
+        self.tau, self.ending, self.odds = c.tau, ending, c.odds
         self.memories, self.start = c.memories, start
-        self.limit = c.horizon or most
-        # at the task's own limit life is over, and nothing is left to pay
-        self.bootstrap = bootstrap and self.limit < most
+        self.limit = c.horizon or agent.config.max_steps
         self.reward_range = np.asarray(reward_range)
-        self.value_range = self.reward_range / max(1 - agent.config.mdnrnn.gamma, 1 / most)
         self.uniform = Noise(num_envs, np.random.Generator.random, self.m.z_size + 1, key=1)
         self.survival = np.ones(num_envs)  # by what a row's rewards count
 
@@ -261,9 +252,8 @@ class Dream(World):
             "tau": c.tau,
             "horizon": c.horizon,
             "memories": c.memories,
-            "ending": weighted if c.survival else drawn if c.done_odds else cutoff,
-            "odds": c.done_odds or 1.0,
-            "bootstrap": c.bootstrap,
+            "ending": {"cutoff": cutoff, "drawn": drawn, "weighted": weighted}[c.ending],
+            "odds": c.odds,
         }
         given |= {name: value for name, value in changes.items() if value is not None}
         return cls(agent, num_envs, **given)
@@ -302,7 +292,4 @@ class Dream(World):
             self.survival[self.rows] *= alive
             reward = reward * self.survival[self.rows]
         cut = (self.steps - self.born[self.rows] >= self.limit) & ~done
-        if self.bootstrap and cut.any():
-            value = np.clip(self.m.predict(self.state[0]).value, *self.value_range)
-            reward = reward + cut * self.survival[self.rows] * value
         return z, reward, done, cut
