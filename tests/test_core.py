@@ -1,4 +1,4 @@
-"""What a gradient check cannot see in core.py and optim.py."""
+"""What a gradient check cannot see in the operations, the parameters and Adam."""
 
 import ast
 import pickle

@@ -141,6 +141,12 @@ def test_arrays_of_another_batch_are_refused(m):
             m.loss_and_grad(batch | {name: batch[name][:, :1]})
 
 
+def test_a_batch_of_none_costs_nothing(m):
+    batch = {name: x[:0] for name, x in make_batch(np.random.default_rng(5)).items()}
+    losses, gradient = m.loss_and_grad(batch)
+    assert not any(losses.values()) and not gradient.any()
+
+
 def test_outputs_are_those_of_every_step(m):
     batch = make_batch(np.random.default_rng(6))
     outputs = m.outputs(batch)

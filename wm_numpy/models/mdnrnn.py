@@ -159,8 +159,10 @@ class MDNRNN:
         grads = Params(self.params.shapes, np.zeros_like(self.params.flat))
         (h, c), lstm_cache = self._run_batch(batch)  # (T, b, H)
         rows = h.reshape(-1, h.shape[2])  # (T b, H)
-        targets = {
-            name: x.swapaxes(0, 1).reshape(len(rows), -1).astype(h.dtype, copy=False)  # (T b, ...)
+        targets = {  # (T b, ...)
+            name: x.swapaxes(0, 1)
+            .reshape(len(rows), *x.shape[2:] or [1])
+            .astype(h.dtype, copy=False)
             for name, x in batch.items()
         }
 
