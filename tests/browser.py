@@ -35,7 +35,9 @@ class Client:
     def send(self, data: bytes | str, kind: int = 1) -> None:
         data = data.encode() if isinstance(data, str) else data
         n, mask = len(data), os.urandom(4)
-        size = struct.pack(">B", 128 | n) if n < 126 else struct.pack(">BH", 254, n)
+        size = struct.pack(">BQ", 255, n)
+        if n <= 65_535:
+            size = struct.pack(">BH", 254, n) if n > 125 else struct.pack(">B", 128 | n)
         masked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(data))
         self.connection.sendall(bytes([128 | kind]) + size + mask + masked)
 

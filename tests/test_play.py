@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -666,3 +667,51 @@ def test_hands_on_z_in_a_browser():
         browser.wait("document.querySelectorAll('#hands input').length == 64")
         browser.script("$('on').click()")
         browser.wait("last.world == 'here' && last.steps > 3 && !paused")
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory) -> str:
+    """The source of axe-core, from npm."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    folder = tmp_path_factory.mktemp("axe")
+    command = ["npm", "install", "--prefix", folder, "--ignore-scripts", "axe-core@4.14.1"]
+    if subprocess.run(command, capture_output=True, timeout=120).returncode:
+        pytest.skip("npm cannot fetch axe-core")
+    return (folder / "node_modules/axe-core/axe.min.js").read_text()
+
+
+@IN_CHROMIUM
+@pytest.mark.parametrize("colours", ["dark", "light"])
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+def test_everybody_can_use_it(axe, colours, size):
+    """No violation of WCAG 2.2 AA or of axe's best practices: invited, playing, paused, in futures, dead."""
+    width, height = size
+    with browsing("doom", width=width, height=height, mobile=width < 500) as browser:
+        features = [{"name": "prefers-color-scheme", "value": colours}]
+        features.append({"name": "prefers-reduced-motion", "value": "reduce"})
+        browser.call("Emulation.setEmulatedMedia", features=features)
+        browser.script(axe + "; 1")
+
+        def check(moment: str) -> None:
+            found = browser.script("axe.run().then(found => found.violations)")
+            said = [
+                (x["id"], x["nodes"][0]["html"], x["nodes"][0]["failureSummary"]) for x in found
+            ]
+            assert said == [], moment
+
+        browser.wait("last && document.querySelectorAll('#hands input').length == 8")
+        check("invited")
+        browser.script("pause()")
+        check("paused")
+        browser.script("pause(); futures()")
+        browser.wait("last.world == 'futures' && last.steps > 3")
+        browser.script("pause()")
+        check("futures")
+        browser.script("pause(); begin(1, 'recorded', 'C')")
+        browser.wait("last.world == 'recorded'")
+        slide(browser, "at", 200)
+        browser.wait("last.steps == 200")
+        check("recorded")
+        browser.script("last = { ...last, world: 'dream', over: 'died', who: 'you' }; died()")
+        check("dead")
