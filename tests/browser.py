@@ -98,15 +98,15 @@ class Browser:
             if message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
                 self.complaints.append(message["params"])
             if message.get("id") == self.count:
-                return message["result"]
+                return message.get("result", {})
 
     def script(self, expression: str):
-        """Its value in the page."""
+        """Its value in the page; None while another page is on its way."""
         result = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
         assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
+        return result.get("result", {}).get("value")
 
     def wait(self, condition, seconds: float = 30):
         """Until condition(), or an expression of the page, holds -> its value."""
@@ -121,7 +121,11 @@ class Browser:
     def key(self, kind: str, code: str) -> None:
         """kind: keyDown or keyUp; code: ArrowLeft, KeyP, Space."""
         name = {"Space": " ", "NumpadAdd": "+"}.get(code, code.removeprefix("Key"))
-        self.call("Input.dispatchKeyEvent", type=kind, code=code, key=name)
+        # What a key does by itself, such as moving the focus, goes by these two.
+        number = {"Tab": 9, "ArrowLeft": 37, "ArrowRight": 39, "Space": 32}.get(code, 0)
+        text = {"text": " "} if code == "Space" and kind == "keyDown" else {}
+        how = {"windowsVirtualKeyCode": number, **text}
+        self.call("Input.dispatchKeyEvent", type=kind, code=code, key=name, **how)
 
     def press(self, code: str) -> None:
         self.key("keyDown", code)

@@ -6,8 +6,10 @@ import hashlib
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -327,7 +329,7 @@ def test_the_first_moment_is_one_worth_seeing(port):
 
 def test_what_fails_is_a_sentence_on_the_page(page, monkeypatch, capfd):
     """The server's own mistakes are a line on stderr, too; then one can begin again."""
-    monkeypatch.setattr(play, "ends", lambda *args: 1 / 0)
+    monkeypatch.setattr(play, "ends", lambda *args, **how: 1 / 0)
     page.order(ends=8)
     says = page.until(lambda m: "says" in m)[0]["says"]
     assert "The server made a mistake (ZeroDivisionError: division by zero)" in says
@@ -575,13 +577,14 @@ def test_a_port_that_is_taken(port, doom_run):
 # -------------------------------------------------------------------------------------------------- in a browser
 
 
+LOADED = "typeof last != 'undefined' && last && last.steps > 3"
 IN_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
 @contextmanager
 def browsing(run, path: str = "", **how):
     """A browser at the page of a run; nothing may be complained of."""
-    with served(run) as port, tempfile.TemporaryDirectory() as profile:
+    with served(run) as port, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Browser(Path(profile), f"http://127.0.0.1:{port}/{path}", **how)
         try:
             yield browser
@@ -667,6 +670,104 @@ def test_hands_on_z_in_a_browser():
         browser.wait("document.querySelectorAll('#hands input').length == 64")
         browser.script("$('on').click()")
         browser.wait("last.world == 'here' && last.steps > 3 && !paused")
+
+
+@IN_CHROMIUM
+def test_a_reload_goes_on_as_it_was():
+    """Temperature, holder, world, open panels; and a shared moment is that moment."""
+    with browsing("doom", "?seed=5") as browser:
+        browser.wait("last && last.steps > 3")
+        browser.script("give('blind'); change({ tau: 0.7 }); $('p-mind').open = false")
+        browser.wait("location.search.includes('0.7')")
+        browser.script("location.reload()")
+        browser.wait(f"{LOADED} && last.tau == 0.7 && last.who == 'blind'")
+        assert browser.script("$('p-mind').open") is False
+        assert browser.script("$('p-z').open") is True
+        browser.script(
+            "pause(); window.copied = ''; copy = address => window.copied = address; share()"
+        )
+        link = browser.wait("copied")
+        z = browser.script("last.z")
+        browser.call("Page.navigate", url="about:blank")
+        browser.call("Page.navigate", url=link)
+        browser.wait(f"{LOADED} && last.world == 'here'")
+        assert browser.script("[last.tau, last.world]") == [0.7, "here"]
+        browser.script("pause(); order({ seed: 1, world: 'here' })")
+        browser.wait("last.steps == 0 && last.seed == 1")
+        np.testing.assert_allclose(browser.script("last.z"), z, atol=0.01)
+
+
+@IN_CHROMIUM
+def test_a_server_that_freezes_or_dies_is_told_of(tmp_path):
+    command = [sys.executable, "run.py", "play", "doom"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        browser = None
+        try:
+            address = re.search("http://[^ ]*", server.stdout.readline()).group()
+            browser = Browser(tmp_path, address)
+            browser.wait("last && last.steps > 3")
+            server.send_signal(signal.SIGSTOP)
+            began = time.monotonic()
+            browser.wait("$('trouble').textContent.includes('No word from the server')")
+            assert time.monotonic() - began < 2.5
+            server.send_signal(signal.SIGCONT)
+            browser.wait("$('trouble').textContent == '' && !last.over")
+            server.kill()
+            began = time.monotonic()
+            browser.wait("$('card').innerText.includes('The server has stopped')")
+            assert time.monotonic() - began < 2
+        finally:
+            server.kill()
+            if browser:
+                browser.close()
+
+
+@IN_CHROMIUM
+def test_keys_belong_to_the_control_in_focus():
+    """Tab moves on, space and arrows act on the slider or button that has the focus, and no game key with them."""
+    with browsing("doom", "?seed=5") as browser:
+        browser.wait("last && last.steps > 3")
+        seen = set()
+        for _ in range(12):
+            browser.press("Tab")
+            seen.add(
+                browser.script("document.activeElement.id || document.activeElement.innerText")
+            )
+        assert len(seen) > 9
+        browser.script("$('tau').focus()")
+        before = browser.script("last.tau")
+        browser.press("ArrowLeft")
+        browser.wait(f"Math.abs(last.tau - {before} + 0.05) < 0.001")
+        assert browser.script("last.who") == "C"
+        browser.script("$('pause').focus()")
+        browser.press("Space")
+        browser.wait("paused")
+        assert browser.script("getComputedStyle($('pause')).outlineStyle") == "solid"
+
+
+@IN_CHROMIUM
+@pytest.mark.parametrize("size", [(1280, 800), (844, 390), (640, 400), (390, 844), (1920, 1080)])
+@pytest.mark.parametrize("run", ["doom", "carracing"])
+def test_the_whole_picture_is_on_the_screen(run, size):
+    """On phones, at 200 % zoom, on large screens; nothing to scroll sideways, nothing small to hit."""
+    width, height = size
+    with browsing(run, width=width, height=height, mobile=min(size) < 500) as browser:
+        browser.wait("last && document.querySelectorAll('#hands input').length == 8")
+        box = browser.script(
+            "{ const b = $('stage').getBoundingClientRect(); [b.left, b.top, b.right, b.bottom] }"
+        )
+        assert box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
+        assert box[2] - box[0] > 0.4 * min(width, height * 1.2)
+        assert browser.script("document.documentElement.scrollWidth") <= width
+        small = """[...document.querySelectorAll('button, input, summary, a')].filter(x => x.offsetParent
+            && x.getBoundingClientRect().height < 43.9).map(x => x.outerHTML)"""
+        assert browser.script(small) == []
+        browser.script("begin(4, 'recorded', 'C')")
+        browser.wait("last.world == 'recorded' && last.steps > 1")
+        again = browser.script(
+            "{ const b = $('stage').getBoundingClientRect(); [b.left, b.right, b.bottom - b.top] }"
+        )
+        assert again == [box[0], box[2], box[3] - box[1]]  # it does not jump
 
 
 @pytest.fixture(scope="session")

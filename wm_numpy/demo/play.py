@@ -216,7 +216,8 @@ class Visit:
 
     def ends(self, most: int) -> None:
         """Send what the strongest numbers of z do to the picture on the page."""
-        order, pictures = ends(self.agent, self.life.features[0, : self.agent.config.vae.z_size])
+        z = self.life.features[0, : self.agent.config.vae.z_size]
+        order, pictures = ends(self.agent, z, beat=self.line.beat)
         self._send({"ends": order[:most].tolist(), "side": pictures.shape[-2]}, pictures[:most])
 
     def show(self) -> None:

@@ -1,5 +1,6 @@
 """A life in one of the worlds, step by step, and what there is to see; a film of C in reality and in a dream."""
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 
@@ -100,15 +101,21 @@ class Life:
         return thoughts | {"mixture": [i, *parts]}
 
 
-def ends(agent: Agent, z: np.ndarray, far: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
-    """What each number of z (Z,) does to the picture, the others as they are.
+def ends(
+    agent: Agent, z: np.ndarray, far: float = 3.0, beat: Callable = lambda: None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each number of z (Z,) does to the picture, the others as they are; beat() is called now and then.
 
     -> the numbers, the strongest first (Z,); in that order the pictures at -far and far (Z, 2, 32, 32, 3) uint8
     """
     n = len(z)
     both = np.tile(z.astype(np.float32), (n, 2, 1))
     both[np.arange(n), :, np.arange(n)] = [-far, far]
-    images = agent.v.decode(both.reshape(2 * n, n)).reshape(n, 2, 32, 2, 32, 2, 3).mean(axis=(3, 5))
+    images = []
+    for some in np.array_split(both.reshape(2 * n, n), n // 4 + 1):
+        images.append(agent.v.decode(some))
+        beat()
+    images = np.concatenate(images).reshape(n, 2, 32, 2, 32, 2, 3).mean(axis=(3, 5))
     change = np.square(images[:, 1] - images[:, 0]).mean(axis=(1, 2, 3))
     order = np.argsort(-change)
     return order, to_picture(images[order])
