@@ -6,6 +6,8 @@ from html import escape
 
 import numpy as np
 
+from .statistics import short
+
 COLOURS = ("#1f6fb4", "#d6601a", "#2c8c3c", "#943ca0", "#8a6d00", "#666666")
 WIDTH, HEIGHT = 470, 300  # of a panel
 LEFT, TOP, RIGHT, BOTTOM = 62, 54, 16, 44  # and its margins
@@ -105,7 +107,7 @@ def chart(
     for k, (name, level) in enumerate(levels.items()):
         _, y = at(x0, level)
         parts.append(stroke((LEFT, right), (y, y), "#555", 1, 'stroke-dasharray="5 4"'))
-        name = f"{name} {level:.0f}"
+        name = f"{name} {short(level)}"
         parts.append(text(right - 4 - 90 * (k % 3), y - 4, name, "end", 11, "#555"))
     across = (right - LEFT) / max(len(lines), 3)
     for k, line in enumerate(lines):
@@ -142,6 +144,5 @@ def bars(rows: dict[str, tuple[float, float, float]], colours: Sequence[int] = (
             colour = COLOURS[colours[k % len(colours)]]
             parts.append(box(min(zero, x), y + 3, abs(x - zero), 18, colour, 'opacity="0.8"'))
             parts.append(stroke(bar, (y + 12, y + 12), "#222", 1.2))
-            number = f"{ends[0]:.{2 if abs(ends[0]) < 10 else 0}f}"
-            parts.append(text(max(zero, *bar) + 5, y + 16, number, "start"))
+            parts.append(text(max(zero, *bar) + 5, y + 16, short(ends[0]), "start"))
     return svg(700, 26 * len(rows), *parts)

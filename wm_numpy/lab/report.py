@@ -13,6 +13,7 @@ from ..models.agent import SHIPPED, load_config
 from ..settings import config as configuration
 from ..settings.tasks import find
 from ..training.runfolder import read_results
+from .statistics import short
 
 CHECK = {"check": "C"}
 PEOPLE = {"fitness": "candidates", "max": "the best"}
@@ -97,11 +98,11 @@ def verdict(folder: Path, rows: dict[str, dict]) -> list[str]:
             how = "better than expected"
         if mean < min(scores) - slack:
             how = "worse than expected; another --seed may do better"
-        seeds = ", ".join(f"{score:.0f}" for score in scores)
+        seeds = ", ".join(short(score) for score in scores)
         plain = configuration.resolve(config.task, config.preset, (), config.seed) == config
         other = "" if plain else ", though with other settings"
         told.append(
-            f"Preset {config.preset} has had {seeds} at its seeds: {mean:.0f} is {how}{other}."
+            f"Preset {config.preset} has had {seeds} at its seeds: {short(mean)} is {how}{other}."
         )
     if task.solved_at:
         solved = "solved" if mean >= task.solved_at else "not solved"

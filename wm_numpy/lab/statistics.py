@@ -1,6 +1,11 @@
-"""How well something is told: share of variance, correlation, ranking; and ridge regression, which reads it off."""
+"""How well something is told: share of variance, correlation, ranking; ridge regression, which reads it off."""
 
 import numpy as np
+
+
+def short(x: float) -> str:
+    """A number as people write it: 419, 6.79."""
+    return f"{x:.0f}" if abs(x) >= 10 else f"{x:.2f}"
 
 
 def r2(told: np.ndarray, true: np.ndarray) -> float:

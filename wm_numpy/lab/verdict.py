@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..settings.tasks import find
+from .statistics import short
 
 
 def verdict(task: str, found: Sequence[tuple]) -> list[str]:
@@ -25,15 +26,13 @@ def verdict(task: str, found: Sequence[tuple]) -> list[str]:
     )
     for row in by["loop", "C"][-1:]:
         if "C: told" in row:
-            pay = (
-                f"In its dream C is told {row['C: told']:.0f} where {row['reward: true']:.0f} came"
-            )
+            pay = f"In its dream C is told {short(row['C: told'])} where {short(row['reward: true'])} came"
             kind = kindness(row["C: told"], row["reward: true"])
             told.append(f"{pay}, {row['steps']} steps after a recorded moment: {kind}.")
     real = lives["C", "reality"]
     for (policy, world), dream in lives.items():
         if policy == "C" and world != "reality":
-            pay = f"Over whole lives C has {dream.mean():.0f} in the {world}, {real.mean():.0f} in reality"
+            pay = f"Over whole lives C has {short(dream.mean())} in the {world}, {short(real.mean())} in reality"
             told.append(f"{pay} ({unit}): {kindness(dream.mean(), real.mean())}.")
     whom = {"to and fro": "the blind baseline, to and fro,", "collecting": "the collecting policy"}
     for other, name in whom.items():
@@ -42,7 +41,9 @@ def verdict(task: str, found: Sequence[tuple]) -> list[str]:
         sure = "better" if more.mean() > 0 else "worse"
         if abs(more.mean()) <= 2 * error:
             sure = "not to be told apart by so few games"
-        told.append(f"C beside {name} in reality: {more.mean():+.0f} +- {error:.0f}, {sure}.")
+        told.append(
+            f"Lead of C over {name} in reality: {short(more.mean())} +- {short(error)}, {sure}."
+        )
     return told
 
 
