@@ -1,12 +1,15 @@
 """World Models (Ha & Schmidhuber 2018), whole, in NumPy.
 
-BLAS is kept on one thread, and the batch is split over Python threads instead (parallel.py): then everything runs on
+    from wm_numpy import Agent, Dream, RealWorld, Task, check_pair, check_vector, faces  # loaded when asked for
+
+BLAS is kept on one thread, and the batch is split over Python threads instead (core/threads.py): then everything runs on
 all cores, not only the matrix products, and many times faster. The variables count if they are set before NumPy is
 first imported; after that BLAS itself is told. An OPENBLAS_NUM_THREADS that is already set is kept, in either order.
 """
 
 import os
 import sys
+from importlib import import_module
 
 _named = "OPENBLAS_NUM_THREADS" in os.environ
 for _name in ("OPENBLAS_NUM", "MKL_NUM", "OMP_NUM", "VECLIB_MAXIMUM"):
@@ -38,3 +41,17 @@ def _blas_on_one_thread() -> None:
 
 if "numpy" in sys.modules and not _named:
     _blas_on_one_thread()
+
+
+_ROOMS = {
+    "Agent": "models.agent", "Dream": "worlds.world", "RealWorld": "worlds.world",
+    "Task": "settings.tasks", "check_pair": "core.gradcheck", "check_vector": "core.gradcheck",
+    "faces": "worlds.faces",
+}  # fmt: skip
+
+
+def __getattr__(name: str):
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f".{_ROOMS[name]}", __name__)
+    return module if name == "faces" else getattr(module, name)
