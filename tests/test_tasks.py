@@ -21,7 +21,7 @@ from wm_numpy.training.experiment import Experiment
 from wm_numpy.worlds.envs import EnvironmentFailed, made, make_env
 from wm_numpy.worlds.picture import resizer
 from wm_numpy.worlds.policies import random_policy, to_and_fro
-from wm_numpy.worlds.stranger import completed, examined
+from wm_numpy.worlds.stranger import completed, examined, suggested
 from wm_numpy.worlds.world import Dream, RealWorld
 
 CATCH = f"{ROOT}/tests/catch.py:CATCH"
@@ -280,6 +280,13 @@ def test_a_world_that_ignores_its_seed_is_told_of(tmp_path):
     odd = of(reward=lambda self: "1")
     assert any("check_env" in line for line in examined(declared(odd)))
     assert all(not list(examined(find(name))) for name in known())
+
+
+def test_large_rewards_weigh_less(tmp_path):
+    """A landing is worth 100 times a frame; where rewards are small nothing is changed."""
+    weights = [suggested(find(f"gym:{name}")) for name in ("Pendulum-v1", "CartPole-v1")]
+    assert weights[1] == "mdnrnn.reward_weight=1"
+    assert 0.02 < float(weights[0].partition("=")[2]) < 0.2
 
 
 # ------------------------------------------------------------------------------ discrete actions, to M

@@ -66,7 +66,7 @@ class Environment(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
         self.frames = 0
-        with self._alive("reset"):
+        with self.alive("reset"):
             observation, info = self.game.reset(seed=seed)
             self._see(observation)
         self._over = False
@@ -82,8 +82,8 @@ class Environment(gym.Env):
             what = f"an action of {self.task.name} is {shape} finite numbers"
             raise ValueError(f"{what}, not {action}")
         count = min(self.repeat, self.max_steps - self.frames)
-        with self._alive("step"):
-            observation, reward, terminated, truncated, info = self._play(self._act(action), count)
+        with self.alive("step"):
+            observation, reward, terminated, truncated, info = self.play(action, count)
             if not np.isfinite(reward):
                 raise ValueError(f"the reward is {reward}")
             if self.task.shows_end or not terminated:
@@ -93,8 +93,9 @@ class Environment(gym.Env):
         self._over = terminated or truncated
         return self.frame, float(reward), terminated, truncated, info
 
-    def _play(self, action, count: int) -> tuple:
-        """`count` frames of one action of the game's own, or fewer: rewards are summed, an end stops them."""
+    def play(self, action: np.ndarray, count: int) -> tuple:
+        """The game's step, of `count` frames or fewer, unseen: rewards are summed, an end stops them."""
+        action = self._act(action)
         if self.task.skips:
             return self.game.step(action, count)
         total = learned = 0.0
@@ -115,7 +116,7 @@ class Environment(gym.Env):
         self.crop, self.frame = crop, self._resize(crop)
 
     @contextmanager
-    def _alive(self, doing: str):
+    def alive(self, doing: str):
         """Errors of the game as one sentence that names it."""
         try:
             yield

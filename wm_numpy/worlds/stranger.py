@@ -14,6 +14,7 @@ from gymnasium.utils.env_checker import check_env
 from ..settings.tasks import Task, TaskError, known
 from .envs import EnvironmentFailed, failure, made, make_env
 from .picture import in_colour
+from .policies import random_policy
 
 
 def registered(name: str) -> Task:
@@ -129,3 +130,18 @@ def examined(task: Task) -> Iterator[str]:
     if beginning() != beginning():
         what = "two episodes of one seed differ, and no result can be repeated"
         yield f"{task.name} ignores its seed: {what}"
+
+
+def suggested(task: Task, frames: int = 300) -> str:
+    """A setting that the world's rewards ask for: where they are large, M would learn nothing else."""
+    policy = random_policy(task.name, np.random.default_rng(0), hold=8)
+    rewards = []
+    with closing(make_env(task)) as env:
+        env.reset(seed=0)
+        for _ in range(frames):
+            with env.alive("step"):
+                _, reward, terminated, truncated, _ = env.play(policy(), 1)
+            rewards.append(reward)
+            if terminated or truncated:
+                env.reset()
+    return f"mdnrnn.reward_weight={1 / max(1, np.var(rewards)):.2g}"
