@@ -16,7 +16,9 @@ from gymnasium.envs.box2d import car_racing
 from gymnasium.envs.box2d.car_racing import GRASS_DIM, PLAYFIELD, SCALE, WINDOW_H, WINDOW_W, ZOOM
 from pygame import gfxdraw
 
-ROWS, COLUMNS = 84, 96  # of 96 x 96; the 12 rows below show speed and score (the authors' crop)
+from .carracing import TASK
+
+ROWS, COLUMNS = TASK.size  # of 96 x 96; the 12 rows below show speed and score (the authors' crop)
 HIDDEN = WINDOW_H // 8  # those 12 rows on the upside-down canvas of 800 rows: its first 100
 ROAD = 20 / 3  # from its middle to its edge, in its units
 MARGIN = 2  # pixels: an anti-aliased edge reaches one beyond its corners

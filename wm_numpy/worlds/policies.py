@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain, cycle
 
 import numpy as np
 
@@ -64,13 +65,6 @@ def to_and_fro(name: str, rng: np.random.Generator, repeat: int = 1) -> Policy:
     first = np.eye(task.actions, dtype=np.float32)[0]
     other = np.eye(task.actions, dtype=np.float32)[-1] if task.discrete else -first
     sides = (first, other) if rng.choice((-1, 1)) > 0 else (other, first)
-    return partial(next, _swing(sides, max(1, task.swing // repeat)))
-
-
-def _swing(sides: tuple[np.ndarray, np.ndarray], steps: int) -> Iterator[np.ndarray]:
-    left = steps // 2
-    while True:
-        for _ in range(left):
-            yield sides[0]
-        sides = sides[::-1]
-        left = steps
+    steps = max(1, task.swing // repeat)
+    turns = cycle([sides[1]] * steps + [sides[0]] * steps)
+    return partial(next, chain([sides[0]] * (steps // 2), turns))
