@@ -8,9 +8,7 @@ import pytest
 from tests.fixtures import make_vae
 from wm_numpy.core import threads
 from wm_numpy.core.adam import Adam
-from wm_numpy.core.files import write
 from wm_numpy.core.gradcheck import check_vector, relative_error
-from wm_numpy.models.agent import read_weights
 from wm_numpy.models.vae import VAE
 from wm_numpy.settings.config import VAEConfig
 
@@ -112,18 +110,6 @@ def test_the_kl_can_weigh_less():
     assert none["loss"] == none["reconstruction"] and none["kl"] == one["kl"] == two["kl"]
     assert two["loss"] - one["loss"] == pytest.approx(one["kl"])
     assert relative_error(g2 - g1, g1 - g0) < 1e-8 < np.abs(g1 - g0).max()
-
-
-def test_weights_of_the_older_layout_are_read(tmp_path):
-    """Files whose weights are called params: deconv1 with its input first, even kernels in squares of 2 x 2 taps."""
-    v, read = filled(), VAE(VAEConfig(z_size=32), dtype=np.float64)
-    old = np.concatenate([make_vae.in_order(name, w).ravel() for name, w in v.params.items()])
-    assert not np.array_equal(old, v.params.flat)
-    for name, flat in (("params", old), ("weights", v.params.flat)):
-        write(tmp_path / "vae.npz", {name: flat})
-        read.params.flat[:] = 0
-        read_weights(tmp_path / "vae.npz", read.params)
-        np.testing.assert_array_equal(read.params.flat, v.params.flat)
 
 
 def test_free_bits_on_both_sides():

@@ -123,25 +123,9 @@ def load_config(folder: Path) -> Config:
 
 def read_weights(path: Path, params: Params, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Read the weights of vae.npz or mdnrnn.npz into params -> all arrays of the file, checked by read_arrays."""
-    name = "params" if "params" in read_arrays(path) else "weights"
-    arrays = read_arrays(path, **{name: params.flat.shape}, **shapes)
-    params.flat[:] = arrays[name] if name == "weights" else _from_older_layout(arrays[name], params)
+    arrays = read_arrays(path, weights=params.flat.shape, **shapes)
+    params.flat[:] = arrays["weights"]
     return arrays
-
-
-def _from_older_layout(old: np.ndarray, params: Params) -> np.ndarray:
-    """`params` of older files, with even-sized kernels in squares of 2 x 2 taps, other axes in deconv1 and mixture."""
-    new = Params(params.shapes, np.empty_like(old))
-    for (name, w), was in zip(new.items(), Params(params.shapes, old).values(), strict=True):
-        if name == "deconv1.w":
-            w = w.transpose(3, 0, 1, 2)
-        elif name == "mixture.w":
-            w = w.T
-        elif w.ndim == 4 and len(w) % 2 == 0:
-            size, _, c, o = w.shape
-            w = w.reshape(size // 2, 2, size // 2, 2, c, o).transpose(0, 2, 1, 3, 4, 5)
-        w[...] = was.reshape(w.shape)
-    return new.flat
 
 
 def export(run: str | Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from .tasks import TaskError, find
+from .tasks import TaskError, find, suggested
 
 PRESETS = Path(__file__).parent / "presets"  # TASK-NAME.txt
 
@@ -227,7 +227,7 @@ def resolve(task: str, preset: str = "quick", settings: Iterable = (), seed: int
     except TaskError as error:
         raise SettingError(str(error)) from error
     own = {key: value for key, (value, _) in read_preset(world.name, preset).settings.items()}
-    own |= pairs([*world.settings.split(), *settings])
+    own |= pairs([*suggested(world), *world.settings.split(), *settings])
     return from_flat({"task": world.name, "preset": preset, "seed": seed} | own)
 
 

@@ -164,6 +164,13 @@ def _found(name: str) -> Task:
     return task
 
 
+def suggested(task: Task) -> list[str]:
+    """Settings that a world of one's own asks for beyond a preset."""
+    if task.name in known():
+        return []
+    return [import_module("..worlds.stranger", __package__).suggested(task)]
+
+
 def _of_file(path: Path, attribute: str) -> Task:
     """What a file of the user's declares under a name."""
     if not path.is_file():

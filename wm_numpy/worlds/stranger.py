@@ -133,7 +133,7 @@ def examined(task: Task) -> Iterator[str]:
 
 
 def suggested(task: Task, frames: int = 300) -> str:
-    """A setting that the world's rewards ask for: where they are large, M would learn nothing else."""
+    """A setting that the world's rewards ask for, in powers of ten: M would learn nothing beside large ones."""
     policy = random_policy(task.name, np.random.default_rng(0), hold=8)
     rewards = []
     with closing(make_env(task)) as env:
@@ -144,4 +144,4 @@ def suggested(task: Task, frames: int = 300) -> str:
             rewards.append(reward)
             if terminated or truncated:
                 env.reset()
-    return f"mdnrnn.reward_weight={1 / max(1, np.var(rewards)):.2g}"
+    return f"mdnrnn.reward_weight=1e-{round(np.log10(max(1, np.var(rewards))))}"
