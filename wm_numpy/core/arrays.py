@@ -78,12 +78,6 @@ def require(fits: bool, op: str, **inputs: Array) -> None:
         raise ValueError(f"{op}: this needs float32 or float64, not {kinds}")
 
 
-def spreads(weight: Array, shape: tuple[int, ...]) -> bool:
-    """Whether a weight can be broadcast to this shape, and does not make it larger."""
-    pairs = zip(weight.shape[::-1], shape[::-1], strict=False)
-    return weight.ndim <= len(shape) and all(n in (1, m) for n, m in pairs)
-
-
 def chosen(weight: Array, x: Array) -> Array:
     """x where its weight is not 0, and 0 there: 0 * nan would be nan."""
     return x if weight.all() else np.where(weight != 0, x, 0)

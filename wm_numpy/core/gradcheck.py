@@ -223,10 +223,9 @@ def _float64(x, name: str) -> np.ndarray:
 def _argument_names(function: Callable, count: int) -> list[str]:
     """Names of the first arguments of a function, "input 2" where it has none."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        names = [*inspect.signature(function).parameters]
     except ValueError:  # written in C
-        parameters = ()
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        names = []
     return [*names, *(f"input {i}" for i in range(len(names), count))][:count]
 
 

@@ -12,7 +12,7 @@ Letters: K mixtures; `...` is any shape, M's is (Z, n).
 
 import numpy as np
 
-from .arrays import Array, chosen, require, spreads
+from .arrays import Array, chosen, require
 
 HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
 
@@ -33,10 +33,9 @@ def mixture_nll_forward(
     logmix (not normalised), mean, logstd (K, ...), target (...). weight, broadcast against target, makes
     the sum a mean over dims and steps; it is 0 where there is no target; all else may be nan there.
     """
-    target = np.asarray(target, mean.dtype)
-    weight = np.asarray(weight, mean.dtype)
+    target, weight = np.asarray(target, mean.dtype), np.asarray(weight, mean.dtype)
     fits = logmix.shape == mean.shape == logstd.shape and mean.shape[1:] == target.shape
-    fits = fits and spreads(weight, target.shape)
+    fits = fits and target.shape == np.broadcast_shapes(target.shape, weight.shape)
     inputs = dict(logmix=logmix, mean=mean, logstd=logstd, target=target, weight=weight)
     require(fits, "mixture_nll", **inputs)
     largest = np.finfo(mean.dtype).max

@@ -14,7 +14,7 @@ Letters: B batch, I inputs, O outputs, Z latent dims.
 
 import numpy as np
 
-from .arrays import Array, chosen, require, spreads, sum_rows
+from .arrays import Array, chosen, require, sum_rows
 
 # ---------------------------------------------------------------------------------------------- dense and elementwise
 
@@ -125,9 +125,8 @@ def squared_error_forward(
     x: Array, target: Array, weight: Array | float = 1.0
 ) -> tuple[float, tuple]:
     """sum of weight * (x - target)^2 -> scalar.  x and target of one shape."""
-    target = np.asarray(target, x.dtype)
-    weight = np.asarray(weight, x.dtype)
-    fits = x.shape == target.shape and spreads(weight, x.shape)
+    target, weight = np.asarray(target, x.dtype), np.asarray(weight, x.dtype)
+    fits = x.shape == target.shape == np.broadcast_shapes(x.shape, weight.shape)
     require(fits, "squared_error", x=x, target=target, weight=weight)
     diff = chosen(weight, x - target)
     return np.vdot(diff * weight, diff), (diff, weight)
@@ -146,9 +145,8 @@ def bce_with_logits_forward(
 
     softplus(logit) - target * logit, in a form that does not overflow: an infinite logit that is right costs 0.
     """
-    target = np.asarray(target, logit.dtype)
-    weight = np.asarray(weight, logit.dtype)
-    fits = logit.shape == target.shape and spreads(weight, logit.shape)
+    target, weight = np.asarray(target, logit.dtype), np.asarray(weight, logit.dtype)
+    fits = logit.shape == target.shape == np.broadcast_shapes(logit.shape, weight.shape)
     require(fits, "bce_with_logits", logit=logit, target=target, weight=weight)
     logit = chosen(weight, logit)
     target = chosen(weight, target)
