@@ -1,8 +1,11 @@
 """The command line of wm_numpy: `python run.py --help`."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+from wm_numpy.core import process
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,11 +86,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command -> exit code: 0 done, 1 failed, 2 usage."""
     args = parser().parse_args(argv, argparse.Namespace(debug=False, workers=None, executor=None))
     if argv is None:  # a process of its own
-        from wm_numpy.training.parallel import stop_on_signals
-
-        stop_on_signals(quiet=args.command == "play")  # whose end it is
+        process.open_streams()
+        process.stop_on_signals(quiet=args.command == "play")  # whose end it is
     try:
-        return perform(args) or 0
+        code = perform(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who read the output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         told = "\nstopped"
         if args.command in ("train", "sweep"):

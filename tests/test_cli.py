@@ -470,6 +470,27 @@ def test_export_keeps_the_agent(sentence, doom_run, tmp_path):
     assert "is not empty" in sentence("export", doom_run, tmp_path / "half", code=1)
 
 
+def test_an_export_that_fails_leaves_nothing(sentence, doom_run, copy_of, tmp_path, monkeypatch):
+    """It names the file that is to blame, and may be repeated."""
+    folder = copy_of(doom_run)
+    path = max(folder.glob("series/*/*.npy"))
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-9])
+    assert f"{path.name} is damaged" in sentence("export", folder, tmp_path / "half", code=1)
+    path.write_bytes(raw)
+    write = files.write
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            agents, "write", lambda path, x: write(path, x if path.name[0] == "v" else 1j)
+        )
+        sentence("export", folder, tmp_path / "half", code=1)
+    assert not list((tmp_path / "half").iterdir())
+    assert run.main(["export", str(folder), str(tmp_path / "half")]) == 0
+    assert {path.name for path in (tmp_path / "half").iterdir()} == {
+        *("vae.npz", "mdnrnn.npz", "controller.npz", "recorded", "config.json")
+    }
+
+
 def test_the_weights_that_come_with_the_package(capsys, tmp_path):
     agent = Agent.load("doom")
     assert agent.v.params.size == 4_446_915

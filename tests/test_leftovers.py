@@ -1,4 +1,4 @@
-"""What killed processes left goes; what living ones hold stays."""
+"""What killed processes left goes, what living ones hold stays; a file that cannot be written is named."""
 
 import os
 import signal
@@ -7,10 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from wm_numpy.core import leftovers
+from wm_numpy.core import files, leftovers
 
 # A process that holds a temporary folder and a file of the shared memory, and waits.
 HOLD = """
@@ -87,3 +88,80 @@ def test_an_engine_that_was_killed_while_it_started(tmp_path):
     assert any(tmp_path.iterdir()) and left <= set(map(str, shared.iterdir()))
     subprocess.run([sys.executable, "-c", start], check=True, **how)
     assert not any(tmp_path.iterdir()) and not left & set(map(str, shared.iterdir()))
+
+
+# --------------------------------------------------------------------------------------------- unfinished files
+
+# A process that is killed while it writes the file of its first argument.
+WRITE = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from wm_numpy.core import files
+os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+files.write(Path(sys.argv[1]), np.zeros(3))
+"""
+
+
+def parts(folder: Path) -> list[Path]:
+    return list(folder.glob(".*.part"))
+
+
+def test_the_next_writer_removes_unfinished_files(tmp_path):
+    """All of the folder, whatever they were to become; not those of a living process, nor somebody else's."""
+    subprocess.run([sys.executable, "-c", WRITE, tmp_path / "a.npy"], cwd=ROOT)
+    assert len(parts(tmp_path)) == 1 and not (tmp_path / "a.npy").exists()
+    living = tmp_path / f".c.npy.wm_numpy-{os.getppid()}.part"
+    foreign = tmp_path / ".download.20240131.part"
+    for path in (living, foreign):
+        path.touch()
+    files.write(tmp_path / "b.json", {})
+    assert set(tmp_path.iterdir()) == {tmp_path / "b.json", living, foreign}
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from wm_numpy.core import files
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+content = {"npy": np.zeros(1000), "npz": {"x": np.zeros(1000)}, "json": [0] * 1000}
+try:
+    files.write(Path(sys.argv[1]), content[sys.argv[1].rpartition(".")[2]])
+except files.DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits a file's size")
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.json"])
+def test_a_file_that_cannot_be_written_is_named(name, tmp_path):
+    argv = [sys.executable, "-c", FULL, tmp_path / name]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith(f"{tmp_path / name} cannot be written ("), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_belong_together(tmp_path):
+    with pytest.raises(KeyError), files.whole(tmp_path / "a") as new:
+        files.write(new / "x.json", {})
+        raise KeyError
+    assert not list((tmp_path / "a").iterdir())
+    with files.whole(tmp_path / "a") as new:
+        files.write(new / "deep" / "x.json", {})
+        files.write(new / "y.json", {})
+        assert files.is_empty(tmp_path / "a")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"deep", "y.json"}
+
+
+def test_records_that_are_damaged(tmp_path):
+    good = np.zeros(3, [("reward", "f4")])
+    files.write(tmp_path / "a.npy", good)
+    assert np.array_equal(files.read_records(tmp_path / "a.npy", "reward"), good)
+    for content in (np.zeros(3), np.zeros(3, [("x", "f4")])):
+        files.write(tmp_path / "b.npy", content)
+        with pytest.raises(files.DataError, match="b.npy is damaged"):
+            files.read_records(tmp_path / "b.npy", "reward")
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-2])
+    with pytest.raises(files.DataError, match="a.npy is damaged"):
+        files.read_records(tmp_path / "a.npy", "reward")

@@ -398,7 +398,7 @@ def test_signals_that_are_ignored_stay_so():
     """As under nohup; a handler of somebody else's stays, too."""
     printed = script("""
         import signal
-        from wm_numpy.training.parallel import stop_on_signals
+        from wm_numpy.core.process import stop_on_signals
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, print)
         stop_on_signals(quiet=False)

@@ -3,13 +3,17 @@
 import json
 import os
 import platform
+import shutil
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+
+from .leftovers import is_dead
 
 try:
     import fcntl
@@ -19,6 +23,7 @@ except ImportError:  # Windows
     fcntl = None
 
 RENAMED = {"starts": "initial_latents", "vector": "theta"}  # arrays of older run folders
+PART = "wm_numpy-"  # in the names of unfinished files; the number of the process follows
 MEND = "delete it, or move it away, and repeat the command"
 
 
@@ -29,23 +34,58 @@ class DataError(ValueError):
 def write(path: Path, content: np.ndarray | dict | list | bytes) -> None:
     """Write an array as .npy, arrays by name as .npz, bytes as they are, all else as JSON.
 
-    A kill leaves the old file or the new.
+    A kill leaves the old file or the new. DataError names the file that could not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{PART}{os.getpid()}.part")
+        sweep_parts(path.parent)
+        try:
+            with open(beside, "wb") as file:
+                if isinstance(content, np.ndarray):
+                    np.save(file, content, allow_pickle=False)
+                elif path.suffix == ".npz":
+                    np.savez(file, **content)
+                elif isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    file.write((json.dumps(content, indent=1) + "\n").encode())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside for files that belong together: they all move up at the end, or none of them is left."""
+    beside = folder / f".{PART}{os.getpid()}.part"
+    sweep_parts(folder)
     try:
-        with open(beside, "wb") as file:
-            if isinstance(content, np.ndarray):
-                np.save(file, content, allow_pickle=False)
-            elif path.suffix == ".npz":
-                np.savez(file, **content)
-            elif isinstance(content, bytes):
-                file.write(content)
-            else:
-                file.write((json.dumps(content, indent=1) + "\n").encode())
-        os.replace(beside, path)
+        yield beside
+        for path in beside.iterdir():
+            path.replace(folder / path.name)
     finally:
-        beside.unlink(missing_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError while `path` is written becomes a DataError that names it."""
+    try:
+        yield
+    except OSError as error:
+        why = (
+            error.strerror or f"{error}: is the disk full?"
+        )  # NumPy counts what it could not write
+        raise DataError(f"{path} cannot be written ({why})") from error
+
+
+@lru_cache
+def sweep_parts(folder: Path) -> None:
+    """Remove what killed writers left in a folder, once in the life of this process."""
+    for part in folder.glob(f".*{PART}*.part"):
+        if is_dead(part.stem.rpartition(PART)[2]):
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def is_empty(folder: Path) -> bool:
@@ -98,4 +138,14 @@ def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile, zlib, struct, ValueError: np.load raises them all
+        raise DataError(f"{path} is damaged or of another run ({error}): {MEND}") from None
+
+
+def read_records(path: Path, field: str) -> np.ndarray:
+    """The structured array of a .npy; DataError unless it is whole and has this field."""
+    try:
+        records = np.load(path, allow_pickle=False)
+        records[field]
+        return records
+    except Exception as error:  # ValueError, EOFError, IndexError
         raise DataError(f"{path} is damaged or of another run ({error}): {MEND}") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.arrays import Params
-from ..core.files import DataError, is_empty, read_arrays, write
+from ..core.files import DataError, is_empty, read_arrays, read_records, whole, write
 from ..settings.config import Config, flat, from_flat
 from ..settings.tasks import find
 from .controller import Controller, controller_size
@@ -136,14 +136,15 @@ def export(run: str | Path, folder: Path) -> None:
         raise DataError(f"{folder} is not empty: choose another folder")
     names = ("vae.npz", "mdnrnn.npz", "controller.npz", "adapted.npz")
     files = {name: read_arrays(source / name) for name in names if (source / name).exists()}
-    for name, arrays in files.items():
-        halves = {k: x.astype(np.float16) if x.dtype.kind == "f" else x for k, x in arrays.items()}
-        if not all(np.isfinite(x).all() for x in halves.values()):
-            raise DataError(f"{source / name} holds weights too large for float16")
-        write(folder / name, halves)
     paths = sorted(source.glob("recorded/*.npy")) or sorted(source.glob("series/*/*.npy"))[-100:]
-    series = [np.load(path, allow_pickle=False) for path in paths]
-    if series:  # the best of the newest, for `play` to dream on from
-        best = max(series, key=lambda episode: episode["reward"].sum())
-        write(folder / "recorded" / "000000.npy", best)
-    write(folder / "config.json", flat(load_config(source)))
+    series = [read_records(path, "reward") for path in paths]
+    with whole(folder) as new:
+        for name, x in files.items():
+            x = {k: v.astype(np.float16) if v.dtype.kind == "f" else v for k, v in x.items()}
+            if not all(np.isfinite(v).all() for v in x.values()):
+                raise DataError(f"{source / name} holds weights too large for float16")
+            write(new / name, x)
+        if series:  # the best of the newest, for `play` to dream on from
+            best = max(series, key=lambda episode: episode["reward"].sum())
+            write(new / "recorded" / "000000.npy", best)
+        write(new / "config.json", flat(load_config(source)))

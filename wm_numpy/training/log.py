@@ -1,10 +1,14 @@
 """How far a stage has come: lines for people, log.jsonl for programs."""
 
 import json
+import shutil
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from ..core.files import named
 
 
 class Log:
@@ -12,19 +16,35 @@ class Log:
 
     def __init__(self, folder: Path | None = None):
         self.path = folder and folder / "log.jsonl"
-        self.terminal = sys.stdout.isatty()
+        self.terminal = sys.stdout is not None and sys.stdout.isatty()
+        self.place = ""  # "3 of 7  "
+        self._shown = 0  # characters of a line that the next one replaces
         if self.path and self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
             self.path.open("a").write("\n")  # a kill cut the last line short
 
     def line(self, text: str, end: str = "\n") -> None:
-        """A line for people."""
-        print(f"\r\033[K{text}" if self.terminal else text, end=end, flush=True)
+        """A line for people; with another end it is cut to the terminal's width, and the next line replaces it."""
+        if end != "\n":
+            text = text[: shutil.get_terminal_size().columns - 1]
+        back = "\r" if self._shown else ""
+        print(f"{back}{text:{self._shown}}", end=end, flush=True)
+        self._shown = 0 if end == "\n" else len(text)
 
     def record(self, **values) -> None:
         """A line of log.jsonl; the time is added."""
         if self.path:
-            with open(self.path, "a") as file:
+            with named(self.path), open(self.path, "a") as file:
                 file.write(json.dumps({"time": round(time.time(), 1)} | values) + "\n")
+
+    def stages(self, names: Sequence[str], done: int) -> Iterator[str]:
+        """The stages that are left, in turn: says how many are done, and puts "3 of 7" before the progress of each."""
+        count = len(names)
+        if 0 < done < count:
+            self.line(f"{done} of {count} stages are done: goes on with {names[done]}")
+        for i, name in enumerate(names[done:], done + 1):
+            self.place = f"{i} of {count}  "
+            yield name
+        self.place = ""
 
     @contextmanager
     def progress(self, stage: str, round_: int, total: int, unit: str):
@@ -48,7 +68,7 @@ class Log:
                     speed = f"{each:.1f} s per {unit.removesuffix('s')}"
                 pace = f"{speed}  {(total - done) * each:.0f} s left  "
             told = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
-            text = f"{stage:9} {done:,}/{total:,} {unit}  {pace}{told}"
+            text = f"{self.place}{stage:9} {done:,}/{total:,} {unit}  {pace}{told}"
             if now - shown > (0.5 if self.terminal else 15) and not last:
                 self.line(text, end="" if self.terminal else "\n")
                 shown = now

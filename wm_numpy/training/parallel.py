@@ -141,37 +141,6 @@ def _block_interrupts() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
-STOPS = signal.SIGINT, signal.SIGTERM
-
-
-def stop_on_signals(quiet: bool) -> None:
-    """Ctrl-C, and SIGTERM, become a KeyboardInterrupt, after a word if not `quiet`; a second one ends the process.
-
-    For a process of its own: whoever has set a handler, or ignores the signal as nohup does, is left alone.
-    """
-
-    def stop(number, frame):
-        for each in STOPS:
-            signal.signal(each, end)
-        if not quiet:
-            print("\nstopping ...", end="", file=sys.stderr, flush=True)
-        raise KeyboardInterrupt
-
-    def end(number, frame):
-        for each in STOPS:
-            signal.signal(each, signal.SIG_DFL)
-        for child in multiprocessing.active_children():
-            child.kill()
-        time.sleep(0.1)
-        leftovers.sweep(own=True)
-        os.kill(os.getpid(), number)
-
-    sys.warnoptions.append("ignore:resource_tracker")  # its complaint of a process that was ended
-    for number in STOPS:
-        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
-            signal.signal(number, stop)
-
-
 def _start(setup: Callable | None, arguments: tuple) -> None:
     """In a new worker: one thread, and an end when the parent ends, even by kill -9."""
     threads.set_workers(1)
