@@ -52,15 +52,19 @@ def holder(tmp_path, monkeypatch):
 def test_dead_ones_only(how, holder, tmp_path):
     dead, living = holder("ViZDoomMQCtr1"), holder("ViZDoomMQCtr2", how)
     (tmp_path / "ViZ").touch()
-    for name in ("wm_numpy-2024-thesis", "wm_numpy-scratch-of-1", "wm_numpy-scratch-mine"):
+    for name in (
+        "wm_numpy-2024-thesis",
+        "wm_numpy-process-of-1",
+        f"wm_numpy-process-{os.getpid()}",
+    ):
         (tmp_path / name).mkdir()  # somebody's own
     before = {path.name for path in tmp_path.iterdir()}
     dead.kill()
     dead.wait()
-    leftovers.sweep(str(tmp_path))
+    leftovers.sweep(tmp_path)
     gone = before - {path.name for path in tmp_path.iterdir()}
     assert {name.rpartition("-")[0] or name for name in gone} == {
-        f"wm_numpy-scratch-{dead.pid}",
+        f"wm_numpy-process-{dead.pid}",
         "ViZDoomMQCtr1",
     }
     assert any(f"-{living.pid}-" in name for name in before - gone)
@@ -111,7 +115,7 @@ def test_the_next_writer_removes_unfinished_files(tmp_path):
     """All of the folder, whatever they were to become; not those of a living process, nor somebody else's."""
     subprocess.run([sys.executable, "-c", WRITE, tmp_path / "a.npy"], cwd=ROOT)
     assert len(parts(tmp_path)) == 1 and not (tmp_path / "a.npy").exists()
-    living = tmp_path / f".c.npy.wm_numpy-{os.getppid()}.part"
+    living = tmp_path / f".c.npy.wm_numpy-process-{os.getppid()}.part"
     foreign = tmp_path / ".download.20240131.part"
     for path in (living, foreign):
         path.touch()

@@ -239,14 +239,15 @@ def test_cores_of_a_container(own, files, count, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 99)
     monkeypatch.setattr(os, "process_cpu_count", lambda: 9, raising=False)
     if own:
-        (tmp_path / "own").write_text(own + "\n")
+        (tmp_path / "proc" / "self").mkdir(parents=True)
+        (tmp_path / "proc" / "self" / "cgroup").write_text(own + "\n")
     for name, text in files.items():
-        path = tmp_path / "groups" / name
+        path = tmp_path / "sys" / "fs" / "cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
-    assert threads.cores(tmp_path / "groups", tmp_path / "own") == count
+    assert threads.cores(tmp_path) == count
     monkeypatch.setattr(os, "process_cpu_count", lambda: 1)  # as -X cpu_count=1 of Python 3.13
-    assert threads.cores(tmp_path / "groups", tmp_path / "own") == 1
+    assert threads.cores(tmp_path) == 1
 
 
 def test_at_least_one_worker(workers):

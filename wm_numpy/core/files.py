@@ -8,12 +8,11 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from .leftovers import is_dead
+from .leftovers import mark, sweep_once
 
 try:
     import fcntl
@@ -23,7 +22,6 @@ except ImportError:  # Windows
     fcntl = None
 
 RENAMED = {"starts": "initial_latents", "vector": "theta"}  # arrays of older run folders
-PART = "wm_numpy-"  # in the names of unfinished files; the number of the process follows
 MEND = "delete it, or move it away, and repeat the command"
 
 
@@ -38,8 +36,8 @@ def write(path: Path, content: np.ndarray | dict | list | bytes) -> None:
     """
     with named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{PART}{os.getpid()}.part")
-        sweep_parts(path.parent)
+        sweep_once(path.parent)
+        beside = path.with_name(f".{path.name}.{mark()}.part")
         try:
             with open(beside, "wb") as file:
                 if isinstance(content, np.ndarray):
@@ -58,8 +56,8 @@ def write(path: Path, content: np.ndarray | dict | list | bytes) -> None:
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
     """A hidden folder inside for files that belong together: they all move up at the end, or none of them is left."""
-    beside = folder / f".{PART}{os.getpid()}.part"
-    sweep_parts(folder)
+    sweep_once(folder)
+    beside = folder / f".{mark()}.part"
     try:
         yield beside
         for path in beside.iterdir():
@@ -78,14 +76,6 @@ def named(path: Path) -> Iterator[None]:
             error.strerror or f"{error}: is the disk full?"
         )  # NumPy counts what it could not write
         raise DataError(f"{path} cannot be written ({why})") from error
-
-
-@lru_cache
-def sweep_parts(folder: Path) -> None:
-    """Remove what killed writers left in a folder, once in the life of this process."""
-    for part in folder.glob(f".*{PART}*.part"):
-        if is_dead(part.stem.rpartition(PART)[2]):
-            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def is_empty(folder: Path) -> bool:

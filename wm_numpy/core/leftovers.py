@@ -1,25 +1,50 @@
-"""What killed processes leave behind, and the next one removes: temporary folders, .part files, shared memory."""
+"""What killed processes leave behind, and the next one removes: files and folders named after them, shared memory."""
 
 import os
+import re
 import shutil
 import tempfile
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-PREFIX = "wm_numpy-scratch-"  # of temporary folders; the number of the process follows
-SHARED = "/dev/shm"
-ENGINES = (
-    "ViZDoom*"  # names of the memory that an engine shares, which are gone when it has started
+MARK = (
+    "wm_numpy-process-"  # in a name, before the number of the process that will remove or rename it
 )
+SHARED = "/dev/shm"
+ENGINES = "ViZDoom*"  # memory that an engine shares: nameless once it has started
 
 
-def is_dead(pid: str) -> bool:
-    """Whether no process has this number; False where it cannot be told."""
-    if os.name == "nt" or not pid.isdigit():  # on Windows os.kill(pid, 0) is no question
-        return False
+def mark() -> str:
+    """What a name must hold that the next process may remove if this one is killed."""
+    return f"{MARK}{os.getpid()}"
+
+
+def scratch(folder: str | None = None) -> tempfile.TemporaryDirectory:
+    """A temporary folder."""
+    sweep_once(Path(folder or tempfile.gettempdir()))
+    return tempfile.TemporaryDirectory(prefix=f"{mark()}-", dir=folder)
+
+
+def sweep(folder: Path | None = None, own: bool = False) -> None:
+    """Remove what dead processes left in a folder, and their memory; own: also what this one would leave."""
+    folder = folder or Path(tempfile.gettempdir())
+    found = {path: re.search(rf"{MARK}(\d+)", path.name) for path in folder.glob(f"*{MARK}*")}
+    dead = [path for path, number in found.items() if number and _is_dead(int(number[1]), own)]
+    names = set(Path(SHARED).glob(ENGINES))
+    for path in [*dead, *(names and names - _in_use())]:
+        with suppress(OSError):  # another sweep was first; another user's
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+sweep_once = lru_cache(sweep)  # in the life of this process
+
+
+def _is_dead(pid: int, own: bool) -> bool:
+    if pid == os.getpid() or os.name == "nt":  # where os.kill(pid, 0) is no question
+        return own and pid == os.getpid()
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:  # another user's
@@ -27,29 +52,7 @@ def is_dead(pid: str) -> bool:
     return False
 
 
-def scratch(folder: str | None = None) -> tempfile.TemporaryDirectory:
-    """A temporary folder, which a later process removes if this one is killed."""
-    folder = folder or tempfile.gettempdir()
-    _sweep_once(folder)
-    return tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=folder)
-
-
-def sweep(folder: str | None = None, own: bool = False) -> None:
-    """Remove the temporary folders and the shared memory of dead processes; own: also the folders of this one."""
-    for path in Path(folder or tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
-        pid = path.name.removeprefix(PREFIX).partition("-")[0]
-        if is_dead(pid) or (own and pid == str(os.getpid())):
-            shutil.rmtree(path, ignore_errors=True)
-    names = set(map(str, Path(SHARED).glob(ENGINES)))
-    for path in names and names - _in_use():
-        with suppress(OSError):  # another sweep was first; another user's
-            os.unlink(path)
-
-
-_sweep_once = lru_cache(sweep)
-
-
-def _in_use() -> set[str]:
+def _in_use() -> set[Path]:
     """All files that processes have open or mapped (Linux): opened first, then mapped, then closed."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
@@ -59,4 +62,4 @@ def _in_use() -> set[str]:
                     found.add(os.readlink(process / "fd" / descriptor))
             lines = (process / "maps").read_text().splitlines()
             found |= {line.split(maxsplit=5)[-1] for line in lines}
-    return found
+    return set(map(Path, found))

@@ -14,30 +14,25 @@ from functools import lru_cache
 from pathlib import Path
 
 
-def cores(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+def cores(system: Path = Path("/")) -> int:
     """How many cores this process may use: by its affinity, and by the quotas of its control groups (Linux)."""
     count = getattr(os, "process_cpu_count", os.cpu_count)() or 1  # of Python 3.13
     if hasattr(os, "sched_getaffinity"):
         count = min(count, len(os.sched_getaffinity(0)))
+    own = system / "proc/self/cgroup"
     for line in own.read_text().splitlines() if own.exists() else ():
         _, kinds, path = line.split(
             ":", 2
         )  # 0::/PATH of version 2, 4:cpu,cpuacct:/PATH of version 1
-        if kinds == "" or "cpu" in kinds.split(","):
-            group = groups / (kinds and "cpu") / path.lstrip("/")
-            for folder in (group, *group.parents):  # a container sees its own group as the root
-                count = min(count, _quota(folder))
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        names = ["cpu.cfs_quota_us", "cpu.cfs_period_us"] if kinds else ["cpu.max"]
+        group = system / "sys/fs/cgroup" / (kinds and "cpu") / path.lstrip("/")
+        for folder in (group, *group.parents):  # a container sees its own group as the root
+            with suppress(OSError, ValueError):  # there is no such file, or it says "max"
+                quota, period = map(int, " ".join((folder / n).read_text() for n in names).split())
+                count = min(count, quota / period) if quota > 0 else count
     return max(1, math.ceil(count))
-
-
-def _quota(group: Path) -> float:
-    """How many cores' time a group may use."""
-    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
-        with suppress(OSError, ValueError):  # there is no such file, or it says "max"
-            quota, period = (int(n) for name in names for n in (group / name).read_text().split())
-            if quota > 0:
-                return quota / period
-    return math.inf
 
 
 _workers = cores()

@@ -1,5 +1,6 @@
 """Real episodes on all cores, or on a cluster of machines: worker processes, and what happens when they die."""
 
+import concurrent.futures as cf
 import multiprocessing
 import os
 import pickle
@@ -10,18 +11,11 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import (
-    CancelledError,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    as_completed,
-)
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import lru_cache, partial
 from hashlib import sha256
+from itertools import starmap
 from pathlib import Path
 
 from ..core import leftovers, threads
@@ -34,7 +28,7 @@ class WorkerError(RuntimeError):
     """Processes died again and again."""
 
 
-class SpawnedPool(ProcessPoolExecutor):
+class SpawnedPool(cf.ProcessPoolExecutor):
     """Spawned processes: a fork would copy locks in use.
 
     The setup travels in a file. Through the pipe to a new process it would keep this one, deaf to Ctrl-C, until that
@@ -68,7 +62,7 @@ def _unpickle(path: Path) -> None:
 
 
 SPAWN = SpawnedPool
-_executor: Callable[..., Executor] = SPAWN  # where `processes` runs unless told otherwise
+_executor: Callable[..., cf.Executor] = SPAWN  # where `processes` runs unless told otherwise
 
 
 def use_cluster(address: str) -> None:
@@ -84,7 +78,7 @@ def processes(
     arguments: tuple = (),
     retry: tuple[type[Exception], ...] = (),
     log: Callable[[str], None] = print,
-    executor: Callable[..., Executor] | None = None,
+    executor: Callable[..., cf.Executor] | None = None,
 ) -> Iterator[tuple[int, object]]:
     """(index, function(*job)) for all jobs, as they finish, each in one of the worker processes.
 
@@ -103,12 +97,13 @@ def processes(
         kill = getattr(pool, "kill", partial(pool.shutdown, cancel_futures=True))
         try:
             # On a thread: no Ctrl-C comes in between, and what it starts is as deaf to it.
-            with ThreadPoolExecutor(1, initializer=_block_interrupts) as starter:
-                futures = starter.submit(_submit_all, pool, function, waiting).result()
-            for future in as_completed(futures):
+            with cf.ThreadPoolExecutor(1, initializer=_block_interrupts) as starter:
+                begin = starmap(partial(pool.submit, function), waiting.values())
+                futures = dict(zip(starter.submit(list, begin).result(), waiting, strict=True))
+            for future in cf.as_completed(futures):
                 try:
                     result = future.result()
-                except CancelledError:
+                except cf.CancelledError:
                     raise WorkerError("the cluster's scheduler is gone, and work with it") from None
                 except (BrokenProcessPool, *retry) as error:
                     if isinstance(error, BrokenProcessPool):
@@ -130,10 +125,6 @@ def processes(
             kill()
             raise
         pool.shutdown()
-
-
-def _submit_all(pool: Executor, function: Callable, jobs: dict[int, tuple]) -> dict[Future, int]:
-    return {pool.submit(function, *job): i for i, job in jobs.items()}
 
 
 def _block_interrupts() -> None:
@@ -161,7 +152,7 @@ def _end_with_parent() -> None:
 # ------------------------------------------------------------------------------------------------ a cluster of machines
 
 
-def cluster(address: str) -> Callable[..., Executor]:
+def cluster(address: str) -> Callable[..., cf.Executor]:
     """What `processes` takes as executor, for the Dask scheduler at this address, such as "tcp://host:8786".
 
     On every machine `dask worker tcp://host:8786 --nthreads 1 --nworkers auto` must be able to import this package,
