@@ -1,6 +1,7 @@
 """Real episodes on all cores, or on a cluster of machines: worker processes, and what happens when they die."""
 
 import concurrent.futures as cf
+import logging
 import multiprocessing
 import os
 import pickle
@@ -164,6 +165,7 @@ def cluster(address: str) -> Callable[..., cf.Executor]:
     except ImportError as error:
         raise ImportError(f"a cluster needs `pip install distributed` ({error})") from error
     warnings.filterwarnings("ignore", "Sending large graph")  # an agent, once
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors are sentences here
     try:
         return partial(_Cluster, Client(address), address)
     except OSError as error:
