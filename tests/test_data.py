@@ -339,18 +339,6 @@ def test_discounted_returns_by_hand():
     assert np.allclose(cut[known], [2 - 0.5**k for k in range(9, 3, -1)])
 
 
-def test_advantages_add_up_to_what_came():
-    """Where the values are the returns there is no advantage; where not, the discounted sum of A is G - V."""
-    rng = np.random.default_rng(0)
-    reward, done = rng.standard_normal(9), np.eye(9)[8]
-    come = data.discounted(reward, 0.8, ended=True)
-    assert np.allclose(data.advantage(reward, come, done, 0.8), 0)
-    value = rng.standard_normal(10)
-    a = data.advantage(reward, value, done, 0.8)
-    assert np.allclose(0.8 ** np.arange(9) @ a, come[0] - value[0])
-    assert a[8] == pytest.approx(reward[8] - value[8])  # nothing after an end, whatever M says
-
-
 def test_values_are_those_of_the_frame_that_a_step_leads_to(tmp_path):
     episode = np.zeros(5, frame_dtype(A))
     episode["reward"][:-1], episode["done"][-2] = [1, 0, 0, 4], True

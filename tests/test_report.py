@@ -89,7 +89,7 @@ def test_a_run_and_its_games_as_one_page(doom_run, copy_of, monkeypatch):
     lecture.write_page(folder, folder, games=2)
     page = (folder / "report.html").read_text()
     more = ["verdict", "temperature", "lives", "followed", "ablations", "facts"]
-    assert re.findall(r'<section id="(\w+)"', page) == ids + more  # this M has no value head
+    assert re.findall(r'<section id="(\w+)"', page) == ids + more
     assert not re.search(r"\$\w|None|nan<", page) and "http" not in page.replace(
         "http://www.w3", ""
     )
@@ -132,15 +132,6 @@ def test_the_page_in_a_browser(doom_run, copy_of, tmp_path, monkeypatch):
         capture_output=True,
     )
     assert len(re.findall(rb"/Type /Page\b", pdf.read_bytes())) > 1
-
-
-def test_value_of_a_life(monkeypatch):
-    from tests.test_judge import made_up
-
-    monkeypatch.setattr("wm_numpy.lab.judge.recorded", lambda agent, policy, n: made_up(agent, n))
-    drawn = lecture.value(tiny_agent("carracing", "mdnrnn.value_weight=1", "repeat=4"))
-    assert drawn.count("<img") == 2 * lecture.COLUMNS
-    assert all(name in drawn for name in ("value told", "what came", "advantage", "reward"))
 
 
 def test_ablations_silence_what_they_say(monkeypatch):

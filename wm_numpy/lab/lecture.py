@@ -16,7 +16,7 @@ import numpy as np
 from ..core.files import write
 from ..models.agent import Agent, feature_size
 from ..settings.tasks import find
-from ..training.data import Records, advantage, frame_dtype
+from ..training.data import Records, frame_dtype
 from ..training.episodes import episode_seeds, real_rollouts, score
 from ..worlds.rollout import rollout
 from ..worlds.world import Dream
@@ -89,7 +89,6 @@ def with_games(agent: Agent, folder: Path, games: int) -> dict[str, str]:
         "followed": followed(by),
         "ablations": bars(ablations(agent, games)),
         "facts": bars(read, (0, 1, 2)) if read else "",
-        "value": value(agent) if "value" in agent.m.heads else "",
     }
 
 
@@ -227,30 +226,6 @@ def ablations(agent: Agent, games: int) -> dict[str, tuple]:
     returns, _ = real_rollouts(agent, thetas, episode_seeds("check", games, 0, 98))
     rows = {name: interval(x) for name, x in zip(parts, returns, strict=True)}
     return rows | {"another game's actions": interval(judge.another_game(agent, games))}
-
-
-def value(agent: Agent) -> str:
-    """A real life of C: frames, and below them value and advantage."""
-    episode = min(judge.recorded(agent, None, 8), key=lambda e: e["reward"].sum())
-    series = judge.in_latents(agent, episode)
-    (batch,) = judge.as_batches([series])
-    told = agent.m.outputs(batch)["value"][0]  # of frames 1 ... T
-    reward = batch["reward"][0, 1:]
-    a = advantage(reward, told, batch["done"][0, 1:], agent.config.mdnrnn.gamma)
-    seconds = np.arange(1, len(told) + 1) * film.period(agent)
-    times = ((np.arange(COLUMNS) + 0.5) / COLUMNS * len(told)).astype(int)
-    views = film.to_picture(agent.v.decode(series["mu"][times]))
-    lines = [Line("value told", seconds, told)]
-    known = np.isfinite(series["value"][1:])
-    if known.any():
-        lines.append(Line("what came", seconds[known], series["value"][1:][known]))
-    steps = [
-        Line("reward", seconds[1:], reward, smooth=5),
-        Line("advantage", seconds[1:], a, smooth=5),
-    ]
-    rows = {"reality": episode["frame"][times], "V's view": views}
-    panels = [chart("value", "seconds", "", lines), chart("each step", "seconds", "", steps)]
-    return strip(rows, [f"{t * film.period(agent):.1f} s" for t in times]) + beside(panels)
 
 
 def interval(returns: np.ndarray) -> tuple[float, float, float]:

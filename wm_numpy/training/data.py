@@ -61,14 +61,6 @@ def discounted(reward: np.ndarray, gamma: float, ended: bool, least: float = 0.0
     return value
 
 
-def advantage(reward: np.ndarray, value: np.ndarray, done: np.ndarray, gamma: float) -> np.ndarray:
-    """A[t] = reward[t] + gamma value[t + 1] - value[t]: how much better a transition was than M's value expected.
-
-    reward, done (T,), value (T + 1,), M's at every frame -> (T,); real and dreamt alike. Nothing comes after an end.
-    """
-    return reward + gamma * value[1:] * (1 - done) - value[:-1]
-
-
 class Recorder:
     """An environment that can save its running episode, if `keep` is true from the first step."""
 
