@@ -29,7 +29,6 @@ COLUMNS = 10  # pictures in a row
 STRONGEST = 8  # latent dimensions shown
 SPREAD = (-3, -2, -1, 0, 1, 2, 3)  # standard deviations that each is moved by
 TAUS = (0.1, 0.5, 1.0, 1.15, 1.3)  # table 2's
-HEADS = ("done", "reward", "value")
 SMOOTH = 9  # points averaged in a curve
 
 
@@ -47,7 +46,7 @@ def write_page(folder: Path, out: Path, games: int = 0) -> None:
         "z": c.vae.z_size,
         "hidden": c.mdnrnn.hidden,
         "mixtures": c.mdnrnn.mixtures,
-        "heads": "".join(f", {k}" for k in HEADS if getattr(c.mdnrnn, f"{k}_head")),
+        "heads": "".join(f", {name}" for name in agent.m.heads),
         "features": f"[{' '.join(c.evolve.features)}] ({feature_size(c)})",
         "actions": agent.m.action_size,
         "layers": f"{c.evolve.hidden} tanh units" if c.evolve.hidden else "linear, tanh",
