@@ -131,8 +131,12 @@ class Browser:
         self.key("keyDown", code)
         self.key("keyUp", code)
 
+    def picture(self) -> bytes:
+        """What is to be seen, as PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot")["data"])
+
     def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+        path.write_bytes(self.picture())
 
     def close(self) -> None:
         self.process.terminate()

@@ -57,9 +57,12 @@ class Line:
         if time.monotonic() > self._sent + BEAT:
             self.send(b"")
 
-    def put(self, orders: dict) -> None:
-        """queue.Full: too many wait."""
-        self._orders.put_nowait(orders)
+    def put(self, orders: dict) -> bool:
+        """False: too many wait."""
+        with suppress(Full):
+            self._orders.put_nowait(orders)
+            return True
+        return False
 
     def receive(self, seconds: float) -> dict | None:
         """The next orders; None: none came within so many seconds."""
@@ -75,19 +78,13 @@ class Line:
 class _Connection(SocketIO):
     """A connection's bytes, until a deadline."""
 
-    until = 0.0
-
     def readinto(self, buffer):
         self._sock.settimeout(max(self.until - time.monotonic(), 1e-4))
         return super().readinto(buffer)
 
 
 class _Request(io.BufferedReader):
-    """Requests as they come in, each before one deadline and with one limit to all of its lines."""
-
-    def begin(self) -> None:
-        self.room = HEAD
-        self.raw.until = time.monotonic() + PATIENCE
+    """What a request says, with one limit to all of its lines."""
 
     def readline(self, size=-1):
         line = super().readline(min(size, self.room + 1))
@@ -111,7 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile = _Request(_Connection(self.connection, "r"))
 
     def handle_one_request(self):
-        self.rfile.begin()
+        self.rfile.room = HEAD
+        self.rfile.raw.until = time.monotonic() + PATIENCE
         self.close_connection = True
         try:
             super().handle_one_request()
@@ -119,56 +117,50 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(414, explain=str(error))
 
     def do_GET(self):
-        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
-            self.send_error(413)
-        elif self._is_ours():
-            if self.path.partition("?")[0] == "/":
+        size = self.headers.get("Content-Length", "0" if self.command == "GET" else "")
+        most = LONGEST if self.command == "POST" else 0
+        fits = size.isdecimal() and len(size) < 9 and int(size) <= most
+        if not fits or "Transfer-Encoding" in self.headers:
+            return self.send_error(413, explain="This is longer than an order of the page.")
+        if not self._is_ours():
+            return
+        match self.command, self.path.partition("?")[0]:
+            case "GET", "/":
                 self._answer(200, self.server.headers, self.server.page)
-            else:
-                self.send_error(404, explain="There is one page here, at /.")
+            case "POST", "/play" | "/order" as path:
+                try:
+                    orders = self.server.read(self.rfile.read(int(size)))
+                except (ValueError, RecursionError) as error:
+                    return self.send_error(400, explain=f"This is no order of the page: {error}")
+                self._play(orders) if path == "/play" else self._order(orders)
+            case _:
+                self.send_error(404, explain="There is GET /, POST /play and POST /order.")
 
-    def do_POST(self):
-        size = self.headers.get("Content-Length", "")
-        if not re.fullmatch("[0-9]{1,5}", size) or int(size) > LONGEST:
-            self.send_error(413, explain="This is longer than an order of the page.")
-        elif self._is_ours():
-            body = self.rfile.read(int(size))
-            try:
-                orders = self.server.read(body)
-            except (ValueError, RecursionError) as error:
-                return self.send_error(400, explain=f"This is no order of the page: {error}")
-            if self.path == "/play":
-                self._play(orders)
-            elif self.path == "/order":
-                self._order(orders)
-            else:
-                self.send_error(404, explain="Orders go to /play and /order.")
+    do_POST = do_GET
 
     def _is_ours(self) -> bool:
-        """The request is of this server's own page, or one for it; else it is answered here."""
+        """The request is of this server's own page, or one for it; else it is refused."""
         host = self.headers.get("Host", "")
         origin = self.headers.get("Origin", f"http://{host}")
+        known = self.server.names | {self.connection.getsockname()[0]}
         with suppress(ValueError):  # not an address at all
-            name = urlsplit(f"//{host}").hostname
-            if name not in self.server.names | {self.connection.getsockname()[0]}:
-                what = f"This server does not answer to {name!r}"
-                self.send_error(403, explain=f"{what}: open its address, or start it with --host.")
-                return False
-            if origin == f"http://{host}" and (self.command == "GET" or "Visit" in self.headers):
+            marked = self.command == "GET" or "Visit" in self.headers
+            if urlsplit(f"//{host}").hostname in known and origin == f"http://{host}" and marked:
                 return True
-        self.send_error(403, explain="Only the page itself may ask for this.")
+        what = f"This server answers its own page alone, and not as {host[:80]!r}"
+        self.send_error(403, explain=f"{what}: open its address, or name it by --host.")
         return False
 
     def _play(self, orders: dict) -> None:
         if not self.server.places.acquire(blocking=False):
-            what = f"All {PLACES} places are taken"
-            return self.send_error(503, explain=f"{what}: try again when somebody has left.")
+            return self.send_error(503, explain=f"All {PLACES} places are taken: try again later.")
         visit = token_urlsafe()
         line = self.server.lines[visit] = Line(self.connection)
         try:
-            self._answer(200, {"Content-Type": "application/octet-stream", "Visit": visit})
+            kind = {"Content-Type": "application/octet-stream", "Connection": "close"}
+            self._answer(200, kind | {"Visit": visit})
             self.server.visit(line, orders)
-        except Closed:
+        except Closed:  # as most visits end
             pass
         finally:
             del self.server.lines[visit]
@@ -177,22 +169,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _order(self, orders: dict) -> None:
         line = self.server.lines.get(self.headers["Visit"])
         if line is None:
-            return self.send_error(410, explain="This visit is over: load the page again.")
-        try:
-            line.put(orders)
-        except Full:
-            return self.send_error(429, explain="The server does not keep up with the orders.")
-        self._answer(204, {})
+            self.send_error(410, explain="This visit is over: load the page again.")
+        elif not line.put(orders):
+            self.send_error(429, explain="The server does not keep up with the orders.")
+        else:
+            self._answer(204, {})
 
     def _answer(self, code: int, headers: dict[str, str], body: bytes | None = None):
         self.send_response(code)
         if body is not None:
             headers = headers | {"Content-Length": str(len(body))}
-        elif code == 200:  # a stream, until the connection closes
-            headers = headers | {"Connection": "close"}
-            self.close_connection = True
         for name, value in (headers | {"Cache-Control": "no-store"}).items():
-            self.send_header(name, value)
+            self.send_header(name, value)  # `Connection: close` sets close_connection
         self.end_headers()
         self.wfile.write(body or b"")
 
@@ -211,22 +199,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """`page` for everybody, visit(line, orders) for PLACES visitors at a time, on threads.
-
-    read: the body of a POST -> orders, a dict; ValueError: they are none.
-    """
+    """`page` for everybody, visit(line, orders) for some at a time; read(bytes) -> orders, or ValueError."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        page: bytes,
-        read: Callable[[bytes], dict],
-        visit: Callable[[Line, dict], None],
-    ):
+    def __init__(self, host: str, port: int, page: bytes, read: Callable, visit: Callable):
         self.address_family = AF_INET6 if ":" in host else self.address_family
         self.page, self.read, self.visit = page, read, visit
         self.headers = {
@@ -253,11 +231,12 @@ class Server(ThreadingHTTPServer):
 
 
 def policy(page: bytes) -> str:
-    """A Content-Security-Policy that lets run what stands in the page's own script and style, and nothing else."""
-    allowed = ["default-src 'none'", "connect-src 'self'", "img-src data: blob:"]
-    allowed += [f"{word} 'none'" for word in ("base-uri", "form-action", "frame-ancestors")]
-    for tag in (b"script", b"style"):
-        inside = re.findall(b"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
-        hashes = [f"'sha256-{b64encode(sha256(text).digest()).decode()}'" for text in inside]
-        allowed.append(f"{tag.decode()}-src {' '.join(hashes)}")
-    return "; ".join(allowed)
+    """A Content-Security-Policy that lets run the page's own script and style, and nothing else."""
+
+    def own(tag: bytes) -> str:
+        inside = re.search(b"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)[1]
+        return f"'sha256-{b64encode(sha256(inside).digest()).decode()}'"
+
+    none = "".join(f"{what} 'none'; " for what in ("base-uri", "form-action", "frame-ancestors"))
+    own_alone = f"script-src {own(b'script')}; style-src {own(b'style')}"
+    return f"default-src 'none'; connect-src 'self'; img-src data: blob:; {none}{own_alone}"

@@ -1,5 +1,6 @@
 """A life in one of the worlds, step by step, and what there is to see; a film of C in reality and in a dream."""
 
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -10,12 +11,16 @@ from ..core.files import DataError
 from ..core.ops import sigmoid
 from ..models.agent import Agent
 from ..settings.tasks import find
+from ..training.data import Records
 from ..worlds.envs import make_env
 from ..worlds.world import Dream, RealWorld, World
 from .pictures import animation
 
 SECONDS = 8  # of a film
 FPS = 12  # of its animation, at most
+FUTURES = 8  # dreams side by side
+FUTURE = 5  # seconds of each
+_starting = threading.Lock()  # ViZDoom has crashed when two engines started at once
 
 
 class Recorded(World):
@@ -121,6 +126,16 @@ def ends(
     return order, to_picture(images[order])
 
 
+def dream_on(
+    agent: Agent, moment: tuple, tau: float | None = None, n: int = 1, steps: int = 0
+) -> Dream:
+    """n dreams on from the first row of a moment, cut after so many steps; 0: at the task's limit."""
+    z, state, begun = moment
+    start = z[:1].repeat(n, axis=0), tuple(part[:1].repeat(n, axis=0) for part in state), begun
+    how = {"horizon": begun + steps if steps else 0, "memories": 0}
+    return Dream.as_evolved(agent, n, tau=tau, start=start, **how)
+
+
 def lead(agent: Agent, series: np.ndarray) -> tuple:
     """The moment of a recorded episode from which its world is worth looking at, M led there from the beginning."""
     world = Recorded(agent, series)
@@ -132,9 +147,10 @@ def lead(agent: Agent, series: np.ndarray) -> tuple:
 
 
 def pack(moment: tuple) -> bytes:
-    """A moment as float16: its step, z (1, Z), M's state."""
+    """The first row of a moment as float16: its step, z, M's state."""
     z, state, steps = moment
-    return np.concatenate([[[steps]], z, *state], axis=1).astype("<f2").tobytes()
+    row = np.concatenate([z, *state], axis=1)[0]
+    return np.append(steps, row).astype("<f2").tobytes()
 
 
 def unpack(agent: Agent, data: bytes) -> tuple:
@@ -145,6 +161,45 @@ def unpack(agent: Agent, data: bytes) -> tuple:
         raise DataError("The moment of this link belongs to another model.")
     steps, z, *state = np.split(x[None].astype(np.float32), sizes[:-1], axis=1)
     return z, tuple(state), int(np.clip(steps.item(), 0, agent.config.max_steps - 1))
+
+
+class Worlds:
+    """Where an agent can be put by name. The real game is started when it is first asked for."""
+
+    NAMES = ("dream", "reality", "recorded", "opening", "here", "futures")
+
+    def __init__(self, agent: Agent, episodes: Records | None):
+        self.agent, self.episodes = agent, episodes
+        self.env = None
+        self.moment = None  # from which `here` goes on, and `futures`, several side by side
+
+    def go(self, name: str, seed: int, tau: float) -> World:
+        """DataError, ImportError, EnvironmentDied, EnvironmentFailed: it cannot be had."""
+        agent = self.agent
+        if name == "reality":
+            if self.env is None:
+                with _starting:
+                    self.env = make_env(agent.config.task, repeat=agent.config.repeat)
+            return RealWorld(agent, [self.env])
+        if name == "recorded":
+            return Recorded(agent, self._episode(seed))
+        if name == "opening" and self.episodes is not None:
+            self.moment = lead(agent, self._episode(0))
+        if name == "dream" or self.moment is None:
+            return Dream.as_evolved(agent, 1, tau=tau, horizon=0)
+        if name == "futures":
+            return dream_on(agent, self.moment, tau, FUTURES, int(FUTURE / period(agent)))
+        return dream_on(agent, self.moment, tau)
+
+    def _episode(self, number: int) -> np.ndarray:
+        if self.episodes is None:
+            raise DataError("No episode is recorded here.")
+        return self.episodes.read(number % len(self.episodes.paths))
+
+    def close(self) -> None:
+        """End the real game."""
+        if self.env is not None:
+            self.env.close()
 
 
 def to_picture(image: np.ndarray) -> np.ndarray:
@@ -176,8 +231,7 @@ def film(agent: Agent, seed: int = 0, tau: float | None = None) -> list[dict[str
             if real.over:  # an agent that dies so soon is shown from its beginning
                 real = Life(real.world, seed)
                 break
-        how = {"tau": tau, "horizon": 0, "memories": 0}
-        dream = Life(Dream.as_evolved(agent, 1, start=real.world.moment, **how), seed)
+        dream = Life(dream_on(agent, real.world.moment, tau), seed)
         for _ in range(int(SECONDS / period(agent))):
             moments.append(real.pictures() | {"reality": env.frame} | dream.pictures())
             for life in (real, dream):

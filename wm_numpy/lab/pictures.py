@@ -10,20 +10,26 @@ GAP = 4  # between pictures
 
 
 def png(frames: np.ndarray, fps: float = 0) -> bytes:
-    """frames (T, height, width, 3) uint8 -> a PNG, an animated one if T > 1 (W3C, PNG third edition)."""
-    count, height, width, _ = frames.shape
+    """frames (T, height, width, 3) uint8 -> a PNG, an animated one if T > 1 (W3C, PNG third edition).
+
+    With a fourth channel, 0 or 255: where it is 0, the frame before stays.
+    """
+    count, height, width, channels = frames.shape
 
     def chunk(kind: bytes, form: str = "", *values: int, data: bytes = b"") -> bytes:
         body = kind + struct.pack(">" + form, *values) + data
         return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
-    chunks = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", "IIBBBBB", width, height, 8, 2, 0, 0, 0)]
+    chunks = [
+        b"\x89PNG\r\n\x1a\n",
+        chunk(b"IHDR", "IIBBBBB", width, height, 8, 2 * channels - 4, 0, 0, 0),
+    ]
     if count > 1:
         chunks.append(chunk(b"acTL", "II", count, 0))
     for t, frame in enumerate(frames):
         number = max(0, 2 * t - 1)  # of this chunk among those that an animation adds
         if count > 1:
-            place = width, height, 0, 0, 100, round(100 * fps), 0, 0
+            place = width, height, 0, 0, 100, round(100 * fps), 0, channels - 3
             chunks.append(chunk(b"fcTL", "IIIIIHHBB", number, *place))
         data = zlib.compress(_filtered(frame), 9)
         if t == 0:
@@ -35,8 +41,8 @@ def png(frames: np.ndarray, fps: float = 0) -> bytes:
 
 def _filtered(frame: np.ndarray) -> bytes:
     """Rows after PNG's filter 4 (Paeth), which leaves nearly nothing but zeros of an enlarged picture."""
-    height, width, _ = frame.shape
-    x = np.zeros((height + 1, width + 1, 3), np.int16)
+    height, width, channels = frame.shape
+    x = np.zeros((height + 1, width + 1, channels), np.int16)
     x[1:, 1:] = frame
     guesses = np.stack([x[1:, :-1], x[:-1, 1:], x[:-1, :-1]])  # left, up, corner
     left, up, corner = guesses

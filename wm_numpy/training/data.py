@@ -123,9 +123,12 @@ class Records:
     def read(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Records start:stop of file i."""
         count = (self.steps[i] + 1 if stop is None else stop) - start
-        with open(self.paths[i], "rb", buffering=0) as file:  # 20 x faster than np.load
-            file.seek(self._offsets[i] + start * self.dtype.itemsize)
-            data = file.read(count * self.dtype.itemsize)
+        try:
+            with open(self.paths[i], "rb", buffering=0) as file:  # 20 x faster than np.load
+                file.seek(self._offsets[i] + start * self.dtype.itemsize)
+                data = file.read(count * self.dtype.itemsize)
+        except FileNotFoundError:
+            raise DataError(f"{self.paths[i]} has moved or is gone: begin again") from None
         if len(data) != count * self.dtype.itemsize:
             raise DataError(f"{self.paths[i]} is cut short: {MEND}")
         return np.frombuffer(data, self.dtype)

@@ -6,6 +6,7 @@ finalists/ROUND/; adapted.npz; results.json; log.jsonl
 
 import json
 import shutil
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -118,13 +119,17 @@ def remove(folder: Path) -> None:
 
 
 def read_results(path: Path) -> dict:
-    """results.json of a run, as far as the run has come."""
+    """results.json of a run, as far as the run has come; DataError: its figures are not all numbers."""
     try:
         results = json.loads(path.read_text())
         if not isinstance(results["task"], str):
             raise ValueError("not the results of a run")
+        for who in results.keys() & {"random", "unadapted", "agent", "dream"}:
+            figures = {key: x for key, x in results[who].items() if key != "ci95"}
+            if not all(type(x) in (int, float) and isfinite(x) for x in figures.values()):
+                raise ValueError(f"{who}: {figures}"[:200])
         return results
     except FileNotFoundError:
         raise DataError(f"{path} is missing: `train` has not reached its last stage yet") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it and repeat `train`") from None
