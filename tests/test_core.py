@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wm_numpy import plain
 from wm_numpy.core import ops as core
-from wm_numpy.core.adam import CHUNK, Adam, adam_plain
+from wm_numpy.core.adam import CHUNK, Adam
 from wm_numpy.core.arrays import Params
 from wm_numpy.models import vae
 
@@ -182,6 +183,31 @@ def test_a_batch_of_none_is_no_error():
     ]
 
 
+OPS = {  # inputs, and what needs no gradient
+    "linear": [(3, 5), (5, 7), (7,)],
+    "relu": [(3, 5)],
+    "sigmoid": [(3, 5)],
+    "reparameterize": [(3, 5), (3, 5), (3, 5)],
+    "gaussian_kl": [(3, 5), (3, 5)],
+    "squared_error": [(3, 5), (3, 5), (3, 1)],
+    "bce_with_logits": [(3, 5), (3, 5), (3, 1)],
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_forward_and_backward_are_those_of_plain(op):
+    rng = np.random.default_rng(6)
+    args, results = [rng.standard_normal(shape) for shape in OPS[op]], []
+    if op == "gaussian_kl":
+        args.append(2.0)  # a floor between the samples
+    for module in (core, plain):
+        y, cache = getattr(module, f"{op}_forward")(*args)
+        dy = np.random.default_rng(7).standard_normal(np.shape(y))
+        results.append((y, *getattr(module, f"{op}_backward")(dy, cache)))
+    for fast, definition in zip(*results, strict=True):
+        np.testing.assert_allclose(fast, definition, rtol=1e-12)
+
+
 @pytest.mark.parametrize("order", "CF")
 def test_a_stack_of_layers_is_layer_after_layer(order):
     rng = np.random.default_rng(4)
@@ -215,17 +241,17 @@ def test_adam_is_algorithm_1_of_the_paper(clip):
         gradient, rate = rng.standard_normal(n), 0.01 / t
         adam.step(theta, gradient, rate)
         g = gradient if clip is None else np.clip(gradient, -clip, clip)
-        expected, m, v = adam_plain(expected, g, m, v, t, rate)
+        expected, m, v = plain.adam(expected, g, m, v, t, rate)
         np.testing.assert_allclose(theta, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_plain_adam_by_hand():
     """The first step is the rate, against the sign of the gradient; the second by the paper's own numbers."""
-    theta, m, v = adam_plain(np.zeros(2), np.array([3.0, -0.5]), 0.0, 0.0, 1, 0.1)
+    theta, m, v = plain.adam(np.zeros(2), np.array([3.0, -0.5]), 0.0, 0.0, 1, 0.1)
     np.testing.assert_allclose(theta, [-0.1, 0.1], rtol=1e-6)
     np.testing.assert_allclose(m, [0.3, -0.05])
     np.testing.assert_allclose(v, [0.009, 0.00025])
-    again, _, _ = adam_plain(theta, np.array([0.0, 0.0]), m, v, 2, 0.1)
+    again, _, _ = plain.adam(theta, np.array([0.0, 0.0]), m, v, 2, 0.1)
     m_hat, v_hat = 0.27 / 0.19, 0.009 * 0.999 / (1 - 0.999**2)
     assert again[0] == pytest.approx(-0.1 - 0.1 * m_hat / np.sqrt(v_hat), rel=1e-6)
 

@@ -8,15 +8,6 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # the paper's, TensorFlow 1's and so t
 CHUNK = 1 << 16  # floats: four vectors of this size stay in L2 (whole vectors: 3 x slower)
 
 
-def adam_plain(theta, gradient, m, v, t: int, learning_rate: float) -> tuple:
-    """Step t = 1, 2, ... of algorithm 1 -> the new theta, m, v (all (size,)): the definition."""
-    m = BETA1 * m + (1 - BETA1) * gradient
-    v = BETA2 * v + (1 - BETA2) * gradient**2
-    m_hat = m / (1 - BETA1**t)
-    v_hat = v / (1 - BETA2**t)
-    return theta - learning_rate * m_hat / (np.sqrt(v_hat) + EPSILON), m, v
-
-
 class Adam:
     """First and second moments of the gradient (size,), and the step made of them.
 

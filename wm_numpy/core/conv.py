@@ -1,8 +1,6 @@
-"""Convolution and transposed convolution of stride 2 without padding, forward and backward.
+"""Convolution and transposed convolution of stride 2 without padding, forward and backward: those of plain.py, fast.
 
-Each comes first in its plain form, the definition, then in the fast one with the same numbers: matrix products over
-many patches at once. A patch is the K x K pixels that one entry of the smaller side sees.
-
+They are matrix products over many patches at once. A patch is the K x K pixels that one entry of the smaller side sees.
 The transposed convolution IS the transpose: its forward is the convolution's input gradient, and the other way
 round. So two primitives serve both, in both directions: `_gather` copies every patch into a row, for one product;
 `_scatter` makes the patches by products and adds them into the image, each in its place.
@@ -24,19 +22,8 @@ BLOCK = 1 << 19  # numbers (2 MB): patches of few enough images at a time to sta
 # ------------------------------------------------------------------------------------------------ convolution
 
 
-def conv_plain(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """x (N, H, W, C), w (K, K, C, O), b (O,) -> y (N, h, w, O), h = (H - K) // 2 + 1: every patch times the kernel."""
-    n, height, width, _ = x.shape
-    K = len(w)
-    y = np.empty((n, (height - K) // 2 + 1, (width - K) // 2 + 1, w.shape[3]), x.dtype)
-    for i, j in np.ndindex(y.shape[1:3]):
-        patch = x[:, 2 * i : 2 * i + K, 2 * j : 2 * j + K]  # (N, K, K, C)
-        y[:, i, j] = np.tensordot(patch, w, axes=3) + b
-    return y
-
-
 def conv_forward(x: Array, w: Array, b: Array) -> tuple[Array, tuple]:
-    """conv_plain, fast: x (N, H, W, I), w (K, K, I, O), b (O,) -> y (N, h, w, O). H and W are at least K."""
+    """x (N, H, W, I), w (K, K, I, O), b (O,) -> y (N, h, w, O). H and W are at least K."""
     fits = x.ndim == w.ndim == 4 and w.shape[0] == w.shape[1] and x.shape[3] == w.shape[2]
     fits = fits and b.shape == w.shape[3:] and min(x.shape[1:3]) >= len(w)
     require(fits, "conv", x=x, w=w, b=b)
@@ -67,19 +54,8 @@ def conv_backward(dy: Array, cache: tuple, need_dx: bool = True) -> tuple:
 # ------------------------------------------------------------------------------------- transposed convolution
 
 
-def conv_transpose_plain(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """x (N, h, w, O), w (K, K, C, O), b (C,) -> y (N, 2h + K - 2, 2w + K - 2, C): the patches of all x, added up."""
-    n, height, width, _ = x.shape
-    K = len(w)
-    y = np.zeros((n, 2 * height + K - 2, 2 * width + K - 2, w.shape[2]), x.dtype)
-    for i, j in np.ndindex(height, width):
-        patch = np.tensordot(x[:, i, j], w, axes=(1, 3))  # (N, K, K, C)
-        y[:, 2 * i : 2 * i + K, 2 * j : 2 * j + K] += patch
-    return y + b
-
-
 def conv_transpose_forward(x: Array, w: Array, b: Array) -> tuple[Array, tuple]:
-    """conv_transpose_plain, fast: x (N, h, w, O), w (K, K, I, O), b (I,) -> y (N, 2h + K - 2, 2w + K - 2, I)."""
+    """x (N, h, w, O), w (K, K, I, O), b (I,) -> y (N, 2h + K - 2, 2w + K - 2, I)."""
     fits = x.ndim == w.ndim == 4 and w.shape[0] == w.shape[1] and x.shape[3] == w.shape[3]
     require(fits and b.shape == w.shape[2:3], "conv_transpose", x=x, w=w, b=b)
     n, height, width, _ = x.shape

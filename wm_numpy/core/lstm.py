@@ -4,8 +4,8 @@
     c_t = sigmoid(f + 1) c_{t-1} + sigmoid(i) tanh(g)       forget bias +1, a constant (authors' rnn.py)
     h_t = sigmoid(o) tanh(c_t)
 
-First the plain form, then the fast one with the same numbers. One function for everything: training runs it over T
-steps, acting and dreaming over T = 1.
+One function for everything: training runs it over T steps, acting and dreaming over T = 1. Its definition, step by
+step, is in plain.py.
 
 Letters: T time, B batch, I inputs, H hidden; G = 4H gates.
 """
@@ -13,25 +13,9 @@ Letters: T time, B batch, I inputs, H hidden; G = 4H gates.
 import numpy as np
 
 from .arrays import Array, require, scratch, small_buffer, sum_rows
-from .ops import sigmoid
 
 FORGET_BIAS = 1.0
 BLOCK = 800  # rows (steps x batch) of gate gradients that backward holds at a time
-
-
-def lstm_plain(x, h, c, w, b, restart=None) -> tuple[np.ndarray, np.ndarray]:
-    """x (T, B, I) from h, c (B, H) -> h (T, B, H), c_last (B, H): the definition, step by step."""
-    hs = []
-    for t in range(len(x)):
-        if restart is not None:
-            begins = restart[t, :, None] == 1  # (B, 1)
-            h = np.where(begins, 0, h)
-            c = np.where(begins, 0, c)
-        i, f, o, g = np.split(np.concatenate([x[t], h], axis=1) @ w + b, 4, axis=1)
-        c = sigmoid(f + FORGET_BIAS) * c + sigmoid(i) * np.tanh(g)
-        h = sigmoid(o) * np.tanh(c)
-        hs.append(h)
-    return np.stack(hs), c
 
 
 @small_buffer()

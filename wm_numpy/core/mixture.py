@@ -3,9 +3,8 @@
     p(z) = sum_k softmax(logmix)_k N(z; mean_k, std_k^2),   std = exp(logstd)                      (5.148), (5.150-152)
 
 The numbers are equations of Bishop's "Pattern Recognition and Machine Learning" (2006), section 5.6.
-Likelihood and sampler stand first in their plain form, then in the fast one with the same numbers. The mixture axis
-is the FIRST: logmix, mean, logstd (K, ...) against a target (...). So a target broadcasts by itself, and a reduction
-over K adds K long runs of memory, not many short ones.
+Both are those of plain.py, fast. The mixture axis is the FIRST: logmix, mean, logstd (K, ...) against a target (...).
+So a target broadcasts by itself, and a reduction over K adds K long runs of memory, not many short ones.
 
 Letters: K mixtures; `...` is any shape, M's is (Z, n).
 """
@@ -15,14 +14,6 @@ import numpy as np
 from .arrays import Array, chosen, require
 
 HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
-
-
-def mixture_nll_plain(logmix, mean, logstd, target, weight=1.0) -> float:
-    """logmix, mean, logstd (K, ...), target (...) -> sum of weight * -log p(target): the definition."""
-    mix = np.exp(logmix) / np.exp(logmix).sum(axis=0)
-    std = np.exp(logstd)
-    density = np.exp(-(((target - mean) / std) ** 2) / 2) / (std * np.sqrt(2 * np.pi))
-    return np.sum(-np.log((mix * density).sum(axis=0)) * weight)
 
 
 def mixture_nll_forward(
@@ -73,19 +64,6 @@ def mixture_nll_backward(dloss: float, cache: tuple) -> tuple[Array, Array, Arra
     dmean *= u
     dmean *= inv
     return dlogmix, dmean, dlogstd
-
-
-def sample_plain(logmix, mean, logstd, tau, uniform, normal) -> np.ndarray:
-    """logmix, mean, logstd (K, ...), uniform, normal (...) -> z (...): entry by entry, one component each."""
-    z = np.empty(uniform.shape)
-    for entry in np.ndindex(z.shape):
-        of_entry = (slice(None), *entry)
-        mix = np.exp(logmix[of_entry] / tau)
-        cdf = np.cumsum(mix / mix.sum())
-        k = np.searchsorted(cdf[:-1], uniform[entry], side="right")  # how many the uniform passes
-        std = np.exp(logstd[of_entry][k]) * np.sqrt(tau)
-        z[entry] = mean[of_entry][k] + std * normal[entry]
-    return z
 
 
 def sample_mixture(
