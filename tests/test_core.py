@@ -183,31 +183,6 @@ def test_a_batch_of_none_is_no_error():
     ]
 
 
-OPS = {  # inputs, and what needs no gradient
-    "linear": [(3, 5), (5, 7), (7,)],
-    "relu": [(3, 5)],
-    "sigmoid": [(3, 5)],
-    "reparameterize": [(3, 5), (3, 5), (3, 5)],
-    "gaussian_kl": [(3, 5), (3, 5)],
-    "squared_error": [(3, 5), (3, 5), (3, 1)],
-    "bce_with_logits": [(3, 5), (3, 5), (3, 1)],
-}
-
-
-@pytest.mark.parametrize("op", OPS)
-def test_forward_and_backward_are_those_of_plain(op):
-    rng = np.random.default_rng(6)
-    args, results = [rng.standard_normal(shape) for shape in OPS[op]], []
-    if op == "gaussian_kl":
-        args.append(2.0)  # a floor between the samples
-    for module in (core, plain):
-        y, cache = getattr(module, f"{op}_forward")(*args)
-        dy = np.random.default_rng(7).standard_normal(np.shape(y))
-        results.append((y, *getattr(module, f"{op}_backward")(dy, cache)))
-    for fast, definition in zip(*results, strict=True):
-        np.testing.assert_allclose(fast, definition, rtol=1e-12)
-
-
 @pytest.mark.parametrize("order", "CF")
 def test_a_stack_of_layers_is_layer_after_layer(order):
     rng = np.random.default_rng(4)

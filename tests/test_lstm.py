@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wm_numpy import plain
 from wm_numpy.core import lstm
 from wm_numpy.core.gradcheck import check_pair, relative_error
 from wm_numpy.core.lstm import lstm_backward, lstm_forward
@@ -29,31 +28,6 @@ def test_gradient(restart, block, monkeypatch):
     monkeypatch.setattr(lstm, "BLOCK", block)
     rng = np.random.default_rng(0)
     assert check_pair(lstm_forward, lstm_backward, *make(rng), rng=rng, constants=(restart,)) < 1e-6
-
-
-@pytest.mark.parametrize("restart", [None, RESTART], ids=["plain", "restart"])
-def test_forward_and_backward_are_those_of_plain(restart):
-    """Step by step, the state multiplied by what a restart leaves of it."""
-    rng = np.random.default_rng(6)
-    x, h0, c0, w, b = make(rng)
-    keep = np.ones((T, B, 1)) if restart is None else 1.0 - restart[:, :, None]
-    h, c, hs, caches = h0, c0, [], []
-    for t in range(T):
-        (h, c), cache = plain.lstm_step_forward(x[t], keep[t] * h, keep[t] * c, w, b)
-        hs.append(h)
-        caches.append(cache)
-    (h_fast, c_fast), cache = lstm_forward(x, h0, c0, w, b, restart)
-    np.testing.assert_allclose(h_fast, hs, rtol=1e-12)
-    np.testing.assert_allclose(c_fast, c, rtol=1e-12)
-
-    dh_all, dc = rng.standard_normal((T, B, H)), rng.standard_normal((B, H))
-    fast = lstm_backward((dh_all, dc), cache)
-    dx, dw, db, dh = np.empty_like(x), 0, 0, 0
-    for t in reversed(range(T)):
-        dx[t], dh, dc, dw_t, db_t = plain.lstm_step_backward((dh + dh_all[t], dc), caches[t])
-        dh, dc, dw, db = keep[t] * dh, keep[t] * dc, dw + dw_t, db + db_t
-    for name, a, b_ in zip(["x", "h", "c", "w", "b"], fast, (dx, dh, dc, dw, db), strict=True):
-        np.testing.assert_allclose(a, b_, rtol=1e-10, atol=1e-12, err_msg=name)
 
 
 def test_restart_clears_a_state_that_is_no_number():

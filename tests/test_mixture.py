@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wm_numpy import plain
 from wm_numpy.core.gradcheck import check_pair, relative_error
 from wm_numpy.core.mixture import (
     mixture_nll_backward,
@@ -29,25 +28,6 @@ def test_gradient():
     for w in (1.0, weight, rng.random((Z, N))):
         pair = mixture_nll_forward, mixture_nll_backward
         assert check_pair(*pair, logmix, mean, logstd, rng=rng, constants=(target, w)) < 1e-6
-
-
-def test_likelihood_gradient_and_sampler_are_those_of_plain():
-    rng = np.random.default_rng(0)
-    *args, target, weight = make(rng)
-    results = []
-    for forward, backward in (
-        (mixture_nll_forward, mixture_nll_backward),
-        (plain.mixture_nll_forward, plain.mixture_nll_backward),
-    ):
-        nll, cache = forward(*args, target, weight)
-        results.append((nll, *backward(0.7, cache)))
-    for fast, definition in zip(*results, strict=True):
-        np.testing.assert_allclose(fast, definition, rtol=1e-10, atol=1e-14)
-    uniform, normal = rng.random((Z, N)), rng.standard_normal((Z, N))
-    for tau in (0.4, 1.0, 1.7):
-        z = sample_mixture(*args, tau, uniform, normal)
-        definition = plain.sample_mixture(*args, tau, uniform, normal)
-        np.testing.assert_allclose(z, definition, rtol=1e-12)
 
 
 def test_one_component_is_a_gaussian():
