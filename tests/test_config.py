@@ -123,14 +123,15 @@ def test_presets_are_flat_files_with_reasons():
         text = (config.PRESETS / f"{task}-{name}.txt").read_text()
         keys = [line.partition("=")[0] for line in text.splitlines() if line[:1].isalpha()]
         assert len(keys) == len(set(keys))  # nothing is overwritten
-        about, settings = config.read_preset(task, name)
+        about, settings, _ = config.read_preset(task, name)
         assert list(settings) == keys and len(about) > 20
-    value, reason = config.read_preset("doom", "quick").settings["vae.foreground"]
-    assert value == "150" and "fireballs" in reason
+    about, settings, reasons = config.read_preset("doom", "quick")
+    assert settings["vae.foreground"] == "150" and "fireballs" in reasons["vae.foreground"]
+    assert "5 minutes" in about
 
 
 def test_every_setting_serves_a_preset_or_is_an_ablation_of_the_paper():
-    used = {key for task, name in ALL for key in config.read_preset(task, name).settings}
+    used = {key for task, name in ALL for key in config.read_preset(task, name)[1]}
     used = {key.removeprefix("later.").removeprefix("real.") for key in used}
     ablations = {"evolve.hidden"}
     same = {"evolve.penalty", "mdnrnn.gamma"}  # the authors' code; of the value

@@ -413,8 +413,7 @@ def test_the_agent_is_that_of_the_best_round(doom_run, copy_of, monkeypatch, cap
             raise KeyboardInterrupt
         return np.full((1, len(seeds)), value), np.ones((1, len(seeds)))
 
-    for module in (stages, episodes):
-        monkeypatch.setattr(module, "real_rollouts", real)
+    monkeypatch.setattr(episodes, "real_rollouts", real)
     settings = (
         "rounds=4", "later.vae.learning_rate=0", "evolve.check_every=3", "evolve.check_episodes=1",
         "evolve.finalists=2",
@@ -513,8 +512,7 @@ def test_an_agent_of_the_dream_is_adapted_to_reality(doom_run, copy_of, tmp_path
         played.append((len(thetas), len(seeds)))
         return real_rollouts(agent, thetas, seeds, *args, **how)
 
-    for module in (stages, episodes):
-        monkeypatch.setattr(module, "real_rollouts", real)
+    monkeypatch.setattr(episodes, "real_rollouts", real)
     named = replace(tiny_config("doom", *more), preset="another")  # a name, which decides nothing
     Experiment(named, folder).run()
     # a check, a generation, a check; the agent's score

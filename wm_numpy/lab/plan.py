@@ -9,12 +9,12 @@ from ..settings.tasks import find
 
 def plan(config: Config, folder: Path, disk: float) -> str:
     """A line for every stage; disk: the bytes that the run needs."""
-    task, preset = find(config.task), read_preset(config.task, config.preset)
+    task, (about, _, _) = find(config.task), read_preset(config.task, config.preset)
     first, later = config.phase("first"), config.phase("later")
     more = config.rounds > 1
     weights = [new_vae(first).params.size, new_mdnrnn(first).params.size, theta_size(first)]
     v, m, c = (f"{size:,} weights" for size in weights)
-    lines = [f"{task.title}, preset {config.preset}, seed {config.seed} -> {folder}", preset.about]
+    lines = [f"{task.title}, preset {config.preset}, seed {config.seed} -> {folder}", about]
     usual = flat(resolve(config.task, config.preset, seed=config.seed))
     changed = [f"{k}={v}" for k, v in flat(config).items() if usual.get(k) != v]
     if changed:

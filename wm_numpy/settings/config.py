@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from .tasks import TaskError, find, suggested
 
@@ -51,11 +51,8 @@ class Training:
     learning_rate: float = setting(1e-4, "Adam's, at the start; 0: nothing is learnt", 0)
     final_rate: float = setting(0.0, "what the learning rate falls to", 0)
     clip: ClassVar[float | None] = None  # every entry of a gradient is cut to +-clip
-    schedule: str = setting(
-        "constant",
-        "how it falls: by half a cosine, or by a factor per update, such as 0.99999",
-        *(0, 1, ("constant", "cosine")),
-    )
+    falls = "how it falls: by half a cosine, or by a factor per update, such as 0.99999"
+    schedule: str = setting("constant", falls, 0, 1, choices=("constant", "cosine"))
 
 
 @dataclass(frozen=True)
@@ -106,11 +103,8 @@ class EvolveConfig:
     tau: float = setting(1.0, "temperature of the dream", 1e-3)
     memories: float = setting(0.0, "share of dreams that begin at any recorded moment", 0, 1)
     horizon: int = setting(0, "steps after which a dream is cut; 0: the task's limit", 0)
-    ending: str = setting(
-        "cutoff",
-        "how a dream ends: where M finds that likelier; by chance; never, rewards weigh less",
-        choices=("cutoff", "drawn", "weighted"),
-    )
+    ends = "how a dream ends: where M finds that likelier; by chance; never, rewards weigh less"
+    ending: str = setting("cutoff", ends, choices=("cutoff", "drawn", "weighted"))
     odds: float = setting(1.0, "M's odds of an end count this many times", 1e-9)
     enough: float = setting(0.0, "a dream's return counts up to this; 0: all of it", 0)
     penalty: float = setting(0.01, "fitness = mean return - penalty * mean(w^2) (authors' code)", 0)
@@ -173,26 +167,16 @@ ARGUMENTS = ("task", "preset", "seed")  # of the command line
 SETTINGS = {key: f for key, f in _FIELDS.items() if key not in ARGUMENTS}  # such as "evolve.tau"
 
 # What cannot differ in later rounds, and all that can when C evolves on in reality.
-SAME = {"rounds", "repeat", "collect.min_length", "collect.hold", "collect.long_hold"}
-SAME |= {"vae.z_size", "vae.start", "evaluate.episodes"}
-SAME |= {f"mdnrnn.{name}" for name in ("hidden", "mixtures", "restart_input", "gamma", "fair")}
-SAME |= {f"evolve.{name}" for name in ("features", "bias", "hidden", "finalists")}
+SAME = (
+    "rounds", "repeat", "collect.min_length", "collect.hold", "collect.long_hold", "vae.z_size",
+    "vae.start", "mdnrnn.hidden", "mdnrnn.mixtures", "mdnrnn.restart_input", "mdnrnn.gamma",
+    "mdnrnn.fair", "evolve.features", "evolve.bias", "evolve.hidden", "evolve.finalists",
+    "evaluate.episodes",
+)  # fmt: skip
 REAL = (
-    "population",
-    "episodes",
-    "generations",
-    "sigma",
-    "penalty",
-    "check_every",
-    "check_episodes",
-)
-
-
-class Preset(NamedTuple):
-    """A file of settings, each with its reason: {"rounds": ("2", "why"), ...}."""
-
-    about: str
-    settings: dict[str, tuple[str, str]]
+    "evolve.population", "evolve.episodes", "evolve.generations", "evolve.sigma", "evolve.penalty",
+    "evolve.check_every", "evolve.check_episodes",
+)  # fmt: skip
 
 
 def preset_names(task: str) -> list[str]:
@@ -203,21 +187,17 @@ def preset_names(task: str) -> list[str]:
     return [name.partition("-")[2] for name in own]
 
 
-def read_preset(task: str, name: str) -> Preset:
-    """The preset of that name for a task; SettingError: there is none."""
+def read_preset(task: str, name: str) -> tuple[str, dict[str, str], dict[str, str]]:
+    """What a preset is, its settings, and their reasons, by name; SettingError: there is none."""
     if name not in preset_names(task):
         raise SettingError(f"unknown preset {name!r}: choose from {', '.join(preset_names(task))}")
     path = PRESETS / f"{task}-{name}.txt"
     path = path if path.exists() else PRESETS / f"world-{name}.txt"
-    about, settings = [], {}
-    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
-        text, _, comment = (part.strip() for part in line.partition("#"))
-        if text:
-            ((key, value),) = pairs([text]).items()
-            settings[key] = value, comment
-        else:
-            about.append(comment)
-    return Preset(" ".join(about), settings)
+    lines = [line.partition("#")[::2] for line in path.read_text(encoding="utf-8").splitlines()]
+    about = " ".join(comment.strip() for text, comment in lines if not text)
+    lines = [(text.strip(), comment.strip()) for text, comment in lines if text]
+    reasons = {text.partition("=")[0]: comment for text, comment in lines if comment}
+    return about.strip(), pairs(text for text, _ in lines), reasons
 
 
 def resolve(task: str, preset: str = "quick", settings: Iterable = (), seed: int = 0) -> Config:
@@ -226,9 +206,9 @@ def resolve(task: str, preset: str = "quick", settings: Iterable = (), seed: int
         world = find(task)
     except TaskError as error:
         raise SettingError(str(error)) from error
-    own = {key: value for key, (value, _) in read_preset(world.name, preset).settings.items()}
-    own |= pairs([*suggested(world), *world.settings.split(), *settings])
-    return from_flat({"task": world.name, "preset": preset, "seed": seed} | own)
+    _, own, _ = read_preset(world.name, preset)
+    own |= {"task": world.name, "preset": preset, "seed": seed}
+    return from_flat(own | pairs([*suggested(world), *world.settings.split(), *settings]))
 
 
 def pairs(settings: Iterable[str]) -> dict[str, str]:
@@ -270,49 +250,47 @@ def help_text(task: str = "carracing", preset: str | None = None) -> str:
     """A line per setting: name, the paper's value, that of a preset where it is another, what it is or its reason."""
     papers = resolve(task, "paper") if "paper" in preset_names(task) else Config()
     papers, chosen = flat(papers), flat(resolve(task, preset)) if preset else {}
-    reasons = read_preset(task, preset).settings if preset else {}
+    reasons = read_preset(task, preset)[2] if preset else {}
     rows = [("", "paper", preset or "", "")]
-    for key in [*SETTINGS, *(key for key in chosen if key.partition(".")[0] in ("later", "real"))]:
+    for key in [*SETTINGS, *(key for key in chosen if key not in _FIELDS)]:
         paper, here = (str(values.get(key, "")) for values in (papers, chosen))
         text = SETTINGS[key].metadata["help"] if key in SETTINGS else ""
         rows.append((key, paper, here if here != paper else "", text))
-        if reason := reasons.get(key, ("", ""))[1]:
-            rows.append(("", "", "", f"-> {reason}"))
+        if key in reasons:
+            rows.append(("", "", "", f"-> {reasons[key]}"))
     line = "  {:29} {:9} {:9} {}" if preset else "  {:29} {:9} {}{}"
     return "\n".join(line.format(*row).rstrip() for row in rows)
 
 
 def _built(values: dict) -> Config:
-    sections: dict[str, dict] = {"": {}, "later": {}, "real": {}}
-    for key, value in values.items():
-        phase = key.partition(".")[0]
-        section, _, name = key.rpartition(".")
-        if phase in ("later", "real"):
-            section, name = phase, key
-        sections.setdefault(section, {})[name] = _parsed(key, value)
-    own, later, real = (sections.pop(name) for name in ("", "later", "real"))
-    changed = {name: replace(_SECTIONS[name], **values) for name, values in sections.items()}
-    return Config(**own, **changed, phases=later | real)
+    parsed = {key: _parsed(key, value) for key, value in values.items()}
+    sections = {name: {} for name in _SECTIONS}
+    for key in [key for key in parsed if key in _FIELDS and "." in key]:
+        section, _, name = key.partition(".")
+        sections[section][name] = parsed.pop(key)
+    phases = {key: parsed.pop(key) for key in [*parsed] if key not in _FIELDS}
+    made = {name: replace(_SECTIONS[name], **own) for name, own in sections.items()}
+    return Config(**parsed, **made, phases=phases)
 
 
 def _parsed(key: str, value):
     """`value`, which may be text, as the setting's type and within its range."""
-    phase, dot, name = key.partition(".")
+    phase, _, name = key.partition(".")
     if phase not in ("later", "real"):
-        phase, dot, name = "", "", key
+        phase, name = "", key
     known = SETTINGS if phase else _FIELDS
     if name not in known:
         near = [k for k in SETTINGS if k.endswith(f".{name}")]
         near = near or get_close_matches(name, SETTINGS, n=1)
         mend = "`python run.py settings` lists them all"
         if near:
-            mend = f"did you mean {' or '.join(phase + dot + k for k in near)}? {mend}"
+            before = key.removesuffix(name)
+            mend = f"did you mean {' or '.join(before + k for k in near)}? {mend}"
         raise SettingError(f"unknown setting {key!r}: {mend}")
     if phase == "later" and name in SAME:
         raise SettingError(f"{key} cannot be: {name} is the same in all rounds")
-    if phase == "real" and name.removeprefix("evolve.") not in REAL:
-        able = ", ".join(f"evolve.{name}" for name in REAL)
-        raise SettingError(f"{key} cannot be: in reality C alone evolves, with its own {able}")
+    if phase == "real" and name not in REAL:
+        raise SettingError(f"{key} cannot be: C alone evolves in reality, by its {', '.join(REAL)}")
     kind, limits = type(known[name].default), known[name].metadata
     low, high, choices = limits["low"], limits["high"], limits["choices"]
     text = str(value)

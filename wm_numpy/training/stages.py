@@ -17,17 +17,8 @@ from ..models.agent import Agent, new_mdnrnn, new_vae, read_weights, theta_size
 from ..models.cmaes import CMAES
 from ..settings.config import Config, Training, flat
 from ..worlds.rollout import dream_rollouts
+from . import episodes
 from .data import FrameBatches, Records, SeriesBatches, encoded
-from .episodes import (
-    GROUP,
-    Explorer,
-    collecting_policy,
-    episode_seeds,
-    evaluate,
-    play,
-    real_rollouts,
-    score,
-)
 from .loops import evolve, fit
 from .runfolder import RunFolder, read_results, remove
 
@@ -45,7 +36,7 @@ def collect(run: RunFolder, round_: int) -> None:
     c = run.config.phase(round_)
     paths = run.new_episodes(round_)
     # Agents play in fixed groups, so a group with a missing file is played again as a whole.
-    size = 1 if round_ == 1 else GROUP
+    size = 1 if round_ == 1 else episodes.GROUP
     groups = [paths[i : i + size] for i in range(0, len(paths), size)]
     whole = [all(path.exists() for path in group) for group in groups]
     missing = [i for i in range(len(paths)) if not whole[i // size]]
@@ -53,14 +44,16 @@ def collect(run: RunFolder, round_: int) -> None:
         return
     if round_ == 1:
         agent = None
-        policy = collecting_policy(c)
+        policy = episodes.collecting_policy(c)
         how = {"min_length": c.collect.min_length, "make_policy": policy, "repeat": c.repeat}
     else:
         agent = Agent.load(run.folder, adapted=False)  # more rounds may follow the last one
-        how = {"actor": partial(Explorer, noise=c.collect.noise, spread=c.collect.spread)}
+        how = {"actor": partial(episodes.Explorer, noise=c.collect.noise, spread=c.collect.spread)}
     how["paths"] = [paths[i] for i in missing]
-    seeds = episode_seeds("collect", len(paths), c.seed, round_)[missing]
-    play(c.task, agent, seeds, run.log, "collect", round_, len(paths) - len(missing), **how)
+    seeds = episodes.episode_seeds("collect", len(paths), c.seed, round_)[missing]
+    episodes.play(
+        c.task, agent, seeds, run.log, "collect", round_, len(paths) - len(missing), **how
+    )
 
 
 def train_v(run: RunFolder, round_: int) -> None:
@@ -74,9 +67,9 @@ def train_v(run: RunFolder, round_: int) -> None:
     if _v_stays(run, round_):
         read_weights(run.folder / "vae.npz", v.params)
         return run.finish("vae.npz", round_, weights=v.params.flat)
-    episodes = run.all_episodes()
-    batches = FrameBatches(episodes, c.vae.batch, seed)
-    v.centre(FrameBatches(episodes, MEAN_OF, (*seed, 2))(0))
+    recorded = run.all_episodes()
+    batches = FrameBatches(recorded, c.vae.batch, seed)
+    v.centre(FrameBatches(recorded, MEAN_OF, (*seed, 2))(0))
 
     def loss_and_grad(update: int):
         frames = batches(update)
@@ -102,8 +95,8 @@ def encode(run: RunFolder, round_: int) -> None:
     folder, before = run.series(round_), run.series(round_ - 1)
     if _v_stays(run, round_) and before.exists() and not folder.exists():
         before.rename(folder)
-    episodes = run.all_episodes()
-    missing = [i for i, path in enumerate(episodes.paths) if not (folder / path.name).exists()]
+    recorded = run.all_episodes()
+    missing = [i for i, path in enumerate(recorded.paths) if not (folder / path.name).exists()]
     if not missing:
         return
     v = new_vae(c)
@@ -111,11 +104,11 @@ def encode(run: RunFolder, round_: int) -> None:
     for old in folder.parent.glob("[0-9]*"):
         if old != folder:
             remove(old)  # of an older V
-    done = np.cumsum(episodes.steps[missing])
+    done = np.cumsum(recorded.steps[missing])
     with run.log.progress("encode", round_, int(done[-1]), "frames") as report:
         for i, frames in zip(missing, done, strict=True):
-            series = encoded(episodes.read(i), run.series_dtype, v.encode, c.mdnrnn.gamma)
-            write(folder / episodes.paths[i].name, series)
+            series = encoded(recorded.read(i), run.series_dtype, v.encode, c.mdnrnn.gamma)
+            write(folder / recorded.paths[i].name, series)
             report(int(frames))
 
 
@@ -198,11 +191,13 @@ def select(run: RunFolder, round_: int) -> None:
             kept.remove(path)
     if last:
         count = FINAL * c.check_episodes
-        seeds = episode_seeds("check", count, *_seed(run, "evolve", round_), 1)
+        seeds = episodes.episode_seeds("check", count, *_seed(run, "evolve", round_), 1)
         means = {}
         for path in kept:
             name = f"select, round {path.name}"
-            returns, _ = play(run.config.task, Agent.load(path), seeds, run.log, name, round_)
+            returns, _ = episodes.play(
+                run.config.task, Agent.load(path), seeds, run.log, name, round_
+            )
             means[path] = returns.mean()
         best = max(kept, key=means.get)
         told = ", ".join(f"{path.name}: {means[path]:.1f}" for path in kept)
@@ -251,13 +246,13 @@ def score_all(run: RunFolder, round_: int) -> None:
         if name != "random":
             agent = Agent.load(run.folder, adapted=name != "unadapted")
         if name == "dream":  # the same agent in its own dream
-            seeds = episode_seeds("evaluate", n, c.seed)
+            seeds = episodes.episode_seeds("evaluate", n, c.seed)
             returns, _ = dream_rollouts(agent, agent.theta[None], seeds)
             dream = agent.config.evolve
             steps = dream.horizon or c.max_steps
-            results[name] = score(returns) | {"tau": dream.tau, "steps": steps}
+            results[name] = episodes.score(returns) | {"tau": dream.tau, "steps": steps}
         else:
-            results[name] = evaluate(c.task, agent, n, c.seed, run.log, round_, name)
+            results[name] = episodes.evaluate(c.task, agent, n, c.seed, run.log, round_, name)
         write(path, results)
 
 
@@ -301,10 +296,10 @@ def _evolution(
     agent = replace(Agent.load(run.folder, mean), config=config)
 
     def real(thetas: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        return real_rollouts(agent, thetas, seeds, run.log.line)[0]
+        return episodes.real_rollouts(agent, thetas, seeds, run.log.line)[0]
 
     def fitness(thetas: np.ndarray, generation: int) -> np.ndarray:
-        seeds = episode_seeds("evolve", c.episodes, *seed, generation)
+        seeds = episodes.episode_seeds("evolve", c.episodes, *seed, generation)
         if c.world == "real":
             returns = real(thetas, seeds)
         else:
@@ -314,7 +309,7 @@ def _evolution(
 
     def check(theta: np.ndarray, generation: int) -> float:
         # The same seeds at every check: fewer lucky ones.
-        seeds = episode_seeds("check", c.check_episodes, *seed)
+        seeds = episodes.episode_seeds("check", c.check_episodes, *seed)
         return float(real(theta[None], seeds).mean())
 
     cma = CMAES(mean, c.sigma, c.population, seed=seed)
@@ -322,8 +317,8 @@ def _evolution(
     how = {"log": run.log.line, "check_first": check_first}
     with run.log.progress(stage, round_, c.generations, "generations") as report:
         state = run.state(result, round_)
-        theta, generation, score = evolve(
+        theta, generation, check_of_it = evolve(
             cma, fitness, c.generations, state, report, check, c.check_every, **how
         )
-    found = {"generation": np.array(generation), "check": np.array(score)}
+    found = {"generation": np.array(generation), "check": np.array(check_of_it)}
     run.finish(result, round_, theta=theta, **found)
