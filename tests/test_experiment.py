@@ -563,7 +563,7 @@ def test_evolution_ends_where_it_has_a_reason(tmp_path):
     for _ in range(2):
         assert go(-np.inf)[1] == 10 and checked == [10] and len(lines) == 1
     assert "no further than generation 10" in lines[0]
-    assert "no candidate had a finite cost" in lines[0]
+    assert "infinite for 10 generations" in lines[0]
 
 
 def test_half_a_round_is_no_agent(doom_run, copy_of):
@@ -621,6 +621,42 @@ def test_foreign_files_among_the_series(doom_run, copy_of, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / ".DS_Store").write_text("mine")
     Experiment(tiny_config(), tmp_path / "new")  # is as good as an empty folder
+
+
+def test_series_on_another_disk_do_not_block_the_next_round(doom_run, copy_of, tmp_path):
+    """A folder that was moved away and linked back: its link goes, what it leads to stays."""
+    folder = copy_of(doom_run)
+    series, elsewhere = folder / "series" / "1", tmp_path / "elsewhere"
+    shutil.move(series, elsewhere)
+    series.symlink_to(elsewhere)
+    stages.encode(Experiment(tiny_config("doom", "rounds=2"), folder), 2)
+    assert [path.name for path in (folder / "series").iterdir()] == ["2"]
+    assert len(list(elsewhere.iterdir())) == 2
+
+
+def test_a_resumed_run_says_where_it_goes_on(doom_run, copy_of, capsys):
+    folder = copy_of(doom_run)
+    (folder / "controller.npz").unlink()
+    Experiment(tiny_config(), folder).run(STAGES[:5])
+    out = capsys.readouterr().out
+    assert out.startswith("4 of 5 stages are done: goes on with evolve\n5 of 5  evolve ")
+    Experiment(tiny_config("doom", "rounds=2"), folder).run(STAGES[:1])
+    assert "1 of 2 stages are done: goes on with collect, round 2" in capsys.readouterr().out
+
+
+def test_what_explores_is_c_with_noise_that_lasts(doom_run):
+    """The noise has the std that is asked for and lasts some steps; C's parameters differ in every third episode."""
+    agent = Agent.load(doom_run)
+    thetas, seeds = np.zeros((900, agent.theta.size)), np.arange(900)
+    explorer = episodes.Explorer(agent, thetas, seeds, noise=0.2)
+    features = np.ones((900, agent.theta.size), np.float32)
+    actions = np.stack([explorer(features)[:, 0] for _ in range(20)])[10:]
+    assert actions.std() == pytest.approx(0.2, rel=0.05)
+    assert np.corrcoef(actions[0], actions[1])[0, 1] == pytest.approx(0.8, abs=0.05)
+    spread = episodes.Explorer(agent, thetas, seeds, spread=0.01)(features)[:, 0]
+    assert not spread[0::3].any() and not spread[1::3].any() and spread[2::3].all()
+    again = episodes.Explorer(agent, thetas, seeds, spread=0.01)(features)[:, 0]
+    assert np.array_equal(again, spread)
 
 
 def test_each_evaluation_says_whose_it_is(doom_run, copy_of, monkeypatch):

@@ -22,15 +22,16 @@ class Experiment(RunFolder):
             write(self.folder / "config.json", flat(self.config))
             if "collect" in names:
                 self.require_space()
-            for round_ in range(1, self.config.rounds + 1):
-                for name in names:
-                    stage, result = stages.STAGES[name]
-                    complete = result and self.round_of(result) >= round_
-                    due = name not in stages.LAST or round_ == self.config.rounds
-                    if due and not complete:
-                        stage(self, round_)
-                if self.round_of("controller.npz") < round_:
-                    return  # the next round needs this one's agent
+            rounds = range(1, self.config.rounds + 1)
+            jobs = [(name, r) for r in rounds for name in names if stages.due(self.config, name, r)]
+            left = [not stages.complete(self, *job) for job in jobs]
+            done = left.index(True) if any(left) else len(jobs)
+            told = [f"{name}, round {r}" if len(rounds) > 1 else name for name, r in jobs]
+            for _, (name, r) in zip(self.log.stages(told, done), jobs[done:], strict=True):
+                if r > 1 and self.round_of("controller.npz") < r - 1:
+                    return  # a round needs the agent of the one before
+                if not stages.complete(self, name, r):
+                    stages.STAGES[name][0](self, r)
 
 
 def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:

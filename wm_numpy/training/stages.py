@@ -40,8 +40,6 @@ def collect(run: RunFolder, round_: int) -> None:
     groups = [paths[i : i + size] for i in range(0, len(paths), size)]
     whole = [all(path.exists() for path in group) for group in groups]
     missing = [i for i in range(len(paths)) if not whole[i // size]]
-    if not missing:
-        return
     if round_ == 1:
         agent = None
         policy = episodes.collecting_policy(c)
@@ -175,8 +173,6 @@ def select(run: RunFolder, round_: int) -> None:
     the end, the winner's mdnrnn.npz and controller.npz; draws the games.
     """
     c = run.config.phase(round_).evolve
-    if not c.finalists:
-        return
     newest = run.folder / "finalists" / str(round_)
     if not (newest / "config.json").exists():
         newest.mkdir(parents=True, exist_ok=True)
@@ -212,14 +208,13 @@ def _check_of(finalist: Path) -> float:
 
 
 def adapt(run: RunFolder, round_: int) -> None:
-    """Evolve the last round's C further in reality, if asked; V and M stay as they are.
+    """Evolve the last round's C further in reality; V and M stay as they are.
 
     Its checks begin before the first generation: if none is better than that, C stays as it was.
     Reads vae.npz, mdnrnn.npz and controller.npz; writes adapted.npz; draws candidates and episodes.
     """
-    if run.config.ends_in_reality:
-        c = run.config.phase("real")
-        _evolution(run, "adapt", round_, c, run.theta(), check_first=True)
+    c = run.config.phase("real")
+    _evolution(run, "adapt", round_, c, run.theta(), check_first=True)
 
 
 def score_all(run: RunFolder, round_: int) -> None:
@@ -227,21 +222,10 @@ def score_all(run: RunFolder, round_: int) -> None:
 
     Reads the agent; writes results.json; draws held-out games.
     """
-    path = run.folder / "results.json"
     c = run.config
     n = c.evaluate.episodes
-    results = read_results(path) if path.exists() else {}
-    scored = {result["episodes"] for result in results.values() if isinstance(result, dict)}
-    if results.get("round") != round_ or scored - {n}:
-        results = {"round": round_, "task": c.task, "preset": c.preset}
-    adapted = (run.folder / "adapted.npz").exists()
-    if adapted and "agent" in results and "unadapted" not in results:
-        # scored before it was adapted
-        results["unadapted"] = results.pop("agent")
-        results.pop("dream", None)
-    for name in ("random", "unadapted", "agent", "dream"):
-        if name in results or (name == "unadapted" and not adapted):
-            continue
+    results, missing = _scores(run, round_)
+    for name in missing:
         agent = None
         if name != "random":
             agent = Agent.load(run.folder, adapted=name != "unadapted")
@@ -253,7 +237,23 @@ def score_all(run: RunFolder, round_: int) -> None:
             results[name] = episodes.score(returns) | {"tau": dream.tau, "steps": steps}
         else:
             results[name] = episodes.evaluate(c.task, agent, n, c.seed, run.log, round_, name)
-        write(path, results)
+        write(run.folder / "results.json", results)
+
+
+def _scores(run: RunFolder, round_: int) -> tuple[dict, list[str]]:
+    """The scores that hold of results.json, and the names of those that are missing."""
+    path = run.folder / "results.json"
+    results = read_results(path) if path.exists() else {}
+    scored = {result["episodes"] for result in results.values() if isinstance(result, dict)}
+    if results.get("round") != round_ or scored - {run.config.evaluate.episodes}:
+        results = {"round": round_, "task": run.config.task, "preset": run.config.preset}
+    adapted = (run.folder / "adapted.npz").exists()
+    if adapted and "agent" in results and "unadapted" not in results:
+        # scored before it was adapted
+        results["unadapted"] = results.pop("agent")
+        results.pop("dream", None)
+    names = ["random", *["unadapted"] * adapted, "agent", "dream"]
+    return results, [name for name in names if name not in results]
 
 
 # Every stage, with the file that makes it complete. That of "encode" is M: nothing else reads the series.
@@ -267,8 +267,23 @@ STAGES = {
     "adapt": (adapt, "adapted.npz"),
     "evaluate": (score_all, None),
 }
-LAST = ("adapt", "evaluate")  # after the last round alone
 DRAWING = ("collect", "vae", "encode", "mdnrnn", "evolve", "adapt")  # a place is part of the seed
+
+
+def due(config: Config, name: str, round_: int) -> bool:
+    """Whether a stage belongs to a round."""
+    last = round_ == config.rounds
+    asked = {"select": config.evolve.finalists, "adapt": last and config.ends_in_reality}
+    return bool(asked.get(name, last or name != "evaluate"))
+
+
+def complete(run: RunFolder, name: str, round_: int) -> bool:
+    """Whether nothing of a stage is left to do."""
+    if name == "collect":
+        return all(path.exists() for path in run.new_episodes(round_))
+    if name == "evaluate":
+        return not _scores(run, round_)[1]
+    return run.round_of(STAGES[name][1]) >= round_
 
 
 def _seed(run: RunFolder, stage: str, round_: int) -> tuple[int, int, int]:
