@@ -76,7 +76,7 @@ def test_a_file_and_a_name_in_it(tmp_path, monkeypatch):
         ("import not_there_at_all\n", r"line 1: ModuleNotFoundError: .*not_there_at_all"),
         ("x = 1\n", "mine.py declares no CATCH"),
         ("from wm_numpy.settings.tasks import Task\nCATCH = Task(max_steps=3)\n", "line 2.*make"),
-        (None, "mine.py is missing, and this world is declared there: put it back"),
+        (None, "mine.py is missing on .*: this world is declared there, put it back"),
     ],
 )
 def test_a_file_that_declares_nothing(tmp_path, text, sentence):

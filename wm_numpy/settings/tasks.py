@@ -12,6 +12,7 @@ from functools import lru_cache
 from importlib import import_module, util
 from operator import index
 from pathlib import Path
+from platform import node
 from traceback import extract_tb
 
 import numpy as np
@@ -174,7 +175,8 @@ def suggested(task: Task) -> list[str]:
 def _of_file(path: Path, attribute: str) -> Task:
     """What a file of the user's declares under a name."""
     if not path.is_file():
-        raise TaskError(f"{path} is missing, and this world is declared there: put it back")
+        mend = "this world is declared there, put it back"
+        raise TaskError(f"{path} is missing on {node()}: {mend}")
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # for what it imports from beside it
     spec = util.spec_from_file_location(f"{path.stem} of {path.parent}", path)
