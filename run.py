@@ -12,8 +12,10 @@ def parser() -> argparse.ArgumentParser:
     # Allowed before the command or after it: SUPPRESS keeps the subparser's default from overwriting the global flag.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    common.add_argument("--workers", type=int, metavar="N", help="threads and processes; all cores")
-    address = "a Dask scheduler whose workers play the real episodes, tcp://HOST:8786; this machine"
+    common.add_argument(
+        "--workers", type=int, metavar="N", help="threads and processes (default: all cores)"
+    )
+    address = "a Dask scheduler whose workers play the real episodes: tcp://HOST:8786"
     common.add_argument("--executor", metavar="ADDRESS", help=address)
     about = "World Models (Ha & Schmidhuber 2018) in NumPy."
     main = argparse.ArgumentParser("run.py", description=about, parents=[common])
@@ -28,29 +30,37 @@ def parser() -> argparse.ArgumentParser:
     file = {"type": Path, "metavar": "FILE"}
     changes = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
 
-    train = command("train", "collect, V, encode, M, C, evaluate; a stopped run goes on", run=False)
+    train = command(
+        "train", "collect, V, encode, M, C, evaluate; resumes where it was stopped", run=False
+    )
     train.add_argument("task", help="doom, carracing, FILE.py:NAME or gym:ID")
     train.add_argument(
         "--preset",
         default="quick",
-        help="smoke, quick, laptop, paper, for CarRacing also reality; quick",
+        help="smoke, quick, laptop, paper; for CarRacing also reality (default: quick)",
     )
-    train.add_argument("--out", type=Path, help="the run folder; runs/TASK")
-    train.add_argument("--stage", default="evaluate", help="the last one to run; evaluate")
+    train.add_argument("--out", type=Path, help="the run folder (default: runs/TASK)")
+    train.add_argument(
+        "--stage", default="evaluate", help="the last stage to run (default: evaluate)"
+    )
     settings = command("settings", "every setting for --set, with the paper's value", run=False)
     settings.add_argument("task", nargs="?", default="carracing", help="doom or carracing")
     settings.add_argument("--preset", help="shows its values, too, and why")
 
     sweep = command("sweep", "evolve C at several temperatures on one V and M: the paper's table 2")
     sweep.add_argument("--tau", default="0.1,0.5,1.0,1.15,1.3", help="comma-separated temperatures")
-    sweep.add_argument("--seed", type=int, help="of the evolution and its episodes; that of RUN")
-    sweep.add_argument("--out", type=Path, help="folder of the runs; runs/RUN-sweep[-SEED]")
+    sweep.add_argument(
+        "--seed", type=int, help="of the evolution and its episodes (default: that of RUN)"
+    )
+    sweep.add_argument(
+        "--out", type=Path, help="folder of the runs (default: runs/RUN-sweep[-SEED])"
+    )
 
     judge = command("judge", "M on held-out episodes; the same policies in dream and reality")
     judge.add_argument("--episodes", type=int, default=50)
     judge.add_argument("--tau", default="0.5,1.0,1.15,1.3", help="comma-separated temperatures")
 
-    evaluate = command("evaluate", "play real episodes on seeds used for nothing else")
+    evaluate = command("evaluate", "play real episodes on held-out seeds")
     evaluate.add_argument("--episodes", type=int, default=100)
     evaluate.add_argument("--random", action="store_true", help="play the random policy instead")
     help = "the agent before it was adapted to the real environment"
@@ -58,22 +68,37 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", **file, help="write the score there too")
 
     play = command("play", "play in M's dream or reality, in a browser; or watch C play", run=False)
-    play.add_argument("run", nargs="?", default="doom", help="a run folder or weights; doom")
-    play.add_argument("--port", type=int, default=0, help="of the page's address; any that is free")
+    play.add_argument(
+        "run", nargs="?", default="doom", help="a run folder or shipped weights (default: doom)"
+    )
+    play.add_argument("--port", type=int, default=0, help="of the page (default: any that is free)")
     play.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines visit")
     play.add_argument("--png", **file, help="write a moving picture: reality, V's view, dream")
-    play.add_argument("--tau", type=float, help="temperature of the dream; that of C's evolution")
-    play.add_argument("--seed", type=int, help="of the first dream; the page draws a new one")
+    play.add_argument(
+        "--tau", type=float, help="temperature of the dream (default: that of C's evolution)"
+    )
+    play.add_argument(
+        "--seed", type=int, help="of the first dream (default: a new one at each visit)"
+    )
     for sub in (train, evaluate):
         sub.add_argument("--seed", type=int, default=0)
     for sub in (train, sweep):
-        sub.add_argument("--set", **changes, help="a setting; see `settings`")
+        sub.add_argument("--set", **changes, help="change a setting; `settings` lists them")
 
     export = command("export", "write a run's weights in float16, to keep, ship or share")
-    export.add_argument("folder", type=Path, help="where to; it can be RUN of every command")
+    export.add_argument("folder", type=Path, help="where to write; every command takes it as RUN")
     report = command("report", "the scores of a run, and its pictures in one HTML file")
-    report.add_argument("--all", action="store_true", help="play, too: can its dream be trusted?")
-    report.add_argument("--episodes", type=int, default=24, help="of each policy, with --all")
+    report.add_argument(
+        "--all",
+        action="store_true",
+        help="also play real episodes, minutes of them: can its dream be trusted?",
+    )
+    report.add_argument(
+        "--episodes",
+        type=int,
+        default=24,
+        help="real episodes of each policy, with --all (default: 24)",
+    )
     command("gradcheck", "check every hand-written gradient", run=False)
     bench = command("bench", "time the hot paths beside PyTorch, pycma and Gymnasium", run=False)
     bench.add_argument("--json", **file)

@@ -29,6 +29,10 @@ COLUMNS = 10  # pictures in a row
 STRONGEST = 8  # latent dimensions shown
 SPREAD = (-3, -2, -1, 0, 1, 2, 3)  # standard deviations that each is moved by
 TAUS = (0.1, 0.5, 1.0, 1.15, 1.3)  # table 2's
+LOOPS = (  # panels of openloop's figures: title, what is drawn, the lines
+    ("z", "squared error", {"z: M": "M", "stays": "nothing changes", "mean": "mean frame"}),
+    ("reward", "sum so far", {"reward: true": "came", "told": "told", "C: told": "told, C acts"}),
+)
 SMOOTH = 9  # points averaged in a curve
 
 
@@ -193,20 +197,11 @@ def followed(by: dict) -> str:
     """How long a dream of recorded moments stays with what really came."""
     panels = []
     for policy in ("collecting", "C"):
-        for title, y_name, names in (
-            ("z", "squared error", {"z: M": "M", "stays": "nothing changes", "mean": "mean frame"}),
-            (
-                "reward",
-                "sum so far",
-                {"reward: true": "came", "told": "told", "C: told": "told, C acts"},
-            ),
-        ):
-            rows = by["loop", policy]
-            lines = [
-                Line(label, [r["steps"] for r in rows], [r[name] for r in rows])
-                for name, label in names.items()
-                if rows and name in rows[0]
-            ]
+        rows = by["loop", policy]
+        steps = [row["steps"] for row in rows]
+        for title, y_name, names in LOOPS:
+            known = [name for name in names if rows and name in rows[0]]
+            lines = [Line(names[name], steps, [row[name] for row in rows]) for name in known]
             if lines:
                 panels.append(chart(f"{title}, moments of {policy}", "steps dreamt", y_name, lines))
     return beside(panels) if panels else ""
