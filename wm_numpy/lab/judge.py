@@ -94,32 +94,34 @@ def table(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[str]:
 
 def columns(rows: Sequence[dict]) -> list[str]:
     """Rows of words and numbers by name as lines, under a line of the names."""
+
+    def told(x: str | float) -> str:
+        if isinstance(x, str | int):
+            return str(x)
+        return f"{x:.1f}" if abs(x) >= 10 else f"{x:.3f}"
+
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names]
-    for row in rows:
-        told = [row.get(name, "") for name in names]
-        cells.append(
-            [x if isinstance(x, str | int) else f"{x:.{1 if abs(x) >= 10 else 3}f}" for x in told]
-        )
-    widths = [max(len(str(x)) for x in column) for column in zip(*cells, strict=True)]
-    left = [any(isinstance(row.get(name), str) for row in rows) for name in names]
-    form = "  ".join(
-        f"{{:{'<' if words else '>'}{w}}}" for words, w in zip(left, widths, strict=True)
-    )
-    return ["  " + form.format(*line).rstrip() for line in cells]
+    lines = [names, *([told(row.get(name, "")) for name in names] for row in rows)]
+    words = [any(isinstance(row.get(name), str) for row in rows) for name in names]
+    for k, word in enumerate(words):
+        width = max(len(line[k]) for line in lines)
+        for line in lines:
+            line[k] = line[k].ljust(width) if word else line[k].rjust(width)
+    return ["  " + "  ".join(line).rstrip() for line in lines]
 
 
 def life(policy: str, world: str, returns: np.ndarray, lengths: np.ndarray) -> dict:
     """A row of the table of whole lives."""
-    quarters = [np.quantile(x, (0.25, 0.5, 0.75)) for x in (returns / lengths, lengths)]
+    result = score(returns)
+    low, high = result["ci95"]
+    mean = f"{result['mean']:.1f} +- {result['sd']:.1f} [{low:.1f}, {high:.1f}]"
+    pace, steps = (np.quantile(x, (0.25, 0.5, 0.75)) for x in (returns / lengths, lengths))
     return {
         "policy": policy,
         "world": world,
-        "reward +- SD [95 % of the mean]": "{mean:.1f} +- {sd:.1f} [{ci95[0]:.1f}, {ci95[1]:.1f}]".format(
-            **score(returns)
-        ),
-        "a step": "{:.2f} {:.2f} {:.2f}".format(*quarters[0]),
-        "steps": "{:.0f} {:.0f} {:.0f}".format(*quarters[1]),
+        "reward +- SD [95 % of the mean]": mean,
+        "a step": "{:.2f} {:.2f} {:.2f}".format(*pace),
+        "steps": "{:.0f} {:.0f} {:.0f}".format(*steps),
     }
 
 
