@@ -60,7 +60,7 @@ def whole(folder: Path) -> Iterator[Path]:
     beside = folder / f".{mark()}.part"
     try:
         yield beside
-        for path in beside.iterdir():
+        for path in list(beside.iterdir()):
             path.replace(folder / path.name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -72,9 +72,7 @@ def named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = (
-            error.strerror or f"{error}: is the disk full?"
-        )  # NumPy counts what it could not write
+        why = error.strerror or f"{error}: is the disk full?"  # of NumPy, which counts
         raise DataError(f"{path} cannot be written ({why})") from error
 
 

@@ -28,11 +28,13 @@ def scratch(folder: str | None = None) -> tempfile.TemporaryDirectory:
 
 def sweep(folder: Path | None = None, own: bool = False) -> None:
     """Remove what dead processes left in a folder, and their memory; own: also what this one would leave."""
-    folder = folder or Path(tempfile.gettempdir())
-    found = {path: re.search(rf"{MARK}(\d+)", path.name) for path in folder.glob(f"*{MARK}*")}
-    dead = [path for path, number in found.items() if number and _is_dead(int(number[1]), own)]
+    found = []
+    for path in (folder or Path(tempfile.gettempdir())).glob(f"*{MARK}*"):
+        number = re.search(rf"{MARK}(\d{{1,9}})", path.name)
+        if number and (_is_dead(int(number[1])) or (own and mark() == number[0])):
+            found.append(path)
     names = set(Path(SHARED).glob(ENGINES))
-    for path in [*dead, *(names and names - _in_use())]:
+    for path in [*found, *(names and names - _in_use())]:
         with suppress(OSError):  # another sweep was first; another user's
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -40,15 +42,12 @@ def sweep(folder: Path | None = None, own: bool = False) -> None:
 sweep_once = lru_cache(sweep)  # in the life of this process
 
 
-def _is_dead(pid: int, own: bool) -> bool:
-    if pid == os.getpid() or os.name == "nt":  # where os.kill(pid, 0) is no question
-        return own and pid == os.getpid()
+def _is_dead(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:  # another user's
-        pass
+        if os.name != "nt":  # where this is no question
+            os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)  # else it is another user's
     return False
 
 

@@ -166,10 +166,7 @@ def cluster(address: str) -> Callable[..., cf.Executor]:
         raise ImportError(f"a cluster needs `pip install distributed` ({error})") from error
     warnings.filterwarnings("ignore", "Sending large graph")  # an agent, once
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors are sentences here
-    try:
-        return partial(_Cluster, Client(address), address)
-    except OSError as error:
-        raise WorkerError(f"no Dask scheduler answers at {address} ({error})") from None
+    return partial(_Cluster, Client(address), address)
 
 
 class _Cluster:
