@@ -15,7 +15,7 @@ from wm_numpy.core import files, leftovers
 
 # A process that holds a temporary folder and a file of the shared memory, and waits.
 HOLD = """
-import mmap, sys, time
+import mmap, os, sys, time
 from wm_numpy.core import leftovers
 leftovers.SHARED = sys.argv[1]
 with leftovers.scratch(sys.argv[1]), open(sys.argv[2], "w+b") as file:
@@ -23,6 +23,9 @@ with leftovers.scratch(sys.argv[1]), open(sys.argv[2], "w+b") as file:
     if sys.argv[3] == "mapped":
         memory = mmap.mmap(file.fileno(), 4096)
         file.close()
+        for fd in os.listdir("/proc/self/fd"):  # that of mmap
+            if os.path.realpath(f"/proc/self/fd/{fd}") == file.name:
+                os.close(int(fd))
     print(flush=True)
     time.sleep(60)
 """
@@ -121,6 +124,16 @@ def test_the_next_writer_removes_unfinished_files(tmp_path):
         path.touch()
     files.write(tmp_path / "b.json", {})
     assert set(tmp_path.iterdir()) == {tmp_path / "b.json", living, foreign}
+
+
+def test_processes_of_another_user_are_not_dead(tmp_path, monkeypatch):
+    def kill(pid, number):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", kill)
+    (tmp_path / ".c.npy.wm_numpy-process-1.part").touch()
+    leftovers.sweep(tmp_path)
+    assert len(parts(tmp_path)) == 1
 
 
 FULL = """
