@@ -211,6 +211,9 @@ def perform(args: argparse.Namespace) -> int | None:
             task = player.config.task
             result = episodes.evaluate(task, who, args.episodes, args.seed, log.Log())
             print(report.score_line("random policy" if args.random else "agent", result))
+            if "alone" in result:
+                print(report.score_line("C alone", result["alone"]))
+                print(report.gain(result))
             if args.json:
                 files.write(args.json, result)
         case "judge":

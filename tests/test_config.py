@@ -91,7 +91,7 @@ def test_round_trip(task, preset):
     assert flat(c)["later.mdnrnn.updates"] == 7
     assert from_flat(flat(c)) == c and from_flat(json.loads(json.dumps(flat(c)))) == c
     sections = {key.split(".")[0] for key in flat(c) if "." in key}
-    assert sections == {"collect", "vae", "mdnrnn", "evolve", "evaluate", "later", "real"}
+    assert sections == {"collect", "vae", "mdnrnn", "evolve", "ahead", "evaluate", "later", "real"}
 
 
 def test_a_phase_is_a_plain_configuration():
@@ -149,7 +149,7 @@ def test_help_has_a_line_for_every_setting():
     reason = lines[next(i for i, line in enumerate(lines) if "vae.foreground" in line) + 1]
     assert rows["evolve.tau"][:2] == ["1.15", "1.0"] and rows["evolve.bias"][0] == "False"
     assert reason.strip() == "-> what moves counts more: V shows fireballs of two pixels"
-    assert rows["later.vae.updates"] == ["500"]
+    assert rows["later.mdnrnn.updates"] == ["3000"]
 
 
 PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silent

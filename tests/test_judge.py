@@ -305,6 +305,8 @@ def test_lives_of_the_same_policies_in_both_worlds(no_reality):
 def test_table(no_reality, monkeypatch):
     facts = [("bearing, near", "R2", {"mu": 0.75, "z": 0.5})]
     monkeypatch.setattr("wm_numpy.lab.sight.figures", lambda agent, episodes: facts)
+    plans = [{"steps": 4, "n": 9, "true": 3.0, "told": 2.5, "r": 0.5, "auc": 0.75, "pairs": 0.625}]
+    monkeypatch.setattr("wm_numpy.lab.foresight.figures", lambda agent, episodes: plans)
     text = "\n".join(table(tiny_agent("doom", "mdnrnn.value_weight=1"), 2, [1.0]))
     blocks = [block.splitlines() for block in text.split("\n\n")]
     assert [line.split()[0] for line in blocks[0][2:]] == [
@@ -317,12 +319,14 @@ def test_table(no_reality, monkeypatch):
     assert "AUC" in blocks[3][1]
     assert [line.split("  ")[1] for line in blocks[3][5:]][:2] == ["z: M", "stays"]
     assert blocks[4][2].split() == ["bearing,", "near", "R2", "0.750", "0.500"]
-    assert [line[2:14].strip() for line in blocks[5][2:]] == [
+    assert blocks[5][2].split()[:2] == ["4", "9"]
+    assert len(blocks[5]) == 8  # each with its legend
+    assert [line[2:14].strip() for line in blocks[6][2:]] == [
         p
         for p in ("collecting", "left", "middle", "right", "to and fro", "C")
         for _ in ("reality", "dream")
     ]
-    assert blocks[6][0] == "verdict" and len(blocks[6]) == 7
+    assert blocks[7][0] == "verdict" and len(blocks[7]) == 7
 
 
 def test_verdict():

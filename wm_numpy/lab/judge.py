@@ -26,7 +26,7 @@ from ..training.episodes import (
 from ..worlds.policies import fixed_policy, to_and_fro
 from ..worlds.rollout import rollout
 from ..worlds.world import Dream
-from . import openloop, sight
+from . import foresight, openloop, sight
 from .statistics import r2
 from .verdict import verdict
 
@@ -45,7 +45,7 @@ def findings(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[tup
     """All that is found, as it is found: its kind, whom it is about, the figures.
 
     "steps", policy, figures by name; "loop", policy, rows of openloop.open_loop; "fact", its name, (measure, figure by
-    reader); "life", (policy, world), (returns, lengths).
+    reader); "plans", policy, rows of foresight.figures; "life", (policy, world), (returns, lengths).
     """
     real = {}
     for name, policy in (("collecting", collecting_policy(agent.config)), ("C", None)):
@@ -54,6 +54,8 @@ def findings(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[tup
         yield "loop", name, openloop.open_loop(agent, real[name], closed=policy is None)
     for fact, *told in sight.figures(agent, episodes):
         yield "fact", fact, told
+    # plans are many where an action has several numbers
+    yield "plans", "C", foresight.figures(agent, max(1, episodes // agent.m.action_size))
     for policy, world, returns, lengths in lives(agent, episodes, taus, real):
         yield "life", (policy, world), (returns, lengths)
 
@@ -62,6 +64,7 @@ HEADINGS = {
     "steps": "M step by step, on {n} held-out episodes of {who}",
     "loop": "M in loops of its own, from recorded moments of {who}, tau 1",
     "fact": "facts read off by a line; R2: 1 is perfect, AUC: 0.5 is a guess",
+    "plans": "actions held from the same moments on, in M's dreams and in the game",
     "life": "whole lives of {n} episodes; reward: {reward}; a step and steps: 25, 50, 75 %",
 }
 
@@ -84,6 +87,9 @@ def table(agent: Agent, episodes: int, taus: Sequence[float]) -> Iterator[str]:
                 legend = [f"  {name:13} {openloop.LEGEND[name]}" for name in known]
         elif kind == "fact":
             rows = [{"fact": fact, "": measure} | readers for _, fact, (measure, readers) in some]
+        elif kind == "plans":
+            rows = told
+            legend = [f"  {name:13} {meaning}" for name, meaning in foresight.LEGEND.items()]
         else:
             rows = [life(*about, *told) for _, about, told in some]
         yield HEADINGS[kind].format(n=episodes, who=about, reward=task.reward)

@@ -37,6 +37,12 @@ def score_line(name: str, result: dict) -> str:
     return row
 
 
+def gain(result: dict) -> str:
+    """What looking ahead is worth to an agent."""
+    worth = "{mean:+.1f} +- {se:.1f}".format(**result["difference"])
+    return f"Looking ahead adds {worth} (standard error) to C alone, on the same episodes."
+
+
 def quoted(score: str) -> dict[str, float]:
     """A score such as "906 +- 21", as results.json has them; {} of an empty one."""
     return dict(zip(("mean", "sd"), map(float, score.split(" +- ")), strict=True)) if score else {}
@@ -55,6 +61,7 @@ def compared(folder: Path) -> dict[str, dict]:
         "random policy": results["random"],
         "blind baseline": quoted(task.blind),
         "C of the dream": results.get("unadapted"),
+        "C alone": results["agent"].get("alone"),
         "agent": results["agent"],
         "the paper's agent": quoted(task.paper),
     }
@@ -91,6 +98,8 @@ def verdict(folder: Path, rows: dict[str, dict]) -> list[str]:
             told.append(f"The agent is {how} the {name}.")
     if "blind baseline" in rows:
         told[-1] += " (It alternates left and right and sees nothing.)"
+    if "difference" in rows["agent"]:
+        told.append(gain(rows["agent"]))
     if scores := task.expected.get(config.preset):
         slack = 2 * sd / np.sqrt(n)
         how = "as expected"

@@ -37,6 +37,12 @@ class CollectConfig:
     min_length: int = setting(1, "a random episode of fewer steps is replaced by another", 1)
     hold: int = setting(10, "a random action of Doom is held for at most this many steps", 1)
     long_hold: int = setting(0, "the same in about every other episode; 0: as in the rest", 0)
+    swing: int = setting(
+        0, "in a third an action and its opposite by turns, each for up to this", 0
+    )
+    more: int = setting(
+        0, "random episodes more, for M alone: V encodes them, no frames are kept", 0
+    )
     noise: float = setting(0.3, "std of the smooth noise on the agent's actions", 0)
     spread: float = setting(0.0, "std of noise on C's parameters in every third own episode", 0)
 
@@ -114,6 +120,16 @@ class EvolveConfig:
 
 
 @dataclass(frozen=True)
+class AheadConfig:
+    """Looking ahead in M before each action; the paper's agent does not."""
+
+    horizon: int = setting(0, "steps dreamt before each action; 0: it does not look ahead", 0)
+    samples: int = setting(6, "dreams of each plan", 1)
+    margin: float = setting(0.1, "a better plan is worth more by this share of itself", 0)
+    go_on: bool = setting(False, "without a better plan: the last action again, not C's")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """The scores that are reported, on held-out seeds."""
 
@@ -133,6 +149,7 @@ class Config:
     vae: VAEConfig = VAEConfig()
     mdnrnn: MDNRNNConfig = MDNRNNConfig()
     evolve: EvolveConfig = EvolveConfig()
+    ahead: AheadConfig = AheadConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     phases: dict[str, object] = field(default_factory=dict)
 
@@ -171,7 +188,7 @@ SAME = (
     "rounds", "repeat", "collect.min_length", "collect.hold", "collect.long_hold", "vae.z_size",
     "vae.start", "mdnrnn.hidden", "mdnrnn.mixtures", "mdnrnn.restart_input", "mdnrnn.gamma",
     "mdnrnn.fair", "evolve.features", "evolve.bias", "evolve.hidden", "evolve.finalists",
-    "evaluate.episodes",
+    "evaluate.episodes", "collect.swing", *(f"ahead.{f.name}" for f in fields(AheadConfig)),
 )  # fmt: skip
 REAL = (
     "evolve.population", "evolve.episodes", "evolve.generations", "evolve.sigma", "evolve.penalty",
@@ -232,6 +249,15 @@ def from_flat(values: dict) -> Config:
         key = f"mdnrnn.{name}_weight"
         if bool(flat(first)[key]) != bool(flat(later)[key]):
             raise SettingError(f"later.{key}: 0 in all rounds or in none, M being one network")
+    ahead, m = config.ahead, config.mdnrnn
+    if ahead.horizon and not (m.done_weight or m.reward_weight):
+        what = "ahead.horizon needs M to foretell the end or the reward"
+        mend = "set mdnrnn.done_weight or mdnrnn.reward_weight, or ahead.horizon=0"
+        raise SettingError(f"{what}: {mend}")
+    frameless = first.collect.more or later.collect.more
+    if frameless and config.rounds > 1 and later.vae.learning_rate:
+        what = "collect.more keeps no frames that a later V could encode"
+        raise SettingError(f"{what}: set later.vae.learning_rate=0, or collect.more=0")
     if config.evolve.finalists and config.rounds > 1:
         checked = first.evolve.check_every and later.evolve.check_every
         if not checked or later.vae.learning_rate:

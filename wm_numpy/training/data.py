@@ -83,14 +83,14 @@ class Recorder:
             self._steps.append((action, info.get("reward", reward), terminated))
         return frame, reward, terminated, truncated, info
 
-    def save(self, path: Path) -> None:
-        """Write the episode."""
+    def save(self, path: Path, encode: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+        """Write the episode, or what `encode` makes of its records."""
         records = np.zeros(len(self._frames), frame_dtype(len(self._steps[0][0])))
         records["frame"] = self._frames
         records[["action", "reward", "done"]][:-1] = self._steps
         records["seen"] = True
         records["seen"][-1] = self.env.unwrapped.shows_end or not records["done"][-2]
-        write(path, records)
+        write(path, encode(records) if encode else records)
 
     def close(self) -> None:
         """As the environment's."""

@@ -12,9 +12,10 @@ import numpy as np
 from ..models.agent import Agent
 from ..settings.config import Config
 from ..settings.tasks import find
+from ..worlds.ahead import LookAhead
 from ..worlds.policies import random_policy
 from ..worlds.rollout import Rollouts, joined, rollout
-from ..worlds.world import RealWorld
+from ..worlds.world import RealWorld, World
 from . import parallel
 from .data import Recorder
 from .log import Log
@@ -44,10 +45,21 @@ def score(returns: np.ndarray) -> dict[str, float]:
 def evaluate(
     task: str, agent: Agent | None, episodes: int, seed: int, log: Log, round_=1, name="agent"
 ) -> dict:
-    """Play real episodes on held-out seeds -> score() with the seed and the mean length."""
+    """Play real episodes on held-out seeds -> score() with the seed and the mean length.
+
+    An agent that looks ahead plays them twice: `alone` is the score of its C alone, `difference` what looking ahead
+    adds to an episode, on the mean, and the standard error of that.
+    """
     seeds = episode_seeds("evaluate", episodes, seed)
     returns, lengths = play(task, agent, seeds, log, f"evaluate {name}", round_)
-    return score(returns) | {"length": float(lengths.mean()), "seed": seed}
+    more = {}
+    if agent is not None and agent.config.ahead.horizon:
+        alone = returns
+        returns, lengths = play(task, agent, seeds, log, "look ahead", round_, actor=look_ahead)
+        gain = score(returns - alone)
+        difference = {"mean": gain["mean"], "se": gain["sd"] / np.sqrt(episodes)}
+        more = {"alone": score(alone), "difference": difference}
+    return score(returns) | {"length": float(lengths.mean()), "seed": seed} | more
 
 
 def play(
@@ -69,31 +81,39 @@ def play(
 def collecting_policy(config: Config) -> Callable:
     """rng -> the random policy of one episode, as the first round collects with it."""
     c = config.collect
-    how = {"hold": c.hold, "long_hold": c.long_hold, "repeat": config.repeat}
+    how = {"hold": c.hold, "long_hold": c.long_hold, "swing": c.swing, "repeat": config.repeat}
     return partial(random_policy, config.task, **how)
 
 
+def look_ahead(world: World, thetas: np.ndarray, seeds: np.ndarray) -> LookAhead:
+    """C that looks ahead, the same candidate in every row."""
+    return LookAhead(world, world.agent.controller(thetas[0]), seeds)
+
+
 class Explorer:
-    """C as a group of episodes meets it that others learn from: features (n, F) -> actions (n, A).
+    """The agent as a group of episodes meets it that others learn from: features (n, F) -> actions (n, A).
 
     noise: std of smooth noise on the actions, lasting some steps; spread: std of noise on C's parameters, in every
     third episode. Both depend on the episodes' seeds alone.
     """
 
-    def __init__(self, agent: Agent, thetas: np.ndarray, seeds: np.ndarray, noise=0.0, spread=0.0):
+    def __init__(self, world: World, thetas: np.ndarray, seeds: np.ndarray, noise=0.0, spread=0.0):
         self.rng = np.random.default_rng([len(seeds), *seeds])
         if spread:
             third = (np.arange(len(thetas)) % 3 == 2)[:, None]
             thetas = thetas + third * spread * self.rng.standard_normal(thetas.shape)
-        self.controller = agent.controller(thetas)
+        agent = world.agent
+        self.act = agent.controller(thetas)
+        if agent.config.ahead.horizon:
+            self.act = look_ahead(world, thetas, seeds)
         self.noise = noise
-        self.drift = np.zeros((len(seeds), agent.m.action_size))
+        self.drift = np.zeros((len(seeds), world.m.action_size))
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """The actions of one step."""
         fresh = self.rng.standard_normal(self.drift.shape)
         self.drift = 0.8 * self.drift + 0.6 * self.noise * fresh
-        return np.clip(self.controller(features) + self.drift, -1, 1)
+        return np.clip(self.act(features) + self.drift, -1, 1)
 
 
 def real_rollouts(
@@ -107,7 +127,7 @@ def real_rollouts(
 ) -> Rollouts:
     """Every candidate, thetas (P, parameters of C), in the same real episodes, seeds (E,) -> (P, E) each.
 
-    log: takes a line when an environment dies and its group is repeated; actor: agent, thetas (n, ...), seeds (n,) ->
+    log: takes a line when an environment dies and its group is repeated; actor: world, thetas (n, ...), seeds (n,) ->
     what acts, such as an Explorer; C itself if None; paths: P * E files to record the episodes in.
     """
     shape = len(thetas), len(seeds)
@@ -127,17 +147,20 @@ def blind_rollouts(
     min_length: int = 1,
     make_policy: Callable[[np.random.Generator], Callable[[], np.ndarray]] | None = None,
     repeat: int = 1,
+    encode: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Rollouts:
     """E episodes of a policy that sees nothing, recorded in `paths` if given -> (E,) each.
 
     Each episode has a policy of its own, make_policy(rng); by default the one that scores are compared with. An
     episode shorter than min_length is replaced by another (authors' extract.py). repeat: frames of a step.
+    encode: records of an episode -> what is written in their place, such as its series.
     """
     make_policy = make_policy or partial(random_policy, task)
     how = min_length, make_policy
     jobs = [(task, repeat, int(s), paths and paths[i], *how) for i, s in enumerate(seeds)]
     here = parallel.SPAWN if paths else None
-    return joined(_play_all(_play_blind, jobs, log, progress, here), len(seeds))
+    setup = (_set_encode, (encode,)) if encode else ()
+    return joined(_play_all(_play_blind, jobs, log, progress, here, *setup), len(seeds))
 
 
 def _play_all(play, jobs: list[tuple], log, progress, executor, *setup) -> list[Rollouts]:
@@ -155,6 +178,7 @@ def _play_all(play, jobs: list[tuple], log, progress, executor, *setup) -> list[
 # ------------------------------------------------------------------------------------------ inside a worker process
 
 _agent: Agent | None = None
+_encode: Callable[[np.ndarray], np.ndarray] | None = None  # for what a blind episode is kept as
 _envs: list[Recorder] = []  # kept: an engine starts for half a second
 _kind = None  # their task and repeat: on a cluster a process lives for more than one run
 
@@ -162,6 +186,11 @@ _kind = None  # their task and repeat: on a cluster a process lives for more tha
 def _set_agent(agent: Agent) -> None:
     global _agent
     _agent = agent
+
+
+def _set_encode(encode: Callable[[np.ndarray], np.ndarray]) -> None:
+    global _encode
+    _encode = encode
 
 
 def _environments(task: str, repeat: int, n: int, keep: bool) -> list[Recorder]:
@@ -198,10 +227,11 @@ def _play_group(
     thetas: np.ndarray, seeds: np.ndarray, actor: Callable | None, paths: list[Path] | None
 ) -> Rollouts:
     """One episode of each row of thetas."""
-    act = actor(_agent, thetas, seeds) if actor else _agent.controller(thetas)
     c = _agent.config
     envs = _environments(c.task, c.repeat, len(seeds), keep=paths is not None)
-    result = rollout(RealWorld(_agent, envs), act, seeds)
+    world = RealWorld(_agent, envs)
+    act = actor(world, thetas, seeds) if actor else _agent.controller(thetas)
+    result = rollout(world, act, seeds)
     for env, path in zip(envs, paths or [], strict=False):
         env.save(path)
     return result
@@ -227,5 +257,5 @@ def _play_blind(
         if length >= min_length:
             break
     if path is not None:
-        env.save(path)
+        env.save(path, _encode)
     return total, length

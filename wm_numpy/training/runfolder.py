@@ -81,10 +81,11 @@ class RunFolder:
     def disk_needed(self) -> float:
         """About how many bytes the episodes of all rounds and the series of one take."""
         random, agent = find(self.config.task).lengths
-        first, later = (self.config.phase(phase).collect.episodes for phase in ("first", "later"))
-        frames = random * first + agent * later * (self.config.rounds - 1)
-        record = self.frame_dtype.itemsize + self.series_dtype.itemsize
-        return frames / self.config.repeat * record + 200e6
+        first, last = (self.config.phase(round_).collect for round_ in (1, self.config.rounds))
+        frames = random * first.episodes + agent * last.episodes * (self.config.rounds - 1)
+        series = self.series_dtype.itemsize
+        size = frames * (self.frame_dtype.itemsize + series) + random * last.more * series
+        return size / self.config.repeat + 200e6
 
     def require_space(self) -> None:
         """RunError: the disk is too small."""

@@ -24,6 +24,7 @@ from .runfolder import RunFolder, read_results, remove
 
 MEAN_OF = 2000  # frames in the mean frame, which V is centred on and the foreground differs from
 STARTS = 1000  # first frames, and as many recorded moments, kept with M to start dreams from
+FRAMELESS = 10**6  # the number of the first episode of which no frames are kept
 WARM = 24  # steps of the episode that M sees before a recorded moment
 FINAL = 4  # finalists play so many times the episodes of a check
 
@@ -42,8 +43,7 @@ def collect(run: RunFolder, round_: int) -> None:
     missing = [i for i in range(len(paths)) if not whole[i // size]]
     if round_ == 1:
         agent = None
-        policy = episodes.collecting_policy(c)
-        how = {"min_length": c.collect.min_length, "make_policy": policy, "repeat": c.repeat}
+        how = _blindly(c)
     else:
         agent = Agent.load(run.folder, adapted=False)  # more rounds may follow the last one
         how = {"actor": partial(episodes.Explorer, noise=c.collect.noise, spread=c.collect.spread)}
@@ -52,6 +52,12 @@ def collect(run: RunFolder, round_: int) -> None:
     episodes.play(
         c.task, agent, seeds, run.log, "collect", round_, len(paths) - len(missing), **how
     )
+
+
+def _blindly(c: Config) -> dict:
+    """How random episodes are played."""
+    policy = episodes.collecting_policy(c)
+    return {"min_length": c.collect.min_length, "make_policy": policy, "repeat": c.repeat}
 
 
 def train_v(run: RunFolder, round_: int) -> None:
@@ -85,9 +91,9 @@ def _v_stays(run: RunFolder, round_: int) -> bool:
 
 
 def encode(run: RunFolder, round_: int) -> None:
-    """Turn every frame of every episode into V's (mu, logvar).
+    """Turn every frame of every episode into V's (mu, logvar); play those of which no frames are kept.
 
-    Reads vae.npz and episodes/; writes series/; draws nothing.
+    Reads vae.npz and episodes/; writes series/; draws the games of collect.more.
     """
     c = run.config.phase(round_)
     folder, before = run.series(round_), run.series(round_ - 1)
@@ -95,19 +101,27 @@ def encode(run: RunFolder, round_: int) -> None:
         before.rename(folder)
     recorded = run.all_episodes()
     missing = [i for i, path in enumerate(recorded.paths) if not (folder / path.name).exists()]
-    if not missing:
+    more = [folder / f"{FRAMELESS + i}.npy" for i in range(c.collect.more)]
+    unplayed = [i for i, path in enumerate(more) if not path.exists()]
+    if not missing and not unplayed:
         return
     v = new_vae(c)
     read_weights(run.folder / "vae.npz", v.params)
     for old in folder.parent.glob("[0-9]*"):
         if old != folder:
             remove(old)  # of an older V
-    done = np.cumsum(recorded.steps[missing])
-    with run.log.progress("encode", round_, int(done[-1]), "frames") as report:
-        for i, frames in zip(missing, done, strict=True):
-            series = encoded(recorded.read(i), run.series_dtype, v.encode, c.mdnrnn.gamma)
-            write(folder / recorded.paths[i].name, series)
-            report(int(frames))
+    series = partial(encoded, dtype=run.series_dtype, encode=v.encode, gamma=c.mdnrnn.gamma)
+    if missing:
+        done = np.cumsum(recorded.steps[missing])
+        with run.log.progress("encode", round_, int(done[-1]), "frames") as report:
+            for i, frames in zip(missing, done, strict=True):
+                write(folder / recorded.paths[i].name, series(recorded.read(i)))
+                report(int(frames))
+    if unplayed:
+        seeds = episodes.episode_seeds("collect", len(more), c.seed, 0)[unplayed]
+        how = _blindly(c) | {"paths": [more[i] for i in unplayed], "encode": series}
+        played = len(more) - len(unplayed)
+        episodes.play(c.task, None, seeds, run.log, "encode", round_, played, **how)
 
 
 def train_m(run: RunFolder, round_: int) -> None:
@@ -121,6 +135,7 @@ def train_m(run: RunFolder, round_: int) -> None:
     series = Records(run.series(round_), run.series_dtype)
     sizes = [len(run.new_episodes(r)) for r in range(1, round_ + 1)]
     weights = shares(sizes, len(series.paths)) if c.mdnrnn.fair else None
+    sizes[0] += c.collect.more
     batches = SeriesBatches(series, c.mdnrnn.batch, c.mdnrnn.window, seed, weights)
     if round_ > 1:
         fair = ", a round as much as any other" if c.mdnrnn.fair else ""
@@ -149,10 +164,10 @@ def train_m(run: RunFolder, round_: int) -> None:
 
 
 def shares(sizes: list[int], files: int) -> np.ndarray:
-    """How much each episode counts (files,) so that rounds of these sizes count equally."""
-    weights = np.zeros(files)
-    weights[: sum(sizes)] = np.repeat(1 / np.array(sizes), sizes)
-    return weights
+    """How much each episode counts (files,) so that rounds of these sizes count equally; the rest are of the first."""
+    rounds = np.zeros(files, int)
+    rounds[: sum(sizes)] = np.repeat(np.arange(len(sizes)), sizes)
+    return 1 / np.bincount(rounds)[rounds]
 
 
 def evolve_c(run: RunFolder, round_: int) -> None:

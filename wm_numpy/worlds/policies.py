@@ -13,18 +13,26 @@ Policy = Callable[[], np.ndarray]  # -> action (A,) float32
 
 
 def random_policy(
-    name: str, rng: np.random.Generator, hold: int = 0, long_hold: int = 0, repeat: int = 1
+    name: str,
+    rng: np.random.Generator,
+    hold: int = 0,
+    long_hold: int = 0,
+    repeat: int = 1,
+    swing: int = 0,
 ) -> Policy:
     """At hold 0 a uniform action every step, the baseline of scores; else the policy that collects a world's data.
 
     That is the world's own, or uniform actions, each held for up to `hold` steps, or up to `long_hold` in half of the
-    episodes. A step is `repeat` frames.
+    episodes; at a `swing`, in a third of all an action and its opposite by turns, each for up to so many steps. A step
+    is `repeat` frames.
     """
-    whole("hold", hold, 0), whole("long_hold", long_hold, 0)
+    whole("hold", hold, 0), whole("long_hold", long_hold, 0), whole("swing", swing, 0)
     repeat = from_flat({"repeat": repeat}).repeat
+    task = find(name)
+    if swing and rng.random() < 1 / 3:
+        return partial(next, _by_turns(_sides(task, rng), rng, swing))
     if long_hold and rng.random() < 0.5:
         hold = long_hold
-    task = find(name)
     if hold and task.explore:
         return partial(next, task.explore(task.actions, rng, repeat))
     return partial(next, _hold(task, rng, hold or 1))
@@ -62,9 +70,21 @@ def to_and_fro(name: str, rng: np.random.Generator, repeat: int = 1) -> Policy:
     Each lasts the world's `swing` frames: in Take Cover 120 lead from wall to wall. Fireballs miss such a runner.
     """
     task, repeat = find(name), from_flat({"repeat": repeat}).repeat
+    one, other = _sides(task, rng)
+    steps = max(1, task.swing // repeat)
+    turns = cycle([other] * steps + [one] * steps)
+    return partial(next, chain([one] * (steps // 2), turns))
+
+
+def _sides(task: Task, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The first action and its opposite, or the last one, in either order."""
     first = np.eye(task.actions, dtype=np.float32)[0]
     other = np.eye(task.actions, dtype=np.float32)[-1] if task.discrete else -first
-    sides = (first, other) if rng.choice((-1, 1)) > 0 else (other, first)
-    steps = max(1, task.swing // repeat)
-    turns = cycle([sides[1]] * steps + [sides[0]] * steps)
-    return partial(next, chain([sides[0]] * (steps // 2), turns))
+    return (first, other) if rng.choice((-1, 1)) > 0 else (other, first)
+
+
+def _by_turns(sides: tuple, rng: np.random.Generator, longest: int) -> Iterator[np.ndarray]:
+    """Each for 1 to `longest` steps."""
+    for side in cycle(sides):
+        for _ in range(rng.integers(1, longest + 1)):
+            yield side
