@@ -1,0 +1,192 @@
+"""World Models (Ha & Schmidhuber 2018, arXiv:1803.10122) in a toy world, on plain.py alone: read straight down.
+
+    python -m wm_numpy.paper        # 20 seconds on one core; draws paper.png
+
+action[t] is chosen at frame[t] from z[t], h[t]; M(z[t], action[t], h[t]) = h[t+1] predicts z[t+1] and done[t].
+"""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from . import plain
+
+Z, H, K, A = 8, 48, 3, 1  # latent dims, hidden units, mixtures, actions
+GAMES, STEPS = 400, 50  # games side by side; B of them in a batch
+
+
+class World:  # a star falls and hides behind clouds: remember it, and be elsewhere when it lands
+    def __init__(self, rng, n=GAMES):
+        self.rng, self.height, self.film = rng, 12, []
+        self.star, self.me = rng.uniform(-4, 16, n), rng.uniform(0, 12, n)
+
+    def step(self, action):  # (n, 1) in [-1, 1] -> done (n,): hit; the film runs on
+        self.me = np.clip(self.me + 2 * action[:, 0], 0, 12)
+        if self.height == 0:
+            self.star = self.rng.uniform(-4, 16, len(self.star))
+        self.height = (self.height - 3) % 15  # 12, 9, 6, 3, 0, and again
+        return (self.height == 0) & (abs(self.star - self.me) < 4)
+
+    def frames(self):  # -> (n, 16, 16, 3) in [0, 1]
+        lights, side = [], np.arange(16)[:, None] - 1.5
+        for x, y, rgb in (self.star, 12 - self.height, [9, 3, 1]), (self.me, 12, [1, 3, 9]):
+            row = np.exp(-((side - x[:, None, None]) ** 2) / rgb)  # red spreads most, or blue
+            lights.append(row[:, None] * np.exp(-((side[:, None] - y) ** 2) / rgb))
+        lights[0] *= self.height not in (3, 6)  # the clouds
+        self.film.append(np.maximum(*lights))
+        return self.film[-1]
+
+
+def new(rng, **shapes):  # name -> [w, b]: weights of variance 1 / inputs, biases 0
+    w = {name: rng.standard_normal(s) / np.sqrt(np.prod(s[:-1])) for name, s in shapes.items()}
+    return {k: [w[k], np.zeros(s[2] if "up" in k else s[-1])] for k, s in shapes.items()}
+
+
+def train(model, loss_and_gradients, data, updates, rate, rng):  # by Adam, its rate falling to 0
+    moments = {(layer, i): (0, 0) for layer in model for i in (0, 1)}
+    for t in range(updates):
+        loss, g = loss_and_gradients(model, *data, rng)
+        for (layer, i), (m, v) in moments.items():
+            step = plain.adam(model[layer][i], g[layer][i], m, v, t + 1, rate * (1 - t / updates))
+            model[layer][i], *moments[layer, i] = step
+    print(f"{loss_and_gradients.__name__} {loss:6.3f} after {updates} updates")
+
+
+# V: frames (B, 16, 16, 3) -> mu, logvar (B, Z) -> z -> frames
+def encode(V, x):
+    x, down1 = plain.conv_forward(x, *V["down1"])  # (B, 7, 7, 16)
+    x, relu = plain.relu_forward(x)
+    x, down2 = plain.conv_forward(x, *V["down2"])  # (B, 1, 1, 2 Z)
+    return *np.split(x[:, 0, 0], 2, axis=1), (down1, relu, down2)
+
+
+def decode(V, z):
+    x, up1 = plain.conv_transpose_forward(z[:, None, None], *V["up1"])  # (B, 7, 7, 16)
+    x, relu = plain.relu_forward(x)
+    x, up2 = plain.conv_transpose_forward(x, *V["up2"])  # (B, 16, 16, 3)
+    y, sigmoid = plain.sigmoid_forward(x)
+    return y, (up1, relu, up2, sigmoid)
+
+
+def loss_V(V, frames, rng, beta=0.02):  # squared error + beta KL
+    x, g = frames[rng.integers(len(frames), size=64)], {}
+    mu, logvar, (down1, relu1, down2) = encode(V, x)
+    z, sample = plain.reparameterize_forward(mu, logvar, rng.standard_normal(mu.shape))
+    y, (up1, relu2, up2, sigmoid) = decode(V, z)
+    error, squares = plain.squared_error_forward(y, x, 1 / len(x))
+    kl, gaussian = plain.gaussian_kl_forward(mu, logvar)
+
+    (dx,) = plain.sigmoid_backward(*plain.squared_error_backward(1, squares), sigmoid)
+    dx, *g["up2"] = plain.conv_transpose_backward(dx, up2)
+    dz, *g["up1"] = plain.conv_transpose_backward(*plain.relu_backward(dx, relu2), up1)
+    dmu, dlogvar = plain.reparameterize_backward(dz[:, 0, 0], sample)
+    dmu_kl, dlogvar_kl = plain.gaussian_kl_backward(beta, gaussian)
+    dx = np.concatenate([dmu + dmu_kl, dlogvar + dlogvar_kl], axis=1)[:, None, None]
+    dx, *g["down2"] = plain.conv_backward(dx, down2)
+    _, *g["down1"] = plain.conv_backward(*plain.relu_backward(dx, relu1), down1)
+    return error + beta * kl, g
+
+
+# M: z, action (B, ...) and h, c (B, H) -> h, c -> p(next z), p(done)
+def predict(M, h):  # -> logmix, mean, logstd (3, K, Z, B), logit of done (B,), cache
+    y, head = plain.linear_forward(h, *M["head"])
+    return y[:, 1:].T.reshape(3, K, Z, -1), y[:, 0], head
+
+
+def loss_M(M, z, action, done, rng, B=24):  # all (steps, games, ...); z as mu and the noise's width
+    some = rng.integers(action.shape[1], size=B)
+    z = z[0][:, some] + z[1][:, some] * rng.standard_normal((STEPS, B, Z))
+    h, c, hs, steps = np.zeros((B, H)), np.zeros((B, H)), [], []
+    for x in np.concatenate([z, action[:, some]], axis=2)[:-1]:
+        (h, c), step = plain.lstm_step_forward(x, h, c, *M["lstm"])
+        hs, steps = [*hs, h], [*steps, step]
+    mixture, logit, head = predict(M, np.concatenate(hs))
+    next_z = z[1:].reshape(-1, Z).T
+    nll, density = plain.mixture_nll_forward(*mixture, next_z, 1 / next_z.size)
+    bce, entropy = plain.bce_with_logits_forward(logit, done[:-1, some].ravel(), 1 / logit.size)
+
+    dmixture = np.reshape(plain.mixture_nll_backward(1, density), (-1, logit.size))
+    dy = np.vstack([*plain.bce_with_logits_backward(1, entropy), dmixture]).T
+    dhs, *dhead = plain.linear_backward(dy, head)
+    dh = dc = dw = db = 0
+    for dh_t, step in zip(dhs.reshape(-1, B, H)[::-1], steps[::-1], strict=True):
+        _, dh, dc, dw_t, db_t = plain.lstm_step_backward((dh + dh_t, dc), step)
+        dw, db = dw + dw_t, db + db_t
+    return nll + bce, {"head": dhead, "lstm": [dw, db]}
+
+
+# C: action = tanh(W [1 z h]), equation (1), for P candidates theta (P, size); a smaller one sees less
+def rollout(V, M, theta, z, world, steps, rng):  # z (P * E, Z); world None: M's dream
+    h, c, film, alive, life = np.zeros((len(z), H)), np.zeros((len(z), H)), [], 1, 0
+    for _ in range(steps):
+        if world:
+            mu, logvar, _ = encode(V, world.frames())
+            z, _ = plain.reparameterize_forward(mu, logvar, rng.standard_normal(mu.shape))
+        film.append(z)
+        x = np.concatenate([np.ones((len(z), 1)), z, h], axis=1)[:, : theta.shape[1]]
+        x = x.reshape(len(theta), -1, theta.shape[1])  # (P, E, size)
+        action = np.tanh(x @ theta[:, :, None]).reshape(-1, A)
+        (h, c), _ = plain.lstm_step_forward(np.concatenate([z, action], axis=1), h, c, *M["lstm"])
+        if world:
+            done = world.step(action)
+        else:  # the same luck for all candidates; of death its probability, which has less noise
+            mixture, logit, _ = predict(M, h)
+            luck = rng.random((Z, x.shape[1])), rng.standard_normal((Z, x.shape[1]))
+            z = plain.sample_mixture(*mixture, 1.0, *np.tile(luck, len(theta))).T
+            done = plain.sigmoid(logit)
+        alive = alive * (1 - done)
+        life = life + alive
+    return life, film
+
+
+def main(seed=0, generations=160, P=16, E=16):
+    rng = np.random.default_rng(seed)
+    world, action, film = World(rng), rng.uniform(-1, 1, (GAMES, A)), []
+    for _ in range(STEPS):  # collect, by a random policy that holds its action for a while
+        action = np.where(rng.random((GAMES, 1)) < 0.3, rng.uniform(-1, 1, (GAMES, A)), action)
+        film.append((world.frames(), action, world.step(action)))
+    frames, action, done = (np.stack(x) for x in zip(*film, strict=True))
+    lives = {"random": np.cumprod(1 - done, axis=0).sum(axis=0)}
+
+    V = new(rng, down1=(4, 4, 3, 16), down2=(7, 7, 16, 2 * Z), up1=(7, 7, 16, Z), up2=(4, 4, 3, 16))
+    train(V, loss_V, [frames.reshape(-1, 16, 16, 3)], 1000, 5e-3, rng)
+    mu, logvar, _ = encode(V, frames.reshape(-1, 16, 16, 3))
+    z = np.stack([mu, np.exp(logvar / 2)]).reshape(2, STEPS, GAMES, Z)
+    M = new(rng, lstm=(Z + A + H, 4 * H), head=(H, 1 + 3 * K * Z))
+    train(M, loss_M, [z, action, done], 600, 1e-2, rng)
+
+    for name, size in {"blind": 1, "z alone": 1 + Z, "z and h": 1 + Z + H}.items():
+        cma = plain.CMAES(np.zeros(size), 0.2, P, rng)
+        for _ in range(generations):
+            theta, starts = cma.ask(), z[0, 0, rng.integers(GAMES, size=E)]
+            life, _ = rollout(V, M, theta, np.tile(starts, (P, 1)), None, 25, rng)
+            cma.tell(theta, -life.reshape(P, E).mean(axis=1))
+        print(f"C, {name}: {life.mean():.1f} of 25 steps in the dream")
+        lives[f"C, {name}"], _ = rollout(V, M, cma.mean[None], z[0, 0], World(rng), STEPS, rng)
+    return V, M, cma.mean, lives
+
+
+def png(path, image):  # (rows, columns, 3) in [0, 1]
+    lines = np.insert(np.uint8(255 * image).reshape(len(image), -1), 0, 0, axis=1)  # filter 0
+    head = struct.pack(">2I5B", image.shape[1], len(image), 8, 2, 0, 0, 0)
+    parts = b"IHDR" + head, b"IDAT" + zlib.compress(lines.tobytes()), b"IEND"
+    parts = [struct.pack(">I", len(p) - 4) + p + struct.pack(">I", zlib.crc32(p)) for p in parts]
+    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+if __name__ == "__main__":
+    V, M, theta, lives = main()
+    for name, life in lives.items():
+        error = life.std() / np.sqrt(GAMES)
+        print(f"{name:12} lives {life.mean():4.1f} +- {error:.1f} of {STEPS} steps")
+    rng = np.random.default_rng(7)
+    world = World(rng, 1)
+    _, seen = rollout(V, M, theta[None], np.zeros((1, Z)), world, 16, rng)
+    _, dreamt = rollout(V, M, theta[None], seen[0], None, 16, rng)
+    rows = np.stack(world.film)[:, 0], *(decode(V, np.concatenate(z))[0] for z in (seen, dreamt))
+    strip = np.pad(rows, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=0.3)
+    strip = np.concatenate(np.concatenate(strip, axis=1), axis=1)
+    png("paper.png", strip.repeat(4, axis=0).repeat(4, axis=1))
+    print("paper.png: reality, what V sees of it, and M's dream from the same start")
