@@ -1,7 +1,7 @@
 import gymnasium as gym
 import numpy as np
 
-from wm_numpy.settings.tasks import Task
+from wm_numpy import Task
 
 
 class Catch(gym.Env):

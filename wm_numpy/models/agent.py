@@ -56,11 +56,11 @@ class Agent:
                 theta = control["theta"]
                 rounds = [int(arrays.get("round", 1)) for arrays in (sight, saved, control)]
                 if config.rounds > 1 and len(set(rounds)) > 1:
-                    what = "V, M and C are of rounds {}, {} and {}".format(*rounds)
-                    raise DataError(f"{folder} is mid-round, {what}: `train` goes on with it")
+                    fault = "V, M and C are of rounds {}, {} and {}".format(*rounds)
+                    raise DataError(f"{folder} is mid-round, {fault}: `train` goes on with it")
         except FileNotFoundError as error:
-            what = f"{error.filename} is missing, the run is not finished"
-            raise DataError(f"{what}: `train` goes on with it") from None
+            fault = f"{error.filename} is missing, the run is not finished"
+            raise DataError(f"{fault}: `train` goes on with it") from None
         memories = None
         if "memory_z" in saved:
             shapes = {"memory_z": (2, -1, z), "memory_h": (-1, h), "memory_c": (-1, h)}
@@ -107,8 +107,8 @@ def run_folder(run: str | Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     shipped = ", ".join(sorted(f.parent.name for f in SHIPPED.glob("*/config.json")))
-    what = f"{run} is not a run folder: it has no config.json"
-    raise DataError(f"{what}; weights come with the package for {shipped}")
+    fault = f"{run} is not a run folder: it has no config.json"
+    raise DataError(f"{fault}; weights come with the package for {shipped}")
 
 
 def load_config(folder: Path) -> Config:

@@ -156,8 +156,8 @@ def _found(name: str) -> Task:
     elif colon and path.endswith(".py"):
         task = _of_file(Path(path), attribute)
     else:
-        what = f"unknown task {name!r}: choose from {', '.join(known())}"
-        raise TaskError(f"{what}, or name a world of your own, FILE.py:NAME or gym:ID")
+        fault = f"unknown task {name!r}: choose from {', '.join(known())}"
+        raise TaskError(f"{fault}, or name a world of your own, FILE.py:NAME or gym:ID")
     task = replace(task, name=name, title=task.title or name.rpartition(":")[2])
     may_be_none = {"act", "explore", "solved_at"}
     if any(getattr(task, f.name) is None for f in fields(Task) if f.name not in may_be_none):
@@ -186,8 +186,8 @@ def _of_file(path: Path, attribute: str) -> Task:
     except Exception as error:
         lines = [f.lineno for f in extract_tb(error.__traceback__) if f.filename == str(path)]
         line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else lines[-1]
-        what = f"{type(error).__name__}: {error}"
-        raise TaskError(f"{path} cannot be imported, line {line}: {what}") from error
+        fault = f"{type(error).__name__}: {error}"
+        raise TaskError(f"{path} cannot be imported, line {line}: {fault}") from error
     declared = getattr(module, attribute, None)
     if declared is None:
         raise TaskError(f"{path} declares no {attribute}")

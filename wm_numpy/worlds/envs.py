@@ -74,13 +74,13 @@ class Environment(gym.Env):
 
     def step(self, action: np.ndarray):
         if self._over:
-            what = f"no episode of {self.task.name} runs"
-            raise gym.error.ResetNeeded(f"{what}: call reset before step")
+            fault = f"no episode of {self.task.name} runs"
+            raise gym.error.ResetNeeded(f"{fault}: call reset before step")
         action = np.asarray(action, np.float64)
         shape = self.action_space.shape
         if action.shape != shape or not np.isfinite(action).all():
-            what = f"an action of {self.task.name} is {shape} finite numbers"
-            raise ValueError(f"{what}, not {action}")
+            fault = f"an action of {self.task.name} is {shape} finite numbers"
+            raise ValueError(f"{fault}, not {action}")
         count = min(self.repeat, self.max_steps - self.frames)
         with self.alive("step"):
             observation, reward, terminated, truncated, info = self.play(action, count)
@@ -148,19 +148,19 @@ def _meaning(space: gym.Space, task: Task) -> Callable:
 
 def failure(task: Task, doing: str, error: Exception) -> str:
     """What a world raised, and where, if not here."""
-    here = Path(__file__).parent
-    frames = [f for f in extract_tb(error.__traceback__) if Path(f.filename).parent != here]
+    frames = extract_tb(error.__traceback__)
+    frames = [f for f in frames if Path(f.filename).parent != Path(__file__).parent]
     at = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"{task.name} fails in {doing}: {type(error).__name__}: {error}{at}"
 
 
 def made(task: Task, draws: bool = False):
     """The game of a declaration; draws: its render() gives a picture."""
-    how = {"render_mode": "rgb_array"} if draws else {}
+    arguments = {"render_mode": "rgb_array"} if draws else {}
     if draws:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame asks for no screen
     try:
-        return task.make(**how)
+        return task.make(**arguments)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         mend = f"run `pip install {task.packages}`" if task.packages else "install it"
         raise ImportError(f"{task.name} misses a package ({error}): {mend}.") from error
@@ -177,5 +177,5 @@ def make_env(task: str | Task, render_mode: str | None = None, repeat: int = 1) 
 
 for _name in known():
     _task = import_module(f".{_name}", __package__).TASK
-    _how = {"entry_point": f"{__name__}:Environment", "kwargs": {"task": _name}}
-    gym.register(f"wm_numpy/{_task.face}", **_how)
+    _id = f"wm_numpy/{_task.face}"
+    gym.register(_id, entry_point=f"{__name__}:Environment", kwargs={"task": _name})

@@ -68,8 +68,8 @@ def _drawing(task: Task):
     try:
         return made(task, draws=True)
     except EnvironmentFailed as error:
-        what = f"{task.name}: its observation is no picture, and it does not draw one"
-        raise TaskError(f"{what} when made with render_mode='rgb_array' ({error})") from error
+        fault = f"{task.name}: its observation is no picture, and it does not draw one"
+        raise TaskError(f"{fault} when made with render_mode='rgb_array' ({error})") from error
 
 
 def _numbers(space: gym.Space, name: str) -> tuple[int, bool]:
@@ -78,8 +78,8 @@ def _numbers(space: gym.Space, name: str) -> tuple[int, bool]:
         return int(space.n), True
     if isinstance(space, gym.spaces.Box) and space.is_bounded():
         return int(np.prod(space.shape)), False
-    what = f"{name} takes actions {space}; they are Box, with bounds, or Discrete"
-    raise TaskError(f"{what}: declare a function `act` and how many numbers it takes, `actions`")
+    fault = f"{name} takes actions {space}; they are Box, with bounds, or Discrete"
+    raise TaskError(f"{fault}: declare a function `act` and how many numbers it takes, `actions`")
 
 
 def _is_picture(space: gym.Space) -> bool:
@@ -128,8 +128,8 @@ def examined(task: Task) -> Iterator[str]:
         return seen
 
     if beginning() != beginning():
-        what = "two episodes of one seed differ, and no result can be repeated"
-        yield f"{task.name} ignores its seed: {what}"
+        fault = "two episodes of one seed differ, and no result can be repeated"
+        yield f"{task.name} ignores its seed: {fault}"
 
 
 def suggested(task: Task, frames: int = 300) -> str:

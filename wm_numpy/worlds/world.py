@@ -98,15 +98,15 @@ class World:
         """
         if 0 < len(self.rows) < self.num_envs:
             ended = np.setdiff1d(np.arange(self.num_envs), self.rows).tolist()
-            what = f"environments {ended} have ended"
-            raise self.reset_needed(f"{what}: reset them before the next step")
+            fault = f"environments {ended} have ended"
+            raise self.reset_needed(f"{fault}: reset them before the next step")
         return self.advance(actions)
 
     def advance(self, actions: np.ndarray):
         """As `step`, but environments that have ended stand still; RuntimeError where none is left."""
         if not len(self.rows):
-            what = "all environments have ended, or not begun"
-            raise self.reset_needed(f"{what}: call reset before step")
+            fault = "all environments have ended, or not begun"
+            raise self.reset_needed(f"{fault}: call reset before step")
         rows = self.rows
         actions = np.asarray(actions, np.float32)
         shape = self.num_envs, self.m.action_size
@@ -233,8 +233,8 @@ class Dream(World):
         # checked as on the command line
         c = from_flat({f"evolve.{name}": number for name, number in numbers.items()}).evolve
         if c.memories and agent.memories is None:
-            what = "this agent has no recorded moments for its dreams to begin in"
-            raise ValueError(f"{what}: memories must be 0")
+            fault = "this agent has no recorded moments for its dreams to begin in"
+            raise ValueError(f"{fault}: memories must be 0")
         if reward_range is None:
             reward_range = np.multiply(self.task.reward_range, agent.config.repeat)
         self.tau, self.ending, self.odds = c.tau, ending, c.odds
