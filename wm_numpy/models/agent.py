@@ -57,10 +57,10 @@ class Agent:
                 rounds = [int(arrays.get("round", 1)) for arrays in (sight, saved, control)]
                 if config.rounds > 1 and len(set(rounds)) > 1:
                     fault = "V, M and C are of rounds {}, {} and {}".format(*rounds)
-                    raise DataError(f"{folder} is mid-round, {fault}: `train` goes on with it")
+                    raise DataError(f"{folder} is mid-round, {fault}: `train` resumes it")
         except FileNotFoundError as error:
             fault = f"{error.filename} is missing, the run is not finished"
-            raise DataError(f"{fault}: `train` goes on with it") from None
+            raise DataError(f"{fault}: `train` resumes it") from None
         memories = None
         if "memory_z" in saved:
             shapes = {"memory_z": (2, -1, z), "memory_h": (-1, h), "memory_c": (-1, h)}
