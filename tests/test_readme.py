@@ -24,6 +24,19 @@ def test_pictures_and_commands_exist():
     assert set(re.findall(r"python run\.py (\w+)", README)) == set(known)
 
 
+def test_every_link_of_every_page_leads_somewhere():
+    pages = [p for p in ROOT.rglob("*.md") if "runs" not in p.parts and ".venv" not in p.parts]
+    assert len(pages) > 14
+    for page in pages:
+        links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+        missing = [x for x in links if "://" not in x and not (page.parent / x).exists()]
+        assert not missing, f"{page}: {missing}"
+
+
+def test_the_card_is_one_page():
+    assert len((ROOT / "wm_numpy" / "weights" / "README.md").read_text().splitlines()) <= 60
+
+
 def test_it_is_short_enough_to_be_read():
     assert len(README.splitlines()) <= 150
 
