@@ -125,7 +125,9 @@ class AheadConfig:
 
     horizon: int = setting(0, "steps dreamt before each action; 0: it does not look ahead", 0)
     samples: int = setting(6, "dreams of each plan", 1)
-    margin: float = setting(0.1, "a better plan is worth more by this share of itself", 0)
+    margin: float = setting(
+        0.1, "a better plan brings more by this for each step of the horizon", 0
+    )
     go_on: bool = setting(False, "without a better plan: the last action again, not C's")
 
 

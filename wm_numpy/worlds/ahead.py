@@ -42,8 +42,7 @@ class LookAhead:
         first, worth = self.foresee(self.last[rows])
         n = np.arange(len(rows))
         best = worth.argmax(axis=1)
-        most = worth[n, best]
-        better = most - worth[:, 0] > c.margin * np.abs(most)
+        better = worth[n, best] - worth[:, 0] > c.margin * c.horizon
         self.last[rows[better]] = first[n, best][better]
         self.asked += len(rows)
         self.changed += int(better.sum())
