@@ -1,20 +1,13 @@
-"""World Models (Ha & Schmidhuber 2018, arXiv:1803.10122) in a toy world, on plain.py alone: read straight down.
+"""World Models (Ha & Schmidhuber 2018) in a toy world, on plain.py: python -m wm_numpy.paper"""
 
-    python -m wm_numpy.paper        # 20 seconds on one core; draws paper.png
-
-action[t] is chosen at frame[t] from z[t], h[t]; M(z[t], action[t], h[t]) = h[t+1] predicts z[t+1] and done[t].
-"""
-
-import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 
 from . import plain
 
 Z, H, K, A = 8, 48, 3, 1  # latent dims, hidden units, mixtures, actions
-GAMES, STEPS = 400, 50  # games side by side; B of them in a batch
+GAMES, STEPS = 600, 30  # games side by side; B of them in a batch
 
 
 class World:  # a star falls and hides behind clouds: remember it, and be elsewhere when it lands
@@ -45,24 +38,22 @@ def new(rng, **shapes):  # name -> [w, b]: weights of variance 1 / inputs, biase
 
 
 def train(model, loss_and_gradients, data, updates, rate, rng):  # by Adam, its rate falling to 0
-    moments = {(layer, i): (0, 0) for layer in model for i in (0, 1)}
-    for t in range(updates):
+    moments = {(k, i): (0, 0) for k in model for i in (0, 1)}
+    for t, falling in enumerate(np.linspace(rate, 0, updates, endpoint=False)):
         loss, g = loss_and_gradients(model, *data, rng)
-        for (layer, i), (m, v) in moments.items():
-            step = plain.adam(model[layer][i], g[layer][i], m, v, t + 1, rate * (1 - t / updates))
-            model[layer][i], *moments[layer, i] = step
+        for (k, i), (m, v) in moments.items():
+            model[k][i], *moments[k, i] = plain.adam(model[k][i], g[k][i], m, v, t + 1, falling)
     print(f"{loss_and_gradients.__name__} {loss:6.3f} after {updates} updates")
 
 
-# V: frames (B, 16, 16, 3) -> mu, logvar (B, Z) -> z -> frames
-def encode(V, x):
+def encode(V, x):  # V: frames (B, 16, 16, 3) -> mu, logvar (B, Z)
     x, down1 = plain.conv_forward(x, *V["down1"])  # (B, 7, 7, 16)
     x, relu = plain.relu_forward(x)
     x, down2 = plain.conv_forward(x, *V["down2"])  # (B, 1, 1, 2 Z)
     return *np.split(x[:, 0, 0], 2, axis=1), (down1, relu, down2)
 
 
-def decode(V, z):
+def decode(V, z):  # and back
     x, up1 = plain.conv_transpose_forward(z[:, None, None], *V["up1"])  # (B, 7, 7, 16)
     x, relu = plain.relu_forward(x)
     x, up2 = plain.conv_transpose_forward(x, *V["up2"])  # (B, 16, 16, 3)
@@ -89,13 +80,13 @@ def loss_V(V, frames, rng, beta=0.02):  # squared error + beta KL
     return error + beta * kl, g
 
 
-# M: z, action (B, ...) and h, c (B, H) -> h, c -> p(next z), p(done)
-def predict(M, h):  # -> logmix, mean, logstd (3, K, Z, B), logit of done (B,), cache
+def predict(M, h):  # M's head: h (B, H) -> logmix, mean, logstd (3, K, Z, B), logit of done (B,)
     y, head = plain.linear_forward(h, *M["head"])
     return y[:, 1:].T.reshape(3, K, Z, -1), y[:, 0], head
 
 
-def loss_M(M, z, action, done, rng, B=24):  # all (steps, games, ...); z as mu and the noise's width
+# M: action[t] is chosen from z[t], h[t]; h[t+1] = M(z[t], action[t], h[t]) tells z[t+1], done[t]
+def loss_M(M, z, action, done, rng, B=40):  # all (steps, games, ...); z as mu and the noise's width
     some = rng.integers(action.shape[1], size=B)
     z = z[0][:, some] + z[1][:, some] * rng.standard_normal((STEPS, B, Z))
     h, c, hs, steps = np.zeros((B, H)), np.zeros((B, H)), [], []
@@ -117,8 +108,7 @@ def loss_M(M, z, action, done, rng, B=24):  # all (steps, games, ...); z as mu a
     return nll + bce, {"head": dhead, "lstm": [dw, db]}
 
 
-# C: action = tanh(W [1 z h]), equation (1), for P candidates theta (P, size); a smaller one sees less
-def rollout(V, M, theta, z, world, steps, rng):  # z (P * E, Z); world None: M's dream
+def rollout(V, M, theta, z, world, steps, rng):  # C of P candidates; world None: M's dream
     h, c, film, alive, life = np.zeros((len(z), H)), np.zeros((len(z), H)), [], 1, 0
     for _ in range(steps):
         if world:
@@ -127,7 +117,7 @@ def rollout(V, M, theta, z, world, steps, rng):  # z (P * E, Z); world None: M's
         film.append(z)
         x = np.concatenate([np.ones((len(z), 1)), z, h], axis=1)[:, : theta.shape[1]]
         x = x.reshape(len(theta), -1, theta.shape[1])  # (P, E, size)
-        action = np.tanh(x @ theta[:, :, None]).reshape(-1, A)
+        action = np.tanh(x @ theta[:, :, None]).reshape(-1, A)  # equation 1
         (h, c), _ = plain.lstm_step_forward(np.concatenate([z, action], axis=1), h, c, *M["lstm"])
         if world:
             done = world.step(action)
@@ -141,7 +131,7 @@ def rollout(V, M, theta, z, world, steps, rng):  # z (P * E, Z); world None: M's
     return life, film
 
 
-def main(seed=0, generations=160, P=16, E=16):
+def main(seed=0, generations=120, P=24, E=16):
     rng = np.random.default_rng(seed)
     world, action, film = World(rng), rng.uniform(-1, 1, (GAMES, A)), []
     for _ in range(STEPS):  # collect, by a random policy that holds its action for a while
@@ -151,42 +141,40 @@ def main(seed=0, generations=160, P=16, E=16):
     lives = {"random": np.cumprod(1 - done, axis=0).sum(axis=0)}
 
     V = new(rng, down1=(4, 4, 3, 16), down2=(7, 7, 16, 2 * Z), up1=(7, 7, 16, Z), up2=(4, 4, 3, 16))
-    train(V, loss_V, [frames.reshape(-1, 16, 16, 3)], 1000, 5e-3, rng)
+    train(V, loss_V, [frames.reshape(-1, 16, 16, 3)], 600, 5e-3, rng)
     mu, logvar, _ = encode(V, frames.reshape(-1, 16, 16, 3))
     z = np.stack([mu, np.exp(logvar / 2)]).reshape(2, STEPS, GAMES, Z)
     M = new(rng, lstm=(Z + A + H, 4 * H), head=(H, 1 + 3 * K * Z))
-    train(M, loss_M, [z, action, done], 600, 1e-2, rng)
+    train(M, loss_M, [z, action, done], 800, 2e-2, rng)
 
     for name, size in {"blind": 1, "z alone": 1 + Z, "z and h": 1 + Z + H}.items():
         cma = plain.CMAES(np.zeros(size), 0.2, P, rng)
         for _ in range(generations):
             theta, starts = cma.ask(), z[0, 0, rng.integers(GAMES, size=E)]
-            life, _ = rollout(V, M, theta, np.tile(starts, (P, 1)), None, 25, rng)
+            life, _ = rollout(V, M, theta, np.tile(starts, (P, 1)), None, STEPS, rng)
             cma.tell(theta, -life.reshape(P, E).mean(axis=1))
-        print(f"C, {name}: {life.mean():.1f} of 25 steps in the dream")
+        print(f"C, {name}: {life.mean():.1f} of {STEPS} steps in the dream")
         lives[f"C, {name}"], _ = rollout(V, M, cma.mean[None], z[0, 0], World(rng), STEPS, rng)
     return V, M, cma.mean, lives
 
 
 def png(path, image):  # (rows, columns, 3) in [0, 1]
     lines = np.insert(np.uint8(255 * image).reshape(len(image), -1), 0, 0, axis=1)  # filter 0
-    head = struct.pack(">2I5B", image.shape[1], len(image), 8, 2, 0, 0, 0)
+    head = np.array(image.shape[1::-1], ">u4").tobytes() + bytes([8, 2, 0, 0, 0])
     parts = b"IHDR" + head, b"IDAT" + zlib.compress(lines.tobytes()), b"IEND"
-    parts = [struct.pack(">I", len(p) - 4) + p + struct.pack(">I", zlib.crc32(p)) for p in parts]
-    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    sums = [zlib.crc32(part).to_bytes(4, "big") for part in parts]
+    parts = [(len(p) - 4).to_bytes(4, "big") + p + s for p, s in zip(parts, sums, strict=True)]
+    np.frombuffer(b"\x89PNG\r\n\x1a\n" + b"".join(parts), np.uint8).tofile(path)
 
 
 if __name__ == "__main__":
     V, M, theta, lives = main()
     for name, life in lives.items():
-        error = life.std() / np.sqrt(GAMES)
-        print(f"{name:12} lives {life.mean():4.1f} +- {error:.1f} of {STEPS} steps")
-    rng = np.random.default_rng(7)
-    world = World(rng, 1)
-    _, seen = rollout(V, M, theta[None], np.zeros((1, Z)), world, 16, rng)
-    _, dreamt = rollout(V, M, theta[None], seen[0], None, 16, rng)
+        print(f"{name:12} {life.mean():4.1f} +- {life.std() / GAMES**0.5:.1f} of {STEPS} steps")
+    world = World(np.random.default_rng(7), 1)
+    _, seen = rollout(V, M, theta[None], np.zeros((1, Z)), world, 16, world.rng)
+    _, dreamt = rollout(V, M, theta[None], seen[0], None, 16, world.rng)
     rows = np.stack(world.film)[:, 0], *(decode(V, np.concatenate(z))[0] for z in (seen, dreamt))
     strip = np.pad(rows, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=0.3)
-    strip = np.concatenate(np.concatenate(strip, axis=1), axis=1)
-    png("paper.png", strip.repeat(4, axis=0).repeat(4, axis=1))
+    png("paper.png", np.hstack(np.hstack(strip)).repeat(4, axis=0).repeat(4, axis=1))
     print("paper.png: reality, what V sees of it, and M's dream from the same start")

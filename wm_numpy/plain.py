@@ -1,9 +1,9 @@
-"""Every operation of World Models as its definition, forward and backward, one equation a line. NumPy alone.
+"""Every operation of World Models as its definition, forward and backward, one equation a line.
 
     y, cache = op_forward(x, *params)        dx, *dparams = op_backward(dy, cache)
 
-paper.py runs on these, and every fast operation of the package is tested against them, both ways.
-Letters: B batch, I inputs, O outputs, H hidden, Z latent dims, K mixtures, P population; `...` is any shape.
+paper.py runs on these; every fast operation is tested against them. Letters: B batch, I inputs,
+O outputs, H hidden, Z latent dims, K mixtures, P population; `...` is any shape.
 """
 
 import numpy as np
