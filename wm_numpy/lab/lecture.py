@@ -27,7 +27,7 @@ from .verdict import verdict
 
 COLUMNS = 10  # pictures in a row
 STRONGEST = 8  # latent dimensions shown
-SPREAD = (-3, -2, -1, 0, 1, 2, 3)  # standard deviations that each is moved by
+VALUES = (-3, -2, -1, 0, 1, 2, 3)  # of each; their prior is a standard normal
 TAUS = (0.1, 0.5, 1.0, 1.15, 1.3)  # table 2's
 LOOPS = (  # panels of openloop's figures: title, what is drawn, the lines
     ("z", "squared error", {"z: M": "M", "stays": "nothing changes", "mean": "mean frame"}),
@@ -84,7 +84,10 @@ def with_games(agent: Agent, folder: Path, games: int) -> dict[str, str]:
     rows = {f"{policy}, {world}": interval(x) for (policy, world), x in lives.items()}
     facts = {about: told for (kind, about), told in by.items() if kind == "fact"}
     read = {
-        f"{k} ({m}): {who}": (max(x, 0),) * 3 for k, (m, v) in facts.items() for who, x in v.items()
+        f"{k} ({m}): {who}": (max(x, 0),) * 3
+        for k, (m, v) in facts.items()
+        for who, x in v.items()
+        if np.isfinite(x)
     }
     return temperature(agent, folder, games, lives["C", "reality"]) | {
         "verdict": "<ul>" + "".join(f"<li>{escape(x)}" for x in verdict(c.task, found)) + "</ul>",
@@ -129,10 +132,10 @@ def traversals(agent: Agent) -> str:
     usual = mu[np.argmin(((mu - mu.mean(axis=0)) ** 2).sum(axis=1))]
     rows = {}
     for d in film.ends(agent, usual)[0][:STRONGEST]:
-        z = np.tile(usual, (len(SPREAD), 1))
-        z[:, d] += np.multiply(SPREAD, mu[:, d].std())
+        z = np.tile(usual, (len(VALUES), 1))
+        z[:, d] = VALUES
         rows[f"z[{d}]"] = film.to_picture(agent.v.decode(z))
-    return strip(rows, [f"{s:+d} SD" if s else "as it is" for s in SPREAD])
+    return strip(rows, [str(value) for value in VALUES])
 
 
 def curves(folder: Path, task: str) -> list[str]:
