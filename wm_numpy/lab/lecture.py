@@ -141,11 +141,8 @@ def traversals(agent: Agent) -> str:
 def curves(folder: Path, task: str) -> list[str]:
     """Panels of V, M, C in its dream and C in reality; all rounds after one another."""
     log = report.read_log(folder / "log.jsonl")
-    levels = {
-        name: r["mean"]
-        for name, r in report.compared(folder).items()
-        if name not in ("agent", "C of the dream")
-    }
+    shown = ("random policy", "blind baseline", "the paper's agent")
+    levels = {name: r["mean"] for name, r in report.compared(folder).items() if name in shown}
     panels = []
     for title, stage, unit, y_name, names in report.CURVES:
         rows = [r for r in log if r["stage"] == stage]
