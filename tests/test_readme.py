@@ -11,16 +11,17 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_reading_order_names_every_file_once():
-    order = README[README.index("## Read it in this order") :]
-    rows = re.findall(r"\[\w+\.py\]\(wm_numpy/(\w+/\w+\.py)\)", order[: order.index("\nTime,")])
+    order = README[README.index("## Read it in this order") : README.index("## Check a gradient")]
+    rows = re.findall(r"\[\w+\.py\]\(wm_numpy/(\w+/\w+\.py)\)", order)
     package = ROOT / "wm_numpy"
-    files = [p for p in package.rglob("*.py") if p.name != "__init__.py"]
+    files = [p for p in package.glob("*/*.py") if p.name != "__init__.py"]
     assert sorted(rows) == sorted(str(p.relative_to(package)) for p in files)
+    assert "(wm_numpy/paper.py)" in README and "(wm_numpy/plain.py)" in README
 
 
 def test_pictures_and_commands_exist():
     assert all((ROOT / path).is_file() for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README))
-    known = re.findall(r'command\("(\w+)"', (ROOT / "run.py").read_text())
+    known = re.findall(r'command\(\s*"(\w+)"', (ROOT / "run.py").read_text())
     assert set(re.findall(r"python run\.py (\w+)", README)) == set(known)
 
 
@@ -45,8 +46,14 @@ def test_the_example_of_an_agent_runs():
     (code,) = [block for block in EXAMPLES if "Agent.load" in block]
     names = {}
     exec(code, names)
-    assert names["features"].shape == (16, 1088) and names["h"].shape == (2, 512)
-    assert names["pictures"].shape == (2, 64, 64, 3) and names["mu"].shape == (2, 64)
+    assert names["features"].shape == (16, 1088) and names["reward"].shape == (16,)
+    assert names["pictures"].shape == (16, 64, 64, 3)
+
+
+def test_the_world_of_ones_own_is_the_one_that_the_tests_learn():
+    (code,) = [block for block in EXAMPLES if "CATCH" in block]
+    example = (ROOT / "tests" / "catch.py").read_text()
+    assert code.split() == example.split()
 
 
 def test_the_example_of_a_gradient_check_runs(capsys):
