@@ -386,6 +386,17 @@ def test_a_later_round_may_be_smaller(doom_run, copy_of):
     assert Agent.load(folder).config == load_config(folder).phase(2)
 
 
+def test_the_first_round_dreams_by_its_own_settings(doom_run, copy_of):
+    """However later ones will: its dreams of 20 steps pay more than 9, theirs of 9 steps could not."""
+    folder = copy_of(doom_run)
+    (folder / "controller.npz").unlink()
+    settings = ("rounds=2", "later.evolve.horizon=9", "evolve.ending=drawn", "evolve.odds=1e-9")
+    files.write(folder / "config.json", config.flat(tiny_config("doom", *settings)))
+    stages.evolve_c(Experiment(tiny_config("doom", *settings), folder), 1)
+    *_, last = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    assert last["stage"] == "evolve" and last["max"] > 9
+
+
 def test_a_later_round_may_keep_v_and_what_it_encoded(doom_run, copy_of):
     folder = copy_of(doom_run)
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "series" / "1").iterdir()}
