@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from tests.browser import CHROMIUM, Browser
+from tests.conftest import tiny_agent
 from wm_numpy.core import files
 from wm_numpy.demo import play, serve
 from wm_numpy.lab import film
@@ -216,6 +217,28 @@ def test_reality(task, request):
         assert np.frombuffer(raw, np.uint8)[: 3 * height * width].std() > 5
         page.order(take=1, seed=2, world="here")
         assert page.until(lambda m: m.get("world") == "here" and m["steps"] == 2)
+        page.close()
+
+
+def test_a_world_of_ones_own(monkeypatch, tmp_path):
+    """It is played with the words and keys that it declares; nothing is known of it but that."""
+    world = f"{Path(__file__).with_name('catch.py')}:CATCH"
+    agent = tiny_agent(world, "evolve.memories=0")
+    monkeypatch.setattr(play.Agent, "load", lambda run: agent)
+    monkeypatch.setattr(play, "run_folder", lambda run: tmp_path)
+    with served("catch") as port:
+        page = Page(port, seed=1, world="opening")
+        assert page.hello["labels"] == ["left", "stay", "right"] and page.hello["rest"] == [
+            0,
+            0.5,
+            0,
+        ]
+        assert page.hello["keys"]["right"] == page.hello["keys"]["3"] == [0, 0, 1]
+        assert page.hello["recorded"] == [] and page.hello["known"]["agent"] == {}
+        page.until(lambda m: m.get("steps", 0) > 2)
+        page.order(who="you", action=[0, 0, 1], seed=1, world="reality")
+        facts, raw = page.until(lambda m: m.get("world") == "reality" and m["steps"] > 5)
+        assert facts["pictures"][0] == ["reality", 96, 96] and len(raw) == 3 * (96 * 96 + 64 * 64)
         page.close()
 
 
@@ -446,14 +469,16 @@ def test_a_huge_body(port, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_another_name_of_the_machine(doom_run):
-    """The address that was asked for, and the name given by --host."""
+def test_another_name_of_the_machine(doom_run, monkeypatch):
+    """The address that was asked for, and the name given by --host; no other."""
     with served(doom_run, "0.0.0.0") as port:
-        for host, code in (("127.0.0.2", 200), ("0.0.0.0", 200), ("evil.com", 403)):
+        for host, code in (("127.0.0.2", 200), ("0.0.0.0", 200), ("dreams.lan", 403)):
             assert int(answer(port, ask("GET /", CLOSE, host=host), "127.0.0.2").split()[1]) == code
-    server = play.server(doom_run)
-    server.names.add("dreams.lan")
-    server.server_close()
+    real = socket.socket.bind
+    monkeypatch.setattr(socket.socket, "bind", lambda self, at: real(self, ("127.0.0.1", at[1])))
+    with served(doom_run, "Dreams.lan") as port:  # as if that were this machine's name
+        for host, code in (("dreams.lan", 200), (f"DREAMS.lan:{port}", 200), ("evil.com", 403)):
+            assert int(answer(port, ask("GET /", CLOSE, host=host)).split()[1]) == code
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
