@@ -33,6 +33,10 @@ LOOPS = (  # panels of openloop's figures: title, what is drawn, the lines
     ("z", "squared error", {"z: M": "M", "stays": "nothing changes", "mean": "mean frame"}),
     ("reward", "sum so far", {"reward: true": "came", "told": "told", "C: told": "told, C acts"}),
 )
+PLANS = (  # and of foresight's
+    ("reward of plans", "sum so far", {"true": "came", "told": "told"}),
+    ("plans told apart", "share right", {"pairs": "better of two", "auc": "lived or died"}),
+)
 SMOOTH = 9  # points averaged in a curve
 
 
@@ -194,13 +198,13 @@ def temperature(agent: Agent, folder: Path, games: int, real: np.ndarray) -> dic
 
 
 def followed(by: dict) -> str:
-    """How long a dream of recorded moments stays with what really came."""
+    """How long a dream of recorded moments stays with what really came, and whether it can tell plans apart."""
     panels = []
-    for policy in ("collecting", "C"):
-        rows = by["loop", policy]
+    for kind, policy in (("loop", "collecting"), ("loop", "C"), ("plans", "C")):
+        rows = by.get((kind, policy), ())
         steps = [row["steps"] for row in rows]
-        for title, y_name, names in LOOPS:
-            known = [name for name in names if rows and name in rows[0]]
+        for title, y_name, names in PLANS if kind == "plans" else LOOPS:
+            known = [k for k in names if rows and all(np.isfinite(r.get(k, np.nan)) for r in rows)]
             lines = [Line(names[name], steps, [row[name] for row in rows]) for name in known]
             if lines:
                 panels.append(chart(f"{title}, moments of {policy}", "steps dreamt", y_name, lines))
