@@ -475,7 +475,7 @@ def test_a_dream_pays_no_more_than_enough(doom_run, tmp_path):
 def test_rounds_have_equal_shares_of_a_batch():
     assert stages.shares([4], 4).tolist() == [1 / 4] * 4
     assert stages.shares([4, 2, 2], 8).tolist() == [1 / 4] * 4 + [1 / 2] * 4
-    assert stages.shares([1, 2], 4).tolist() == [1, 1 / 2, 1 / 2, 0]  # one that is not of the run
+    assert stages.shares([1, 2], 4).tolist() == [1 / 2] * 4  # the last is of the first round
 
 
 def test_recorded_moments_are_kept_with_the_state_that_m_has_there(doom_run, copy_of, monkeypatch):
