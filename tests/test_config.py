@@ -115,7 +115,7 @@ def test_a_phase_is_a_plain_configuration():
 
 
 def test_presets_are_flat_files_with_reasons():
-    assert set(config.preset_names("doom")) == {"smoke", "quick", "laptop", "paper"}
+    assert set(config.preset_names("doom")) == {"smoke", "quick", "laptop", "ahead", "paper"}
     assert set(config.preset_names("carracing")) == {
         "smoke", "quick", "laptop", "paper", "reality"
     }  # fmt: skip
@@ -149,7 +149,7 @@ def test_help_has_a_line_for_every_setting():
     reason = lines[next(i for i, line in enumerate(lines) if "vae.foreground" in line) + 1]
     assert rows["evolve.tau"][:2] == ["1.15", "1.0"] and rows["evolve.bias"][0] == "False"
     assert reason.strip() == "-> what moves counts more: V shows fireballs of two pixels"
-    assert rows["later.mdnrnn.updates"] == ["3000"]
+    assert rows["later.mdnrnn.updates"] == ["1000"]
 
 
 PAPER = {  # CarRacing, Doom: the paper, and the authors' code where it is silent
