@@ -1,6 +1,7 @@
 """What killed processes left goes, what living ones hold stays; a file that cannot be written is named."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 from wm_numpy.core import files, leftovers
+from wm_numpy.core.leftovers import MARK
 
 # A process that holds a temporary folder and a file of the shared memory, and waits.
 HOLD = """
@@ -55,19 +57,21 @@ def holder(tmp_path, monkeypatch):
 def test_dead_ones_only(how, holder, tmp_path):
     dead, living = holder("ViZDoomMQCtr1"), holder("ViZDoomMQCtr2", how)
     (tmp_path / "ViZ").touch()
+    another = MARK.replace(platform.node(), "moon")
     for name in (
         "wm_numpy-2024-thesis",
-        "wm_numpy-process-of-1",
-        f"wm_numpy-process-{os.getpid()}",
+        f"{MARK}mine",
+        f"{MARK}{os.getpid()}",
+        f"{another}4194305",
     ):
-        (tmp_path / name).mkdir()  # somebody's own
+        (tmp_path / name).mkdir()  # somebody's own, of a living process, of another machine
     before = {path.name for path in tmp_path.iterdir()}
     dead.kill()
     dead.wait()
     leftovers.sweep(tmp_path)
     gone = before - {path.name for path in tmp_path.iterdir()}
     assert {name.rpartition("-")[0] or name for name in gone} == {
-        f"wm_numpy-process-{dead.pid}",
+        f"{MARK}{dead.pid}",
         "ViZDoomMQCtr1",
     }
     assert any(f"-{living.pid}-" in name for name in before - gone)
@@ -118,7 +122,7 @@ def test_the_next_writer_removes_unfinished_files(tmp_path):
     """All of the folder, whatever they were to become; not those of a living process, nor somebody else's."""
     subprocess.run([sys.executable, "-c", WRITE, tmp_path / "a.npy"], cwd=ROOT)
     assert len(parts(tmp_path)) == 1 and not (tmp_path / "a.npy").exists()
-    living = tmp_path / f".c.npy.wm_numpy-process-{os.getppid()}.part"
+    living = tmp_path / f".c.npy.{MARK}{os.getppid()}.part"
     foreign = tmp_path / ".download.20240131.part"
     for path in (living, foreign):
         path.touch()
@@ -131,7 +135,7 @@ def test_processes_of_another_user_are_not_dead(tmp_path, monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", kill)
-    (tmp_path / ".c.npy.wm_numpy-process-1.part").touch()
+    (tmp_path / f".c.npy.{MARK}1.part").touch()
     leftovers.sweep(tmp_path)
     assert len(parts(tmp_path)) == 1
 

@@ -1,6 +1,7 @@
 """What killed processes leave behind, and the next one removes: files and folders named after them, shared memory."""
 
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -8,9 +9,8 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-MARK = (
-    "wm_numpy-process-"  # in a name, before the number of the process that will remove or rename it
-)
+# In a name, before the number of the process that will remove or rename it; machines may share a disk.
+MARK = f"wm_numpy-process-of-{platform.node()}-"
 SHARED = "/dev/shm"
 ENGINES = "ViZDoom*"  # memory that an engine shares: nameless once it has started
 
@@ -30,7 +30,7 @@ def sweep(folder: Path | None = None, own: bool = False) -> None:
     """Remove what dead processes left in a folder, and their memory; own: also what this one would leave."""
     found = []
     for path in (folder or Path(tempfile.gettempdir())).glob(f"*{MARK}*"):
-        number = re.search(rf"{MARK}(\d{{1,9}})", path.name)
+        number = re.search(rf"{re.escape(MARK)}(\d{{1,9}})\b", path.name)
         if number and (_is_dead(int(number[1])) or (own and mark() == number[0])):
             found.append(path)
     names = set(Path(SHARED).glob(ENGINES))
