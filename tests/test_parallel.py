@@ -377,7 +377,7 @@ def test_a_signal_ends_the_workers_too(task, number, times, tmp_path):
         env=os.environ | {"TMPDIR": str(tmp_path)},
     )
     try:
-        while not train.stdout.readline().startswith("collect"):
+        while "/99 episodes" not in train.stdout.readline():
             assert train.poll() is None
         os.killpg(train.pid, getattr(signal, number))
         assert train.stderr.readline() + train.stderr.read(12) == "\nstopping ..."
