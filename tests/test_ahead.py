@@ -1,5 +1,7 @@
 """Looking ahead: plans, their worth in a hand-made M, and what must not change."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +9,15 @@ import pytest
 
 from tests.conftest import tiny_agent, tiny_config
 from tests.test_worlds import StubV, Toy
-from wm_numpy.models.agent import Agent, new_vae, read_weights
+from wm_numpy.demo import play
+from wm_numpy.lab import report
+from wm_numpy.models.agent import Agent, load_config, new_vae, read_weights
 from wm_numpy.settings.config import SettingError
 from wm_numpy.training.data import encoded
 from wm_numpy.training.episodes import blind_rollouts, collecting_policy, episode_seeds, evaluate
 from wm_numpy.training.experiment import STAGES, Experiment
 from wm_numpy.training.log import Log
+from wm_numpy.training.runfolder import read_results
 from wm_numpy.worlds.ahead import LookAhead, imagine, plans
 from wm_numpy.worlds.policies import random_policy
 from wm_numpy.worlds.rollout import rollout
@@ -173,6 +178,23 @@ def test_an_agent_that_looks_ahead_is_scored_beside_its_c(doom_run):
 
 
 # ------------------------------------------------------------------------------------------- more lives for M
+
+
+def test_a_run_that_looks_ahead_ends_with_both_scores(doom_run, tmp_path):
+    """In its table, read back from results.json; the page, where C alone plays, has C's."""
+    run = tmp_path / "run"
+    shutil.copytree(doom_run, run)
+    (run / "results.json").unlink(missing_ok=True)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"ahead.horizon": 2, "ahead.samples": 1}))
+    Experiment(load_config(run), run).run(("evaluate",))
+    results = read_results(run / "results.json")
+    assert {"alone", "difference"} <= results["agent"].keys()
+    table = report.table(run)
+    assert "C alone" in table and "Looking ahead adds" in table
+    with play.server(run) as server:
+        known = server.visit.args[1]["known"]["agent"]
+    assert known["mean"] == results["agent"]["alone"]["mean"]
 
 
 def test_more_episodes_are_encoded_as_they_are_played(tmp_path):

@@ -226,6 +226,8 @@ def server(run: str | Path, host: str = "127.0.0.1", port: int = 0) -> Server:
             episodes = Records(place, dtype)
     results = folder / "results.json"
     results = read_results(results) if results.exists() else {}
+    if "alone" in results.get("agent", {}):  # C alone plays here
+        results["agent"] = results["agent"]["alone"]
     hello = {
         "title": task.title, "hint": task.hint, "labels": task.labels, "keys": dict(task.keys),
         "rest": task.rest, "died": task.died, "well": task.solved_at, "period": period(agent),

@@ -126,11 +126,19 @@ def read_results(path: Path) -> dict:
         if not isinstance(results["task"], str):
             raise ValueError("not the results of a run")
         for who in results.keys() & {"random", "unadapted", "agent", "dream"}:
-            figures = {key: x for key, x in results[who].items() if key != "ci95"}
-            if not all(type(x) in (int, float) and isfinite(x) for x in figures.values()):
-                raise ValueError(f"{who}: {figures}"[:200])
+            if not (isinstance(results[who], dict) and _are_numbers(results[who])):
+                raise ValueError(f"{who}: {results[who]}"[:200])
         return results
     except FileNotFoundError:
         raise DataError(f"{path} is missing: `train` has not reached its last stage yet") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it and repeat `train`") from None
+
+
+def _are_numbers(figures: dict) -> bool:
+    """Whether figures are finite numbers: their interval's, and those of C alone and the difference, too."""
+    parts = [figures[name] for name in ("alone", "difference") if name in figures]
+    plain = [x for name, x in figures.items() if name not in ("alone", "difference", "ci95")]
+    plain += figures.get("ci95", [])
+    numbers = all(type(x) in (int, float) and isfinite(x) for x in plain)
+    return numbers and all(isinstance(part, dict) and _are_numbers(part) for part in parts)
