@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -585,7 +586,7 @@ def test_half_a_round_is_no_agent(doom_run, copy_of):
     theta = Agent.load(folder).theta
     arrays = files.read_arrays(folder / "vae.npz")
     files.write(folder / "vae.npz", arrays | {"round": np.array(2)})
-    with pytest.raises(DataError, match="V, M and C are of rounds 2, 1 and 1.*`train` goes on"):
+    with pytest.raises(DataError, match="V, M and C are of rounds 2, 1 and 1.*`train` resumes it"):
         Agent.load(folder)
     Agent.load(folder, theta)  # to evolve another C
 
@@ -658,15 +659,16 @@ def test_a_resumed_run_says_where_it_goes_on(doom_run, copy_of, capsys):
 def test_what_explores_is_c_with_noise_that_lasts(doom_run):
     """The noise has the std that is asked for and lasts some steps; C's parameters differ in every third episode."""
     agent = Agent.load(doom_run)
+    world = SimpleNamespace(agent=agent, m=agent.m)
     thetas, seeds = np.zeros((900, agent.theta.size)), np.arange(900)
-    explorer = episodes.Explorer(agent, thetas, seeds, noise=0.2)
+    explorer = episodes.Explorer(world, thetas, seeds, noise=0.2)
     features = np.ones((900, agent.theta.size), np.float32)
     actions = np.stack([explorer(features)[:, 0] for _ in range(20)])[10:]
     assert actions.std() == pytest.approx(0.2, rel=0.05)
     assert np.corrcoef(actions[0], actions[1])[0, 1] == pytest.approx(0.8, abs=0.05)
-    spread = episodes.Explorer(agent, thetas, seeds, spread=0.01)(features)[:, 0]
+    spread = episodes.Explorer(world, thetas, seeds, spread=0.01)(features)[:, 0]
     assert not spread[0::3].any() and not spread[1::3].any() and spread[2::3].all()
-    again = episodes.Explorer(agent, thetas, seeds, spread=0.01)(features)[:, 0]
+    again = episodes.Explorer(world, thetas, seeds, spread=0.01)(features)[:, 0]
     assert np.array_equal(again, spread)
 
 
