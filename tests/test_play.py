@@ -726,7 +726,7 @@ def test_a_reload_goes_on_as_it_was():
 
 @IN_CHROMIUM
 def test_a_server_that_freezes_or_dies_is_told_of(tmp_path):
-    command = [sys.executable, "run.py", "play", "doom"]
+    command = [sys.executable, str(Path(__file__).parents[1] / "run.py"), "play", "doom"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         browser = None
         try:
