@@ -37,14 +37,16 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--preset",
         default="quick",
-        help="smoke, quick, laptop, paper; for CarRacing also reality (default: quick)",
+        help="smoke, quick, laptop, paper; also ahead (Doom), reality (CarRacing) (default: quick)",
     )
     train.add_argument("--out", type=Path, help="the run folder (default: runs/TASK)")
     train.add_argument(
         "--stage", default="evaluate", help="the last stage to run (default: evaluate)"
     )
     settings = command("settings", "every setting for --set, with the paper's value", run=False)
-    settings.add_argument("task", nargs="?", default="carracing", help="doom or carracing")
+    settings.add_argument(
+        "task", nargs="?", default="carracing", help="as for train (default: carracing)"
+    )
     settings.add_argument("--preset", help="shows its values, too, and why")
 
     sweep = command("sweep", "evolve C at several temperatures on one V and M: the paper's table 2")

@@ -21,7 +21,6 @@ except ImportError:  # Windows
 
     fcntl = None
 
-RENAMED = {"starts": "initial_latents", "vector": "theta"}  # arrays of older run folders
 MEND = "delete it, or move it away, and repeat the command"
 
 
@@ -112,7 +111,7 @@ def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {RENAMED.get(name, name): x for name, x in file.items()}
+            arrays = dict(file.items())
         for name, shape in shapes.items():
             if name not in arrays:
                 raise ValueError(f"it has no {name!r}")

@@ -274,7 +274,7 @@ def flat(config: Config) -> dict:
     return {key: attrgetter(key)(config) for key in _FIELDS} | config.phases
 
 
-def help_text(task: str = "carracing", preset: str | None = None) -> str:
+def help_text(task: str, preset: str | None = None) -> str:
     """A line per setting: name, the paper's value, that of a preset where it is another, what it is or its reason."""
     papers = resolve(task, "paper") if "paper" in preset_names(task) else Config()
     papers, chosen = flat(papers), flat(resolve(task, preset)) if preset else {}

@@ -21,8 +21,6 @@ from .data import Recorder
 from .log import Log
 
 GROUP = 8  # real episodes that one process steps together, so that V and M run on a batch
-
-
 PURPOSES = ("collect", "evolve", "check", "evaluate")  # seeds of one purpose are used for no other
 Progress = Callable[[int], None]  # is told how many episodes have just ended
 
@@ -94,7 +92,7 @@ class Explorer:
     """The agent as a group of episodes meets it that others learn from: features (n, F) -> actions (n, A).
 
     noise: std of smooth noise on the actions, lasting some steps; spread: std of noise on C's parameters, in every
-    third episode. Both depend on the episodes' seeds alone.
+    third episode, of one that does not look ahead. Both depend on the episodes' seeds alone.
     """
 
     def __init__(self, world: World, thetas: np.ndarray, seeds: np.ndarray, noise=0.0, spread=0.0):

@@ -31,7 +31,6 @@ class LookAhead:
         self.seeds = np.asarray(seeds, np.int64) % 2**31
         self.settings = world.agent.config.ahead
         self.last = None  # actions
-        self.asked = self.changed = 0  # decisions
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Actions; what environments that have ended get means nothing."""
@@ -44,8 +43,6 @@ class LookAhead:
         best = worth.argmax(axis=1)
         better = worth[n, best] - worth[:, 0] > c.margin * c.horizon
         self.last[rows[better]] = first[n, best][better]
-        self.asked += len(rows)
-        self.changed += int(better.sum())
         return self.last.copy()
 
     def foresee(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
