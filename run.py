@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from wm_numpy.core import process
+from wm_numpy.system import process
 
 
 def parser() -> argparse.ArgumentParser:
@@ -143,9 +143,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def perform(args: argparse.Namespace) -> int | None:
     """Carry out a command -> exit code. `settings` and `gradcheck` need only NumPy."""
-    from wm_numpy.core import files, threads
     from wm_numpy.lab import cases as gradcases
     from wm_numpy.settings import config
+    from wm_numpy.system import files, threads
     from wm_numpy.training import parallel
 
     for name, least in (("workers", 1), ("seed", 0), ("episodes", 2)):

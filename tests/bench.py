@@ -28,7 +28,6 @@ import wm_numpy  # noqa: F401  before numpy: it sets the threads of BLAS
 # isort: split
 import numpy as np
 
-from wm_numpy.core import files, threads
 from wm_numpy.core.adam import Adam
 from wm_numpy.lab import plots
 from wm_numpy.models import agent as agents
@@ -36,6 +35,7 @@ from wm_numpy.models.cmaes import CMAES
 from wm_numpy.models.vae import VAE
 from wm_numpy.settings import config
 from wm_numpy.settings.tasks import find
+from wm_numpy.system import files, threads
 from wm_numpy.training import data, parallel
 from wm_numpy.training.episodes import GROUP, real_rollouts
 from wm_numpy.worlds.envs import make_env

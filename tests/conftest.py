@@ -13,7 +13,7 @@ import wm_numpy  # noqa: E402, F401, I001  before numpy: it sets the threads of 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from wm_numpy.core import threads  # noqa: E402
+from wm_numpy.system import threads  # noqa: E402
 from wm_numpy.models import agent as agents  # noqa: E402
 from wm_numpy.settings import config  # noqa: E402
 from wm_numpy.models.agent import Agent  # noqa: E402

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from wm_numpy.core.arrays import Params
-from wm_numpy.core.files import write
 from wm_numpy.models.agent import new_mdnrnn, new_vae
 from wm_numpy.settings.config import flat, from_flat
+from wm_numpy.system.files import write
 
 GONE = {"later_size", "vae.warmup", "mdnrnn.warmup", "evolve.chunk", "evolve.worst"}
 LATER = {"collect.later_episodes": "later.collect.episodes"}

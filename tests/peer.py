@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests import bench
-from wm_numpy.core import threads
 from wm_numpy.models import agent
 from wm_numpy.settings.config import Config
 from wm_numpy.settings.tasks import find
+from wm_numpy.system import threads
 
 PLAIN = os.environ.get("PLAIN_PEER") == "1"
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)

@@ -15,10 +15,10 @@ import pytest
 
 import run
 from tests.conftest import ROOT, TINY
-from wm_numpy.core import files
 from wm_numpy.lab import film, report
 from wm_numpy.models import agent as agents
 from wm_numpy.models.agent import Agent
+from wm_numpy.system import files
 from wm_numpy.training import experiment, parallel
 
 INSTALL = "run `pip install -r requirements.txt`"
@@ -270,7 +270,7 @@ def test_a_foreign_folder(sentence, tmp_path):
     assert "thesis.txt" in sentence(*train(tmp_path / "thesis.txt"), code=1)
 
 
-HOLD = "import sys, time; from pathlib import Path; from wm_numpy.core.files import alone\n\
+HOLD = "import sys, time; from pathlib import Path; from wm_numpy.system.files import alone\n\
 with alone(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
 
 

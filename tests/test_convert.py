@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests import convert
-from wm_numpy.core import files
-from wm_numpy.core.files import DataError
 from wm_numpy.models.agent import Agent
 from wm_numpy.settings.config import resolve
+from wm_numpy.system import files
+from wm_numpy.system.files import DataError
 
 OLD = {"task": "carracing", "preset": "laptop", "seed": 1, "rounds": 23, "repeat": 4}
 OLD |= {"vae.updates": 4000, "vae.decay": 0.9, "vae.cosine": True, "vae.rounds": 1}

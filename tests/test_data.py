@@ -11,8 +11,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from wm_numpy.core import files
-from wm_numpy.core.files import DataError
+from wm_numpy.system import files
+from wm_numpy.system.files import DataError
 from wm_numpy.training import data
 from wm_numpy.training.data import (
     FrameBatches,

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, TINY, tiny_config
-from wm_numpy.core import files
 from wm_numpy.core.arrays import Params
-from wm_numpy.core.files import DataError
 from wm_numpy.models import vae
 from wm_numpy.models.agent import Agent, export, load_config
 from wm_numpy.models.cmaes import CMAES
 from wm_numpy.settings import config
 from wm_numpy.settings.config import SettingError, VAEConfig
+from wm_numpy.system import files
+from wm_numpy.system.files import DataError
 from wm_numpy.training import data, episodes, log, parallel, stages
 from wm_numpy.training import loops as train
 from wm_numpy.training.episodes import PURPOSES, blind_rollouts, episode_seeds, real_rollouts, score

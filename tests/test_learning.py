@@ -10,8 +10,8 @@ import pytest
 
 from tests import toy
 from wm_numpy.core.arrays import Params
-from wm_numpy.core.files import write
 from wm_numpy.models.agent import Agent, new_mdnrnn, new_vae
+from wm_numpy.system.files import write
 from wm_numpy.training.data import (
     FrameBatches,
     Records,

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from wm_numpy.core import files, leftovers
-from wm_numpy.core.leftovers import MARK
+from wm_numpy.system import files, process
+from wm_numpy.system.process import MARK
 
 # A process that holds a temporary folder and a file of the shared memory, and waits.
 HOLD = """
 import mmap, os, sys, time
-from wm_numpy.core import leftovers
-leftovers.SHARED = sys.argv[1]
-with leftovers.scratch(sys.argv[1]), open(sys.argv[2], "w+b") as file:
+from wm_numpy.system import process
+process.SHARED = sys.argv[1]
+with process.temporary_folder(sys.argv[1]), open(sys.argv[2], "w+b") as file:
     file.truncate(4096)
     if sys.argv[3] == "mapped":
         memory = mmap.mmap(file.fileno(), 4096)
@@ -36,7 +36,7 @@ with leftovers.scratch(sys.argv[1]), open(sys.argv[2], "w+b") as file:
 @pytest.fixture
 def holder(tmp_path, monkeypatch):
     """Starts such a process."""
-    monkeypatch.setattr(leftovers, "SHARED", str(tmp_path))
+    monkeypatch.setattr(process, "SHARED", str(tmp_path))
     begun = []
 
     def start(name: str, how: str = "mapped") -> subprocess.Popen:
@@ -46,10 +46,10 @@ def holder(tmp_path, monkeypatch):
         return begun[-1]
 
     yield start
-    for process in begun:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    for child in begun:
+        child.kill()
+        child.wait()
+        child.stdout.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -68,7 +68,7 @@ def test_dead_ones_only(how, holder, tmp_path):
     before = {path.name for path in tmp_path.iterdir()}
     dead.kill()
     dead.wait()
-    leftovers.sweep(tmp_path)
+    process.sweep(tmp_path)
     gone = before - {path.name for path in tmp_path.iterdir()}
     assert {name.rpartition("-")[0] or name for name in gone} == {
         f"{MARK}{dead.pid}",
@@ -108,7 +108,7 @@ WRITE = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from wm_numpy.core import files
+from wm_numpy.system import files
 os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
 files.write(Path(sys.argv[1]), np.zeros(3))
 """
@@ -136,7 +136,7 @@ def test_processes_of_another_user_are_not_dead(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "kill", kill)
     (tmp_path / f".c.npy.{MARK}1.part").touch()
-    leftovers.sweep(tmp_path)
+    process.sweep(tmp_path)
     assert len(parts(tmp_path)) == 1
 
 
@@ -144,7 +144,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from wm_numpy.core import files
+from wm_numpy.system import files
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 content = {"npy": np.zeros(1000), "npz": {"x": np.zeros(1000)}, "json": [0] * 1000}
 try:

@@ -5,13 +5,13 @@ import pickle
 import numpy as np
 import pytest
 
-from wm_numpy.core import threads
 from wm_numpy.core.adam import Adam
 from wm_numpy.core.gradcheck import check_vector, numerical_gradient, relative_error
 from wm_numpy.core.ops import sigmoid
 from wm_numpy.models import mdnrnn
 from wm_numpy.models.mdnrnn import MDNRNN
 from wm_numpy.settings.config import MDNRNNConfig
+from wm_numpy.system import threads
 
 B, T, Z, A, H, K = 3, 6, 5, 2, 7, 4
 SMALL = MDNRNNConfig(

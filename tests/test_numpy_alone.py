@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NUMPY_ALONE = [
-    "core.arrays core.ops core.files core.threads core.conv core.lstm core.mixture core.adam core.gradcheck lab.cases",
+    "system.threads system.files system.process",
+    "core.arrays core.ops core.conv core.lstm core.mixture core.adam core.gradcheck lab.cases",
     "models.cmaes models.vae models.mdnrnn models.controller models.agent settings.config",
     "settings.tasks worlds.world worlds.rollout training.episodes training.data training.loops training.parallel",
 ]

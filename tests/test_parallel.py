@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_agent
-from wm_numpy.core import threads
+from wm_numpy.system import threads
 from wm_numpy.training import episodes, parallel
 from wm_numpy.training.parallel import WorkerError
 
@@ -149,7 +149,7 @@ def test_threads_work_in_a_forked_child(where):
     """What has used V and is forked then, as the vector environments of others do."""
     printed = script(f"""
         import os, warnings
-        from wm_numpy.core import threads
+        from wm_numpy.system import threads
         warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, of forks and threads
         threads.set_workers(2)
         threads.run(abs, range(4))
@@ -171,7 +171,7 @@ def test_threads_work_in_a_forked_child(where):
 
 def test_threads_inside_threads(workers):
     printed = script("""
-        from wm_numpy.core import threads
+        from wm_numpy.system import threads
         threads.set_workers(2)
         inner = lambda i: sum(threads.run(lambda j: 10 * i + j, range(3)))
         print(threads.run(inner, range(5)))
@@ -399,7 +399,7 @@ def test_signals_that_are_ignored_stay_so():
     """As under nohup; a handler of somebody else's stays, too."""
     printed = script("""
         import signal
-        from wm_numpy.core.process import stop_on_signals
+        from wm_numpy.system.process import stop_on_signals
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, print)
         stop_on_signals(quiet=False)

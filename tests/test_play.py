@@ -23,10 +23,10 @@ import pytest
 
 from tests.browser import CHROMIUM, Browser
 from tests.conftest import tiny_agent
-from wm_numpy.core import files
 from wm_numpy.demo import play, serve
 from wm_numpy.lab import film
 from wm_numpy.models.agent import Agent
+from wm_numpy.system import files
 from wm_numpy.worlds.world import Dream
 
 

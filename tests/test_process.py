@@ -75,7 +75,7 @@ def test_no_standard_output(monkeypatch):
 
 CLOSED = """
 import os, sys
-from wm_numpy.core import process
+from wm_numpy.system import process
 process.open_streams()
 with open(sys.argv[1], "w") as file:
     print("into nothing")
@@ -96,7 +96,7 @@ def test_closed_streams_are_replaced(tmp_path):
 
 
 def test_any_name_can_be_printed():
-    code = "from wm_numpy.core import process; process.open_streams(); print('\\xdcberlauf')"
+    code = "from wm_numpy.system import process; process.open_streams(); print('\\xdcberlauf')"
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
     assert done.stdout.split() == [rb"\xdcberlauf"] and done.returncode == 0

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.fixtures import make_vae
-from wm_numpy.core import threads
 from wm_numpy.core.adam import Adam
 from wm_numpy.core.gradcheck import check_vector, relative_error
 from wm_numpy.models.vae import VAE
 from wm_numpy.settings.config import VAEConfig
+from wm_numpy.system import threads
 
 FIXTURE = Path(__file__).parent / "fixtures" / "vae.npz"
 

@@ -6,8 +6,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from tests.conftest import tiny_agent
-from wm_numpy.core import threads
-from wm_numpy.core.files import DataError
+from wm_numpy.system import threads
+from wm_numpy.system.files import DataError
 from wm_numpy.worlds import rollout as rollouts
 from wm_numpy.worlds.faces import DreamEnv
 from wm_numpy.worlds.faces import VectorDream as Dream

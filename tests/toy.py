@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from wm_numpy.core.files import write
 from wm_numpy.models.agent import Agent
 from wm_numpy.settings.config import Config, resolve
+from wm_numpy.system.files import write
 from wm_numpy.training.data import Recorder, Records, SeriesBatches, encoded, series_dtype
 from wm_numpy.training.experiment import Experiment
 from wm_numpy.worlds.rollout import rollout

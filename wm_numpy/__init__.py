@@ -2,7 +2,7 @@
 
     from wm_numpy import Agent, Dream, RealWorld, Task, check_pair, check_vector, faces  # loaded when asked for
 
-BLAS is kept on one thread, and the batch is split over Python threads instead (core/threads.py): then all runs on all
+BLAS is kept on one thread, and the batch is split over Python threads instead (system/threads.py): then all runs on all
 cores, not only the matrix products, and many times faster. The variables count if they are set before NumPy is first
 imported; after that BLAS itself is told. An OPENBLAS_NUM_THREADS that is already set is kept, in either order.
 """

@@ -1,1 +1,1 @@
-"""The forward/backward core: operations in pairs, Adam, the gradient check. It imports no other room."""
+"""The forward/backward core: operations in pairs, Adam, the gradient check. It imports system, for its threads."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import threads
+from ..system import threads
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # the paper's, TensorFlow 1's and so the authors'
 CHUNK = 1 << 16  # floats: four vectors of this size stay in L2 (whole vectors: 3 x slower)

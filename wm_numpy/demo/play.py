@@ -18,10 +18,10 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from ..core.files import DataError
 from ..lab.film import Life, Worlds, ends, mortal, pack, period, unpack
 from ..models.agent import Agent, run_folder
 from ..settings.tasks import find
+from ..system.files import DataError
 from ..training.data import Records, series_dtype
 from ..training.runfolder import read_results
 from ..worlds.envs import EnvironmentDied, EnvironmentFailed

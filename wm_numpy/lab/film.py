@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..core.files import DataError
 from ..core.ops import sigmoid
 from ..models.agent import Agent
 from ..settings.tasks import find
+from ..system.files import DataError
 from ..training.data import Records
 from ..worlds.envs import make_env
 from ..worlds.world import Dream, RealWorld, World

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import leftovers
 from ..models.agent import Agent
 from ..settings.tasks import find
+from ..system import process
 from ..training.data import Records, encoded, frame_dtype, series_dtype, transitions
 from ..training.episodes import (
     blind_rollouts,
@@ -140,7 +140,7 @@ def recorded(
     """
     c = agent.config
     seeds = episode_seeds("check", episodes, 0, key)
-    with leftovers.scratch() as folder:
+    with process.temporary_folder() as folder:
         paths = [Path(folder) / f"{i:06d}.npy" for i in range(episodes)]
         if make_policy is None:
             real_rollouts(agent, agent.theta[None], seeds, paths=paths)

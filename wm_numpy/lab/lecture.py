@@ -13,9 +13,9 @@ from string import Template
 
 import numpy as np
 
-from ..core.files import write
 from ..models.agent import Agent, feature_size
 from ..settings.tasks import find
+from ..system.files import write
 from ..training.data import Records, frame_dtype
 from ..training.episodes import episode_seeds, real_rollouts, score
 from ..worlds.rollout import rollout

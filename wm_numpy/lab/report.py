@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import DataError
 from ..models.agent import SHIPPED, load_config
 from ..settings import config as configuration
 from ..settings.tasks import find
+from ..system.files import DataError
 from ..training.runfolder import read_results
 from .statistics import short
 

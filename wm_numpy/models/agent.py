@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core.arrays import Params
-from ..core.files import DataError, is_empty, read_arrays, read_records, whole, write
 from ..settings.config import Config, flat, from_flat
 from ..settings.tasks import find
+from ..system.files import DataError, is_empty, read_arrays, read_records, whole, write
 from .controller import Controller, controller_size
 from .mdnrnn import MDNRNN
 from .vae import VAE

@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import ops, threads
+from ..core import ops
 from ..core.arrays import Array, Params
 from ..core.lstm import lstm_backward, lstm_forward
 from ..core.mixture import mixture_nll_backward, mixture_nll_forward, sample_mixture
 from ..core.ops import linear_backward, linear_forward
 from ..settings.config import MDNRNNConfig
+from ..system import threads
 
 PIECE = 50  # sequences for one thread at a time; fixed, so that no result depends on the threads
 ROWS = 256  # states whose mixtures are made at a time, so that they stay in cache

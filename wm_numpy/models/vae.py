@@ -17,11 +17,11 @@ import math
 import numpy as np
 
 from ..core import ops as core
-from ..core import threads
 from ..core.arrays import Params
 from ..core.conv import conv_backward, conv_forward, conv_transpose_backward, conv_transpose_forward
 from ..core.ops import linear_backward, linear_forward, relu_backward, relu_forward
 from ..settings.config import VAEConfig
+from ..system import threads
 
 PIECE = 50  # frames at a time for one thread; fixed, so that no result depends on the threads
 OUTPUTS = 400  # outputs of deconv1 at a time, likewise

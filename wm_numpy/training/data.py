@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import MEND, DataError, write
 from ..core.ops import reparameterize_forward
+from ..system.files import MEND, DataError, write
 
 LIVELY = 8  # steps: if they brought nothing, the episode may be lost
 TRIES = 100  # draws of a moment before any is taken

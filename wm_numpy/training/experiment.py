@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..core.files import alone, read_arrays, write
 from ..models.agent import load_config, run_folder
 from ..settings.config import SettingError, flat, from_flat
+from ..system.files import alone, read_arrays, write
 from . import stages
 from .loops import RunError
 from .runfolder import RunFolder

@@ -12,9 +12,9 @@ import numpy as np
 
 from ..core.adam import Adam
 from ..core.arrays import Params
-from ..core.files import read_arrays, write
 from ..models.cmaes import CMAES
 from ..settings.config import Training
+from ..system.files import read_arrays, write
 
 SAVE_SECONDS = 20.0  # between saves of the state
 

@@ -19,7 +19,7 @@ from hashlib import sha256
 from itertools import starmap
 from pathlib import Path
 
-from ..core import leftovers, threads
+from ..system import process, threads
 
 PATIENCE = 60  # seconds to wait for the first worker of a cluster
 ATTEMPTS = 3  # how often one job, or a pool that brings no result at all, may die
@@ -37,7 +37,7 @@ class SpawnedPool(cf.ProcessPoolExecutor):
     """
 
     def __init__(self, max_workers: int, initializer: Callable, initargs: tuple):
-        self._scratch = leftovers.scratch()
+        self._scratch = process.temporary_folder()
         setup = Path(self._scratch.name, "setup")
         setup.write_bytes(pickle.dumps(partial(initializer, *initargs)))
         context = multiprocessing.get_context("spawn")
@@ -51,7 +51,7 @@ class SpawnedPool(cf.ProcessPoolExecutor):
             self._call_queue._reader.close()  # else a full queue would be waited for in vain
         self.shutdown(cancel_futures=True)
         time.sleep(0.1)  # engines die just after their workers
-        leftovers.sweep()
+        process.sweep()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         super().shutdown(wait=wait, cancel_futures=cancel_futures)

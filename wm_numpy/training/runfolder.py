@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import DataError, is_empty, read_arrays, write
 from ..models.agent import load_config, theta_size
 from ..settings.config import Config, flat
 from ..settings.tasks import find
+from ..system.files import DataError, is_empty, read_arrays, write
 from .data import Records, frame_dtype, series_dtype
 from .log import Log
 from .loops import RunError

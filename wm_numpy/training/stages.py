@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core.arrays import Params
-from ..core.files import read_arrays, write
 from ..models.agent import Agent, new_mdnrnn, new_vae, read_weights, theta_size
 from ..models.cmaes import CMAES
 from ..settings.config import Config, Training, flat
+from ..system.files import read_arrays, write
 from ..worlds.rollout import dream_rollouts
 from . import episodes
 from .data import FrameBatches, Records, SeriesBatches, encoded

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import leftovers
 from ..settings.tasks import Task
+from ..system import process
 
 ROWS, COLUMNS = 100, 160  # of 120 x 160: the paper's 400 of 480 rows
 
@@ -110,7 +110,7 @@ def _start_engine(game, engine: str) -> None:
     if not runs:
         places = ", ".join(folders)
         raise RuntimeError(f"No script can run in {places}: set TMPDIR to a folder where one can.")
-    with leftovers.scratch(runs[0]) as scratch:
+    with process.temporary_folder(runs[0]) as scratch:
         python = [sys.executable, "-IS", "-c", _LAUNCH]
         command = shlex.join([*python, str(os.getpid()), scratch, engine])
         script = Path(scratch, "engine")

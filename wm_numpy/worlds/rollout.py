@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..core import threads
 from ..models.agent import Agent
+from ..system import threads
 from .world import Dream, World
 
 CHUNK = 256  # dreams that one thread steps together

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .leftovers import mark, sweep_once
+from .process import mark, sweep_once
 
 try:
     import fcntl
@@ -25,13 +25,13 @@ MEND = "delete it, or move it away, and repeat the command"
 
 
 class DataError(ValueError):
-    """A file that is not what it should be; the sentence names it and the mend."""
+    """A file that is not what it should be; the message names it and says how to fix it."""
 
 
 def write(path: Path, content: np.ndarray | dict | list | bytes) -> None:
-    """Write an array as .npy, arrays by name as .npz, bytes as they are, all else as JSON.
+    """Write an array as .npy, named arrays as .npz, bytes as they are, anything else as JSON.
 
-    A kill leaves the old file or the new. DataError names the file that could not be written.
+    If the process is killed, either the old file or the new one is there. DataError: it cannot be written.
     """
     with named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def write(path: Path, content: np.ndarray | dict | list | bytes) -> None:
 
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """A hidden folder inside for files that belong together: they all move up at the end, or none of them is left."""
+    """A hidden folder inside, for files that belong together: at the end all of them move up; after an error, none."""
     sweep_once(folder)
     beside = folder / f".{mark()}.part"
     try:
@@ -71,18 +71,18 @@ def named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or f"{error}: is the disk full?"  # of NumPy, which counts
+        why = error.strerror or f"{error}: is the disk full?"  # NumPy gives only a count
         raise DataError(f"{path} cannot be written ({why})") from error
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether there is no such folder, or nothing in it but dot files such as .DS_Store."""
+    """Whether the folder is missing, or holds only dot files such as .DS_Store."""
     return not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir())
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Lock a folder until this process ends, however it ends; DataError says who holds it already."""
+    """Lock a folder until this process ends, however it ends; DataError says which process holds it."""
     with open(folder / ".lock", "a+") as file:
         try:
             if fcntl:
@@ -92,8 +92,9 @@ def alone(folder: Path) -> Iterator[None]:
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         except (BlockingIOError, PermissionError):
             file.seek(0)
-            who = file.read().strip() or "another process"
-            raise DataError(f"{who} is at work in {folder}: wait or choose another --out") from None
+            owner = file.read().strip() or "another process"
+            fault = f"{owner} is at work in {folder}: wait or choose another --out"
+            raise DataError(fault) from None
         except OSError as error:  # some network disks
             danger = f"no lock on {folder} ({error}): let no other process work there"
             warnings.warn(danger, stacklevel=3)
@@ -104,12 +105,20 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """All arrays of an .npz; DataError unless those named are there, finite and of this shape, -1 for any length.
-
-    FileNotFoundError: there is no such file.
-    """
+@contextmanager
+def _read(path: Path) -> Iterator[None]:
+    """An error while `path` is read becomes a DataError that names it; a FileNotFoundError stays one."""
     try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # np.load also raises those of zipfile, zlib and struct
+        raise DataError(f"{path} is damaged or of another run ({error}): {MEND}") from None
+
+
+def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """All arrays of an .npz; DataError unless the named ones exist, are finite and of this shape (-1: any length)."""
+    with _read(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file.items())
         for name, shape in shapes.items():
@@ -122,17 +131,11 @@ def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
             if not np.isfinite(arrays[name]).all():
                 raise ValueError(f"{name} holds values that are not numbers")
         return arrays
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # zipfile, zlib, struct, ValueError: np.load raises them all
-        raise DataError(f"{path} is damaged or of another run ({error}): {MEND}") from None
 
 
 def read_records(path: Path, field: str) -> np.ndarray:
     """The structured array of a .npy; DataError unless it is whole and has this field."""
-    try:
+    with _read(path):
         records = np.load(path, allow_pickle=False)
         records[field]
         return records
-    except Exception as error:  # ValueError, EOFError, IndexError
-        raise DataError(f"{path} is damaged or of another run ({error}): {MEND}") from None

@@ -1,0 +1,1 @@
+"""Plumbing: files that survive a kill, a lock, threads, processes. It imports no other room."""
