@@ -88,7 +88,7 @@ def test_worth_is_the_reward_until_the_odds_say_dead():
     agent = dying(1.0)
     world = world_of(agent, 1)
     features, _ = world.reset(seed=[9])
-    first, worth = LookAhead(world, constant(-1.0), [9]).foresee(constant(-1.0)(features))
+    first, worth, _ = LookAhead(world, constant(-1.0), [9]).foresee(constant(-1.0)(features))
 
     def p(action: float) -> float:
         h = 0.5 * np.tanh(0.5 * np.tanh(3.0 * action))
@@ -140,8 +140,11 @@ def test_equal_plans_are_worth_the_same():
     world = world_of(agent)
     world.reset(seed=SEEDS)
     first, hold = np.ones((3, 2, 1), np.float32), np.array([1, 5])
-    rewards = imagine(agent, constant(1.0), world.moment, first, hold, SEEDS, agent.config.ahead)
-    assert rewards.shape == (5, 3, 2)
+    how = {"c": agent.config.ahead, "seeds": SEEDS}
+    rewards, dreams = imagine(agent, constant(1.0), world.moment, first, hold, **how)
+    assert rewards.shape == (5, 3, 2) and dreams.shape == (5, 3, 2, agent.m.z_size)
+    assert np.allclose(dreams[:, :, 0], dreams[:, :, 1], rtol=1e-5, atol=1e-6)
+    assert np.std(dreams[4], axis=0).min() > 0  # every game its own
     assert np.allclose(rewards[:, :, 0], rewards[:, :, 1], rtol=1e-5)
     assert len(np.unique(rewards[1, :, 0])) == 3
 

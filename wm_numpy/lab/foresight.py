@@ -82,7 +82,8 @@ def _watch(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first, hold = plans(actions[t][None], STEPS[-1], [STEPS[-1]], world.task.discrete)
         how = {"hold": hold, "seeds": np.array([seed])}
         how["c"] = AheadConfig(horizon=STEPS[-1], samples=SAMPLES)
-        told.append(imagine(_agent, act, kept[t], first, **how)[:, 0].cumsum(axis=0).T)
+        rewards, _ = imagine(_agent, act, kept[t], first, **how)
+        told.append(rewards[:, 0].cumsum(axis=0).T)
         came = [_carried_out(env, seed, actions[:t], action) for action in first[0]]
         rewards, ends = zip(*came, strict=True)
         true.append(rewards)

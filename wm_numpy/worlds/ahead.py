@@ -31,6 +31,9 @@ class LookAhead:
         self.seeds = np.asarray(seeds, np.int64) % 2**31
         self.settings = world.agent.config.ahead
         self.last = None  # actions
+        # The latest decision, of those alive: the plans' first actions (n, K, A), what they are worth (n, K), which was
+        # chosen (n,), and a dream of each, z (T, n, K, Z). Plan 0 is what the agent would do anyway.
+        self.decision = None
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Actions; what environments that have ended get means nothing."""
@@ -38,15 +41,16 @@ class LookAhead:
         if self.last is None or not c.go_on:
             self.last = self.act(features)
         rows = self.world.rows
-        first, worth = self.foresee(self.last[rows])
+        first, worth, dreams = self.foresee(self.last[rows])
         n = np.arange(len(rows))
         best = worth.argmax(axis=1)
         better = worth[n, best] - worth[:, 0] > c.margin * c.horizon
         self.last[rows[better]] = first[n, best][better]
+        self.decision = first, worth, np.where(better, best, 0), dreams
         return self.last.copy()
 
-    def foresee(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What it would do anyway (n, A) -> the plans' first actions (n, K, A), what they are worth (n, K)."""
+    def foresee(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What it would do anyway (n, A) -> of the plans: first actions, worth, dreams, as in `decision`."""
         c = self.settings
         hold, lengths = c.horizon, [c.horizon]
         if not c.go_on:  # C does, after one of its own actions or some steps of another
@@ -54,8 +58,8 @@ class LookAhead:
         first, hold = plans(own, hold, lengths, self.world.task.discrete)
         agent, moment = self.world.agent, self.world.moment
         seeds = self.seeds[self.world.rows]
-        rewards = imagine(agent, self.act, moment, first, hold, seeds, c)
-        return first, rewards.sum(axis=0)
+        rewards, dreams = imagine(agent, self.act, moment, first, hold, seeds, c)
+        return first, rewards.sum(axis=0), dreams
 
 
 def imagine(
@@ -66,9 +70,10 @@ def imagine(
     hold: np.ndarray,
     seeds: np.ndarray,
     c: AheadConfig,
-) -> np.ndarray:
-    """Every plan dreamt c.samples times from a world's moment -> reward of each step, mean of the dreams (T, n, K).
+) -> tuple[np.ndarray, np.ndarray]:
+    """Dream every plan c.samples times from a world's moment.
 
+    -> reward of each step, mean of the dreams (T, n, K); z of each plan's first dream (T, n, K, Z)
     first, hold: the plans, (n, K, A) and (K,); act: C, for the steps after; seeds (n,): of the episodes. M's odds of an
     end count as often as in C's evolution.
     """
@@ -84,11 +89,12 @@ def imagine(
     how = {"horizon": steps + c.horizon, "odds": agent.config.evolve.odds, "ending": weighted}
     dream = Dream(agent, n * K * E, start=(z, tuple(state), steps), **how)
     features, _ = dream.reset(seed=seeds)
-    rewards = []
+    rewards, seen = [], []
     for t in range(c.horizon):
         features, reward, *_ = dream.advance(np.where(t < hold, held, act(features)))
         rewards.append(reward.reshape(n, K, E).mean(axis=2))
-    return np.array(rewards)
+        seen.append(features[::E, : z.shape[1]].reshape(n, K, -1).copy())
+    return np.array(rewards), np.array(seen)
 
 
 def plans(own: np.ndarray, hold: int, lengths: list[int], discrete: bool) -> tuple:
