@@ -170,7 +170,7 @@ def perform(args: argparse.Namespace) -> int | None:
     from wm_numpy.models import agent
     from wm_numpy.settings import tasks
     from wm_numpy.training import episodes, experiment, log
-    from wm_numpy.worlds import stranger
+    from wm_numpy.worlds import unknown
 
     mine = Path("runs") / str(getattr(args, "run", "")) / "config.json"
     if mine.exists() and agent.run_folder(args.run).parent == agent.SHIPPED:
@@ -187,7 +187,7 @@ def perform(args: argparse.Namespace) -> int | None:
             )
             print(plan.plan(settings, run.folder, run.disk_needed()), flush=True)
             if not run.episodes.exists():
-                for line in stranger.examined(tasks.find(settings.task)):
+                for line in unknown.examined(tasks.find(settings.task)):
                     print(line, flush=True)
             run.run(experiment.STAGES[: experiment.STAGES.index(args.stage) + 1])
             if args.stage == "evaluate":

@@ -231,16 +231,6 @@ def test_numbers_that_cannot_be_are_refused(task, argument, sentence):
         gym.make(f"wm_numpy/{find(task).face}", **argument)
 
 
-def test_policies_that_cannot_be():
-    rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="repeat = 0"):
-        policies.to_and_fro("doom", rng, 0)
-    with pytest.raises(ValueError, match="hold = -1"):
-        random_policy("doom", rng, hold=-1)
-    with pytest.raises(ValueError, match="repeat = 0"):
-        random_policy("carracing", rng, hold=1, repeat=0)
-
-
 # -------------------------------------------------------------------------------------------------------- car
 
 
@@ -450,10 +440,10 @@ def test_the_random_policy_of_the_table_is_uniform_at_every_step():
     assert 70 < np.sum(changes < 0.1) < 130 and 70 < np.sum(changes > 0.5) < 130
 
 
-def test_to_and_fro():
+def test_the_blind_baseline_alternates():
     first = set()
     for i in range(8):
-        policy = policies.to_and_fro("carracing", np.random.default_rng(i), repeat=20)
+        policy = policies.blind_baseline("carracing", np.random.default_rng(i), repeat=20)
         steering, gas, brake = np.array([policy() for _ in range(15)]).T
         first.add(steering[0])
         assert np.array_equal(steering, steering[0] * np.repeat([1, -1, 1], [3, 6, 6]))

@@ -20,8 +20,8 @@ from wm_numpy.training.data import Records, frame_dtype
 from wm_numpy.training.experiment import Experiment
 from wm_numpy.worlds.envs import EnvironmentFailed, made, make_env
 from wm_numpy.worlds.picture import resizer
-from wm_numpy.worlds.policies import random_policy, to_and_fro
-from wm_numpy.worlds.stranger import completed, examined, suggested
+from wm_numpy.worlds.policies import blind_baseline, random_policy
+from wm_numpy.worlds.unknown import completed, examined, suggested
 from wm_numpy.worlds.world import Dream, RealWorld
 
 CATCH = f"{ROOT}/tests/catch.py:CATCH"
@@ -319,7 +319,7 @@ def test_blind_policies_of_discrete_actions():
     actions = np.array([policy() for _ in range(3000)])
     assert set(map(tuple, actions)) == set(map(tuple, np.eye(3)))
     assert np.allclose(actions.mean(axis=0), 1 / 3, atol=0.05)
-    policy = to_and_fro(CATCH, np.random.default_rng(0), repeat=20)
+    policy = blind_baseline(CATCH, np.random.default_rng(0), repeat=20)
     sides = [int(policy().argmax()) for _ in range(7)]
     assert sides in ([2, 0, 0, 0, 2, 2, 2], [0, 2, 2, 2, 0, 0, 0])
 

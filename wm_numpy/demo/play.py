@@ -25,7 +25,7 @@ from ..system.files import DataError
 from ..training.data import Records, series_dtype
 from ..training.runfolder import read_results
 from ..worlds.envs import EnvironmentDied, EnvironmentFailed
-from ..worlds.policies import to_and_fro
+from ..worlds.policies import blind_baseline
 from .serve import Closed, Line, Server
 
 AHEAD = 8  # pictures sent but not shown yet: how far a slow line may lag behind
@@ -133,7 +133,7 @@ class Visit:
         self.stuck = False
         self.name = "here" if name == "opening" else name
         rng = np.random.default_rng(self.seed)
-        self.blind = to_and_fro(self.agent.config.task, rng, self.agent.config.repeat)
+        self.blind = blind_baseline(self.agent.config.task, rng, self.agent.config.repeat)
         self.show()
 
     def step(self) -> None:

@@ -23,7 +23,7 @@ from ..training.episodes import (
     real_rollouts,
     score,
 )
-from ..worlds.policies import fixed_policy, to_and_fro
+from ..worlds.policies import blind_baseline, fixed_policy
 from ..worlds.rollout import rollout
 from ..worlds.world import Dream
 from . import foresight, openloop, sight
@@ -224,7 +224,7 @@ def lives(
     policies = {"collecting": collecting_policy(agent.config)}
     for name, x in (("left", -1), ("middle", 0), ("right", 1)):
         policies[name] = partial(fixed_policy, x * first)
-    policies["to and fro"] = partial(to_and_fro, agent.config.task, repeat=agent.config.repeat)
+    policies["to and fro"] = partial(blind_baseline, agent.config.task, repeat=agent.config.repeat)
     policies["C"] = None
 
     def actor(make_policy: Callable | None) -> Callable:

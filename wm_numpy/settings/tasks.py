@@ -152,7 +152,7 @@ def _found(name: str) -> Task:
     if name in known():
         task = import_module(f"..worlds.{name}", __package__).TASK
     elif name.startswith("gym:"):
-        task = import_module("..worlds.stranger", __package__).registered(name)
+        task = import_module("..worlds.unknown", __package__).registered(name)
     elif colon and path.endswith(".py"):
         task = _of_file(Path(path), attribute)
     else:
@@ -161,7 +161,7 @@ def _found(name: str) -> Task:
     task = replace(task, name=name, title=task.title or name.rpartition(":")[2])
     may_be_none = {"act", "explore", "solved_at"}
     if any(getattr(task, f.name) is None for f in fields(Task) if f.name not in may_be_none):
-        task = import_module("..worlds.stranger", __package__).completed(task)
+        task = import_module("..worlds.unknown", __package__).completed(task)
     return task
 
 
@@ -169,7 +169,7 @@ def suggested(task: Task) -> list[str]:
     """Settings that a world of one's own asks for beyond a preset."""
     if task.name in known():
         return []
-    return [import_module("..worlds.stranger", __package__).suggested(task)]
+    return [import_module("..worlds.unknown", __package__).suggested(task)]
 
 
 def _of_file(path: Path, attribute: str) -> Task:

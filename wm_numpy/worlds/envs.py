@@ -4,13 +4,12 @@
     frame, _ = env.reset(seed=1)
     frame, reward, terminated, truncated, _ = env.step(np.zeros(1))
 
-Importing this needs numpy and gymnasium; what else a game needs is asked for when it is made.
+Importing this needs numpy and gymnasium; the packages of a game are imported when it is made.
 """
 
 import os
 from collections.abc import Callable
-from contextlib import contextmanager
-from importlib import import_module
+from math import isfinite
 from pathlib import Path
 from traceback import extract_tb
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from ..settings.config import from_flat
 from ..settings.tasks import Task, TaskError, find, known, whole
-from .picture import in_colour, resizer
+from .picture import resizer, to_rgb
 
 
 class EnvironmentDied(RuntimeError):
@@ -27,15 +26,15 @@ class EnvironmentDied(RuntimeError):
 
 
 class EnvironmentFailed(RuntimeError):
-    """An environment raised an error of its own, or gave what no environment should."""
+    """A game raised an error of its own, or returned what no environment should."""
 
 
 class Environment(gym.Env):
     """A world as V, M and C meet it; `game` is the environment that its declaration makes.
 
     Action Space: `Box(-1, 1, (A,), float32)`; of discrete actions the one with the largest number is taken.
-    Observation Space: `Box(0, 255, (64, 64, 3), uint8)`: `crop`, the part of the picture that is declared, shrunk by
-        `resizer`; kept in `frame`. Where the frame after an end shows nothing, the one before is repeated.
+    Observation Space: `Box(0, 255, (64, 64, 3), uint8)`: `crop`, the declared part of the picture, shrunk by `resizer`;
+        kept in `frame`. Where the frame after an end shows nothing, the one before is repeated.
     Rewards: the game's own, summed over the frames of a step. info["reward"] is what M learns to predict.
     Episode End: as the game says; truncated after `max_steps` frames.
     Arguments: `task`: its name, or a declaration; `render_mode`: None or "rgb_array", the game's own large picture;
@@ -61,14 +60,12 @@ class Environment(gym.Env):
         self._resize = resizer(*self.task.size)
         self._over = True  # until the first reset
         self.game = made(self.task, render_mode or self.task.picture == "render")
-        self._act = self.task.act or _meaning(self.game.action_space, self.task)
+        self._act = self.task.act or _native(self.game.action_space, self.task)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
         self.frames = 0
-        with self.alive("reset"):
-            observation, info = self.game.reset(seed=seed)
-            self._see(observation)
+        info = self._guarded("reset", self._begin, seed)
         self._over = False
         return self.frame, info
 
@@ -77,54 +74,15 @@ class Environment(gym.Env):
             fault = f"no episode of {self.task.name} runs"
             raise gym.error.ResetNeeded(f"{fault}: call reset before step")
         action = np.asarray(action, np.float64)
-        shape = self.action_space.shape
-        if action.shape != shape or not np.isfinite(action).all():
-            fault = f"an action of {self.task.name} is {shape} finite numbers"
+        if action.shape != (self.task.actions,) or not np.isfinite(action).all():
+            fault = f"an action of {self.task.name} is {self.action_space.shape} finite numbers"
             raise ValueError(f"{fault}, not {action}")
         count = min(self.repeat, self.max_steps - self.frames)
-        with self.alive("step"):
-            observation, reward, terminated, truncated, info = self.play(action, count)
-            if not np.isfinite(reward):
-                raise ValueError(f"the reward is {reward}")
-            if self.task.shows_end or not terminated:
-                self._see(observation)
+        reward, terminated, truncated, info = self._guarded("step", self._play, action, count)
         self.frames += count
         truncated = not terminated and (truncated or self.frames >= self.max_steps)
         self._over = terminated or truncated
-        return self.frame, float(reward), terminated, truncated, info
-
-    def play(self, action: np.ndarray, count: int) -> tuple:
-        """The game's step, of `count` frames or fewer, unseen: rewards are summed, an end stops them."""
-        action = self._act(action)
-        if self.task.skips:
-            return self.game.step(action, count)
-        total = learned = 0.0
-        for _ in range(count):
-            observation, reward, terminated, truncated, info = self.game.step(action)
-            total += float(reward)
-            learned += float(info.get("reward", reward))
-            if terminated or truncated:
-                break
-        return observation, total, bool(terminated), bool(truncated), info | {"reward": learned}
-
-    def _see(self, observation: np.ndarray) -> None:
-        """Keep the crop of the picture, and the frame that it shrinks to."""
-        picture = self.game.render() if self.task.picture == "render" else observation
-        crop = in_colour(picture)[self.task.crop]
-        if crop.shape[:2] != self.task.size:
-            raise ValueError(f"the picture is {crop.shape[:2]} now, and was {self.task.size}")
-        self.crop, self.frame = crop, self._resize(crop)
-
-    @contextmanager
-    def alive(self, doing: str):
-        """Errors of the game as one sentence that names it."""
-        try:
-            yield
-        except getattr(self.game, "deaths", ()) as error:  # how it reports that it is broken
-            sentence = f"The game of {self.task.name} has died ({error!r}): make a new environment."
-            raise EnvironmentDied(sentence) from error
-        except Exception as error:
-            raise EnvironmentFailed(failure(self.task, doing, error)) from error
+        return self.frame, reward, terminated, truncated, info
 
     def render(self):
         return self.game.render() if self.render_mode else None
@@ -132,9 +90,55 @@ class Environment(gym.Env):
     def close(self):
         self.game.close()
 
+    def _begin(self, seed: int | None) -> dict:
+        observation, info = self.game.reset(seed=seed)
+        self._see(observation)
+        return info
 
-def _meaning(space: gym.Space, task: Task) -> Callable:
-    """(A,) in [-1, 1] -> an action of the space."""
+    def _play(self, action: np.ndarray, count: int) -> tuple:
+        """`count` frames of the game, fewer if it ends; their rewards are summed, the last of them is seen."""
+        action = self._act(action)
+        if self.task.skips:
+            observation, total, terminated, truncated, info = self.game.step(action, count)
+        else:
+            total = learned = 0.0
+            for _ in range(count):
+                observation, reward, terminated, truncated, info = self.game.step(action)
+                total += float(reward)
+                learned += float(info.get("reward", reward))
+                if terminated or truncated:
+                    break
+            info = info | {"reward": learned}
+        if not isfinite(total):
+            raise ValueError(f"the reward is {total}")
+        if self.shows_end or not terminated:
+            self._see(observation)
+        return float(total), bool(terminated), bool(truncated), info
+
+    def _see(self, observation: np.ndarray) -> None:
+        crop = seen(self.task, self.game, observation)
+        if crop.shape[:2] != self.task.size:
+            raise ValueError(f"the picture is {crop.shape[:2]} now, and was {self.task.size}")
+        self.crop, self.frame = crop, self._resize(crop)
+
+    def _guarded(self, doing: str, call: Callable, *arguments):
+        """call(*arguments); an error of the game becomes one sentence that names its world."""
+        try:
+            return call(*arguments)
+        except getattr(self.game, "deaths", ()) as error:  # how it reports that it is broken
+            sentence = f"The game of {self.task.name} has died ({error!r}): make a new environment."
+            raise EnvironmentDied(sentence) from error
+        except Exception as error:
+            raise failure(self.task, doing, error) from error
+
+
+def seen(task: Task, game, observation: np.ndarray) -> np.ndarray:
+    """The part of a game's picture that the task declares (height, width, 3) uint8."""
+    return to_rgb(game.render() if task.picture == "render" else observation)[task.crop]
+
+
+def _native(space: gym.Space, task: Task) -> Callable:
+    """-> a function (A,) in [-1, 1] -> an action of the space."""
     if task.discrete:
         return lambda action: int(space.start + np.argmax(action))
     low, high = (np.asarray(bound, np.float64) for bound in (space.low, space.high))
@@ -146,28 +150,29 @@ def _meaning(space: gym.Space, task: Task) -> Callable:
     return stretch
 
 
-def failure(task: Task, doing: str, error: Exception) -> str:
-    """What a world raised, and where, if not here."""
+def failure(task: Task, doing: str, error: Exception) -> EnvironmentFailed:
+    """Names the world, what it raised, and the line, if that is not in this folder."""
     frames = extract_tb(error.__traceback__)
     frames = [f for f in frames if Path(f.filename).parent != Path(__file__).parent]
     at = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{task.name} fails in {doing}: {type(error).__name__}: {error}{at}"
+    return EnvironmentFailed(f"{task.name} fails in {doing}: {type(error).__name__}: {error}{at}")
 
 
 def made(task: Task, draws: bool = False):
     """The game of a declaration; draws: its render() gives a picture."""
-    arguments = {"render_mode": "rgb_array"} if draws else {}
+    arguments = {}
     if draws:
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame asks for no screen
+        arguments["render_mode"] = "rgb_array"
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame needs no display then
     try:
         return task.make(**arguments)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
-        mend = f"run `pip install {task.packages}`" if task.packages else "install it"
-        raise ImportError(f"{task.name} misses a package ({error}): {mend}.") from error
+        hint = f"run `pip install {task.packages}`" if task.packages else "install it"
+        raise ImportError(f"{task.name} misses a package ({error}): {hint}.") from error
     except gym.error.Error as error:  # such as an unknown id
         raise TaskError(f"{task.name}: {error}") from error
     except Exception as error:
-        raise EnvironmentFailed(failure(task, "make", error)) from error
+        raise failure(task, "make", error) from error
 
 
 def make_env(task: str | Task, render_mode: str | None = None, repeat: int = 1) -> Environment:
@@ -176,6 +181,5 @@ def make_env(task: str | Task, render_mode: str | None = None, repeat: int = 1) 
 
 
 for _name in known():
-    _task = import_module(f".{_name}", __package__).TASK
-    _id = f"wm_numpy/{_task.face}"
+    _id = f"wm_numpy/{find(_name).face}"
     gym.register(_id, entry_point=f"{__name__}:Environment", kwargs={"task": _name})

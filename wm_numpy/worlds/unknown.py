@@ -1,0 +1,145 @@
+"""A world that does not come with the package: what its declaration leaves out, and what its owner should know."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils.env_checker import check_env
+
+from ..settings.tasks import Task, TaskError, known
+from .envs import EnvironmentFailed, failure, made, make_env, seen
+from .policies import random_policy
+
+
+def registered(name: str) -> Task:
+    """The world gym:ID or gym:MODULE:ID."""
+    env_id = name.partition(":")[2]
+    packages = "" if ":" in env_id else "gymnasium[all]"
+    return Task(make=partial(gym.make, env_id, disable_env_checker=True), packages=packages)
+
+
+def completed(task: Task) -> Task:
+    """The declaration, with what it leaves out asked of its environment, which is made once for that."""
+    game = made(task)
+    try:
+        task = replace(task, **_actions(task, game))
+        if task.picture is None:
+            kind = "observation" if _is_picture(game.observation_space) else "render"
+            task = replace(task, picture=kind)
+        if task.picture == "render":
+            game.close()
+            game = _drawing(task)
+        observation, _ = game.reset(seed=0)
+        limit = getattr(getattr(game, "spec", None), "max_episode_steps", None)
+        limit = task.max_steps or limit or 1000
+        defaults = {
+            "size": seen(task, game, observation).shape[:2],
+            "max_steps": limit,
+            "lengths": (limit, limit),
+            "fps": getattr(game, "metadata", {}).get("render_fps") or 30,
+            "keys": _keys(task.actions, task.discrete),
+            "rest": (0.0,) * task.actions,
+            "labels": tuple(f"action {i + 1}" for i in range(task.actions)),
+        }
+        return replace(task, **{k: defaults[k] for k in defaults if getattr(task, k) is None})
+    except (TaskError, ImportError):
+        raise
+    except Exception as error:
+        raise failure(task, "its first reset", error) from error
+    finally:
+        game.close()
+
+
+def _actions(task: Task, game) -> dict:
+    """How many numbers C gives, and whether the largest of them chooses a discrete action."""
+    if hasattr(game, "possible_agents") or hasattr(game, "num_envs"):
+        raise TaskError(f"{task.name} is of several agents or a batch: one agent's is needed")
+    if task.act is not None:
+        if task.actions is None:
+            raise TaskError(f"{task.name} declares act: it must declare actions, how many, too")
+        return {"discrete": bool(task.discrete)}
+    space = game.action_space
+    if isinstance(space, gym.spaces.Discrete):
+        return {"actions": int(space.n), "discrete": True}
+    if isinstance(space, gym.spaces.Box) and space.is_bounded():
+        return {"actions": int(np.prod(space.shape)), "discrete": False}
+    fault = f"{task.name} takes actions {space}; they are Box, with bounds, or Discrete"
+    raise TaskError(f"{fault}: declare a function `act` and how many numbers it takes, `actions`")
+
+
+def _is_picture(space: gym.Space) -> bool:
+    shape = getattr(space, "shape", None) or ()
+    colours = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
+    return isinstance(space, gym.spaces.Box) and colours and min(shape[:2]) >= 8
+
+
+def _drawing(task: Task):
+    """The game made so that it draws."""
+    try:
+        return made(task, draws=True)
+    except EnvironmentFailed as error:
+        fault = f"{task.name}: its observation is no picture, and it does not draw one"
+        raise TaskError(f"{fault} when made with render_mode='rgb_array' ({error})") from error
+
+
+def _keys(size: int, discrete: bool) -> dict[str, tuple]:
+    """Left and right are the first number, up and down the second; of discrete actions the first and the last."""
+    unit = np.eye(size)
+    if discrete:
+        keys = {"left": unit[0], "right": unit[-1]}
+        keys |= {str(i + 1): unit[i] for i in range(min(size, 9))}
+    else:
+        keys = {"left": -unit[0], "right": unit[0]}
+        keys |= {"up": unit[1], "down": -unit[1]} if size > 1 else {}
+    return {key: tuple(x.tolist()) for key, x in keys.items()}
+
+
+def examined(task: Task) -> Iterator[str]:
+    """What Gymnasium's check_env warns of, and whether the seed is ignored; nothing of worlds of the package."""
+    if task.name in known():
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with closing(made(task, task.picture == "render")) as game:
+            try:
+                check_env(getattr(game, "unwrapped", game), skip_render_check=True)
+            except Exception as error:
+                warnings.warn(f"{type(error).__name__}: {error}", stacklevel=1)
+    texts = [str(w.message) for w in caught if w.category is not DeprecationWarning]
+    texts = [re.sub("\x1b[^m]*m", "", text) for text in texts]  # without Gymnasium's colours
+    yield from [f"{task.name}, gymnasium's check_env: {text}" for text in dict.fromkeys(texts)]
+    if _opening(task) != _opening(task):
+        fault = "two episodes of one seed differ, and no result can be repeated"
+        yield f"{task.name} ignores its seed: {fault}"
+
+
+def _opening(task: Task) -> bytes:
+    """Up to 30 random steps of one seed."""
+    rng = np.random.default_rng(0)
+    with closing(make_env(task)) as env:
+        told = env.reset(seed=1)[0].tobytes()
+        for _ in range(30):
+            frame, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, task.actions))
+            told += frame.tobytes() + np.float64(reward).tobytes()
+            if terminated or truncated:
+                break
+    return told
+
+
+def suggested(task: Task, frames: int = 300) -> str:
+    """The setting that large rewards ask for, in powers of ten: beside them M would learn nothing else."""
+    policy = random_policy(task.name, np.random.default_rng(0), hold=8)
+    rewards = []
+    with closing(make_env(task)) as env:
+        env.reset(seed=0)
+        for _ in range(frames):
+            _, reward, terminated, truncated, _ = env.step(policy())
+            rewards.append(reward)
+            if terminated or truncated:
+                env.reset()
+    return f"mdnrnn.reward_weight=1e-{round(np.log10(max(1, np.var(rewards))))}"
