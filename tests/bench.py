@@ -38,9 +38,11 @@ from wm_numpy.settings.tasks import find
 from wm_numpy.system import files, threads
 from wm_numpy.training import data, parallel
 from wm_numpy.training.episodes import GROUP, real_rollouts
+from wm_numpy.worlds.ahead import LookAhead
 from wm_numpy.worlds.envs import make_env
 from wm_numpy.worlds.policies import random_policy
 from wm_numpy.worlds.rollout import dream_rollouts
+from wm_numpy.worlds.world import Dream
 
 BATCH, POPULATION = 100, 64
 CAR, DOOM = config.resolve("carracing", "paper"), config.resolve("doom", "paper")
@@ -117,6 +119,21 @@ def dream_ours(task: str, episodes: int, steps: int) -> Repeat:
     agent = new_agent(dream_config(task, steps))
     vectors = 0.1 * np.random.default_rng(1).standard_normal((POPULATION, agent.theta.size))
     return lambda k: int(dream_rollouts(agent, vectors, np.arange(episodes) + k)[1].sum())
+
+
+def ahead_ours(games: int, decisions: int) -> Repeat:
+    """Decisions of so many games at once by an agent that looks ahead, on one thread; its world is a dream."""
+    agent = new_agent(config.resolve("doom", "ahead"))
+    world = Dream.as_evolved(agent, games, memories=0.0)
+
+    def repeat(k: int) -> int:
+        features, _ = world.reset(seed=k * games)
+        act = LookAhead(world, agent.controller(), np.arange(games))
+        for _ in range(decisions):
+            features = world.advance(act(features))[0]
+        return games * decisions
+
+    return repeat
 
 
 def cma_ours(n: int) -> Repeat:
@@ -231,8 +248,8 @@ class Row:
 
     unit: str
     ours: Callable[[], Repeat]
-    peer: Callable[[], Repeat]
-    peer_name: str
+    peer: Callable[[], Repeat] | None = None
+    peer_name: str = ""
     flop: float | None = None
     repetitions: int = 7
 
@@ -267,6 +284,10 @@ ROWS = {
     "dream_256": torch_row("steps/s", dream_ours, m_macs(CAR) + 867, "carracing", 16, 30),
     "dream_512": torch_row("steps/s", dream_ours, m_macs(DOOM) + 1088, "doom", 16, 15),
     "dream_64": torch_row("steps/s", dream_ours, m_macs(CAR) + 867, "carracing", 1, 300),
+    **{
+        f"look_ahead_{n}": Row("decisions/s", partial(ahead_ours, n, 64 // n), repetitions=5)
+        for n in (1, 16)
+    },
     **{
         f"cma_{n}": Row(
             "generations/s", partial(cma_ours, n), partial(cma_peer, n), "pycma", repetitions=3
@@ -359,7 +380,8 @@ def measure(names: Sequence[str], repetitions: int | None = None) -> Iterator[di
         for name in names:
             row = ROWS[name]
             peak = max(ours.rate("sgemm", k) for k in range(10)) if row.flop else None
-            sides = [ours, peer] if importlib.util.find_spec(MODULES[row.peer_name]) else [ours]
+            alone = not row.peer or not importlib.util.find_spec(MODULES[row.peer_name])
+            sides = [ours] if alone else [ours, peer]
             turns = range(1 + (repetitions or row.repetitions))  # the first one warms up
             rates = [[side.rate(name, k) for side in sides] for k in turns]
             mine, theirs = [*(median(r) for r in zip(*rates[1:], strict=True)), None][:2]
