@@ -198,14 +198,12 @@ def test_what_is_not_finite_is_wrong_in_projection_mode():
 
 def test_checking_nothing_is_an_error():
     rng, empty = np.random.default_rng(0), np.zeros((0, 3))
-    with pytest.raises(ValueError, match="directions 0"):
+    with pytest.raises(ValueError):
         check_vector(np.sum, X.ravel(), np.ones(6), rng, directions=0)
     with pytest.raises(ValueError, match="x is empty"):
         check_vector(np.sum, np.zeros(0), np.zeros(0), rng)
     with pytest.raises(ValueError, match="x is empty"):
         check_pair(square, square_backward, empty, rng=rng)
-    with pytest.raises(ValueError, match="no input"):
-        check_pair(square, square_backward, rng=rng)
     with pytest.raises(ValueError, match="y is empty"):
         check_pair(lambda x: (x[:0], x), lambda dy, x: (np.zeros_like(x),), X, rng=rng)
     for shapes in (((0,), (0,)), ((3, 1), (3,))):  # the latter would broadcast
@@ -215,42 +213,28 @@ def test_checking_nothing_is_an_error():
         check_vector(np.sum, X.ravel(), np.ones((6, 1)), rng)
 
 
-def checked(forward, backward, changed):
-    with pytest.warns(UserWarning, match="changed in place"):
-        error = check_pair(forward, backward, X, rng=np.random.default_rng(1))
-    assert error.changed == changed and f"changed in place: {', '.join(changed)}" in str(error)
-    return error
+def refused(forward, backward, changed):
+    with pytest.raises(ValueError, match=f"^{changed} in place"):
+        check_pair(forward, backward, X, rng=np.random.default_rng(1))
 
 
-def test_a_backward_that_changes_dy_is_seen_and_named():
-    def tenth(dy, cache):
-        dy *= 0.1
+@pytest.mark.parametrize("factor", [0.1, 2])
+def test_a_backward_that_changes_dy_is_refused(factor):
+    def scaled(dy, cache):
+        dy *= factor
         return (dy,)
 
-    def twice(dy, cache):
-        dy *= 2
-        return (dy,)
-
-    assert checked(identity, tenth, ("dy by backward",)) == pytest.approx(0.9)
-    assert checked(lambda x: (2 * x, ()), twice, ("dy by backward",)) < 1e-9  # right, but not pure
+    refused(lambda x: (2 * x, ()), scaled, "backward changes dy")  # 2 is right, but not pure
 
 
-def test_a_forward_that_changes_its_input_is_seen_and_named():
+def test_a_forward_that_changes_its_input_is_refused():
     def doubling(x):
         x *= 2
         return x, ()
 
     kept = X.copy()
-    error = checked(doubling, lambda dy, cache: (dy,), ("x by forward",))
-    assert error == pytest.approx(0.5) and np.array_equal(X, kept)
-
-
-def test_a_cache_that_is_changed_is_named():
-    def writes(dy, cache):
-        cache[1][0][:] = 7
-        return (dy,)
-
-    assert checked(identity, writes, ("cache[1][0] by backward",)) < 1e-9
+    refused(doubling, lambda dy, cache: (dy,), "forward changes x")
+    assert np.array_equal(X, kept)
 
 
 def test_buffers_that_are_used_again_do_no_harm():
@@ -431,29 +415,30 @@ def in_objects(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "wrap, change, name",
+    "wrap, change",
     [
-        (lambda x: {"a": [0, {"b": x}]}, lambda c: c["a"][1]["b"].fill(7), "['a'][1]['b']"),
-        (lambda x: (OrderedDict(a=deque([x])),), lambda c: c[0]["a"][0].fill(7), "[0]['a'][0]"),
-        (lambda x: Cache(x), lambda c: c.x.fill(7), ".x"),
-        (lambda x: Slotted([x]), lambda c: c.x[0].fill(7), ".x[0]"),
-        (lambda x: [Cache(x)], lambda c: setattr(c[0], "count", 1), "[0].count"),
-        (in_objects, lambda c: c[0, 1].fill(7), "[1]"),
-        (lambda x: {"n": 1}, lambda c: c.update(n=2), "['n']"),
-        (lambda x: {"n": x}, lambda c: c.update(n=None), "['n']"),
-        (lambda x: [x], lambda c: c.append(np.ones(2)), "[1]"),
+        (lambda x: (x, [x]), lambda c: c[1][0].fill(7)),
+        (lambda x: {"a": [0, {"b": x}]}, lambda c: c["a"][1]["b"].fill(7)),
+        (lambda x: (OrderedDict(a=deque([x])),), lambda c: c[0]["a"][0].fill(7)),
+        (lambda x: Cache(x), lambda c: c.x.fill(7)),
+        (lambda x: Slotted([x]), lambda c: c.x[0].fill(7)),
+        (lambda x: [Cache(x)], lambda c: setattr(c[0], "count", 1)),
+        (in_objects, lambda c: c[0, 1].fill(7)),
+        (lambda x: {"n": 1}, lambda c: c.update(n=2)),
+        (lambda x: {"n": x}, lambda c: c.update(n=None)),
+        (lambda x: [x], lambda c: c.append(np.ones(2))),
     ],
 )
-def test_a_cache_of_any_nesting_that_is_changed_is_named(wrap, change, name):
+def test_a_backward_that_changes_its_cache_is_refused(wrap, change):
     def backward(dy, cache):
         change(cache)
         return (dy,)
 
-    checked(lambda x: (x.copy(), wrap(x.copy())), backward, (f"cache{name} by backward",))
+    refused(lambda x: (x.copy(), wrap(x.copy())), backward, "backward changes cache")
 
 
 def test_a_cache_that_holds_itself_or_what_cannot_be_compared():
-    cache = [np.random.default_rng(0), np.nan, np.float64("nan"), square, np.float32]
+    cache = [np.random.default_rng(0), np.nan, np.float64("nan"), square, np.float32, lambda: 0]
     cache.append(cache)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -488,7 +473,7 @@ def test_what_one_gets_wrong_at_first_is_told():
         return (dx,)
 
     labels = np.array([1, 0, 1])
-    with pytest.raises(ValueError, match=r"labels: .* int64: .* pass it as constants="):
+    with pytest.raises(ValueError, match=r"labels: .* int64; pass .* as constants="):
         check_pair(pick, pick_backward, X, labels, rng=rng)
     error = check_pair(pick, pick_backward, X, rng=rng, constants=[labels])
     assert re.fullmatch(r"ok, \S+ <= 1e-06 at x\[\d, \d\]: claimed \S+, numerical \S+", str(error))
@@ -505,13 +490,8 @@ def test_command_exits_with_1_when_a_gradient_is_wrong(monkeypatch, capsys):
     monkeypatch.setattr(gradcases, "CASES", few)
     assert run.main(["gradcheck"]) == 0
     assert "3 of 3 gradients are right" in capsys.readouterr().out
-    error, impure = relative_error([1.0, 2.0], [1.0, 1.0], "w"), RelativeError(0)
-    impure.changed = ("dy by backward",)
-    for wrong, why in (
-        (error, "w[1]: claimed 2, numerical 1"),
-        (RelativeError("nan"), "nan"),
-        (impure, "in place: dy by backward"),
-    ):
+    error = relative_error([1.0, 2.0], [1.0, 1.0], "w")
+    for wrong, why in ((error, "w[1]: claimed 2, numerical 1"), (RelativeError("nan"), "nan")):
         monkeypatch.setattr(gradcases, "CASES", few | {"sigmoid": lambda rng, wrong=wrong: wrong})
         assert run.main(["gradcheck"]) == 1
         out = capsys.readouterr().out
