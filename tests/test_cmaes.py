@@ -133,57 +133,6 @@ def test_mean_of_the_first_half_moves_towards_the_better():
     np.testing.assert_allclose(es.mean, [(3 * log[0] + 1 * log[1]) / log.sum(), 0, 0])
 
 
-@pytest.mark.parametrize("box", [1e3, 1e9])
-@pytest.mark.parametrize("n", [3, 10])
-def test_candidates_of_others_do_not_make_it_explode(n, box):
-    """For ever uniform in a box that is far wider than the first sigma: it may grow as wide as that box."""
-    es, rng = CMAES(np.zeros(n), sigma=0.1), np.random.default_rng(0)
-    for _ in range(400):
-        x, before = rng.uniform(-box, box, (es.population, n)), es.sigma
-        es.tell(x, x[:, 0] ** 2)
-        assert es.sigma <= before * np.e * (1 + 1e-12)
-        assert es.sigma * es.widths[-1] < 100 * box
-    assert np.isfinite(es.cov).all() and np.abs(es.mean).max() <= box
-    run(es, lambda x: x[:, 0], 10)
-
-
-def test_a_long_step_of_another_is_shortened_and_no_other():
-    """To sqrt(n) + 2 n / (n + 2) in the metric of C (arXiv:1110.4181)."""
-    f = rotated_ellipsoid(4, 1)
-    pair = [run(CMAES(np.ones(4), population=7, seed=1), f, 40) for _ in range(2)]
-    x = pair[0].ask()
-    pair[1].ask()
-    far, short = x.copy(), x.copy()
-    step = np.array([1e5, 2e5, -3e5, 1e4])
-    far[2] = pair[0].mean + step
-    y = step / pair[0].sigma
-    length = np.linalg.norm((pair[0].axes / pair[0].widths).T @ y)
-    short[2] = pair[1].mean + step * (2 + 8 / 6) / length
-    costs = np.array([3.0, 1, 0, 2, 6, 5, 4])
-    pair[0].tell(far, costs), pair[1].tell(short, costs)
-    for name in ("mean", "sigma", "cov", "p_c", "p_sigma"):
-        np.testing.assert_allclose(*(es.state_dict()[name] for es in pair), rtol=1e-9, err_msg=name)
-
-
-def test_a_long_step_of_its_own_is_not_shortened():
-    es = CMAES(np.zeros(2), sigma=1.0, population=400, seed=3)
-    x = es.ask()
-    assert np.linalg.norm(x, axis=1).max() > np.sqrt(2) + 1 + 0.3
-    es.tell(x, -np.linalg.norm(x, axis=1))  # the longest are the best
-    best = x[np.argsort(-np.linalg.norm(x, axis=1), kind="stable")]
-    np.testing.assert_allclose(es.mean, es.constants.weights[:200] @ best[:200], rtol=1e-9)
-
-
-def test_candidates_of_others_help():
-    """The optimum told along with its own candidates is found soon, as in that paper."""
-    es, f = CMAES(np.ones(10), sigma=0.5, seed=1), rotated_ellipsoid(10, 1)
-    for _ in range(150):
-        x = es.ask()
-        x[0] = 0
-        es.tell(x, f(x))
-    assert f(es.mean[None])[0] < 1e-10  # 1,500 evaluations, without that one 5,000 and more
-
-
 def constants_of_peers():
     """pycma's weights, c_1, c_mu, c_c and the step-size constants of `cmaes` (pycma's own CSA differs)."""
     cma, peer = pytest.importorskip("cma"), pytest.importorskip("cmaes")
@@ -238,35 +187,6 @@ def test_restored_mid_run_goes_on_to_the_bit(tmp_path):
     for name, value in es.state_dict().items():
         np.testing.assert_array_equal(value, other.state_dict()[name], err_msg=name)
     assert es.stop() == other.stop() and other.generation == 55 and isinstance(other.sigma, float)
-
-
-@pytest.mark.parametrize("n, population", [(1, 4), (3, 7)])
-def test_restored_between_ask_and_tell_goes_on_to_the_bit(n, population, tmp_path):
-    """Its candidates are its own in the other, too: no long step of theirs is shortened."""
-    shortened = 0
-    for seed in range(20):
-        es, other = (CMAES(np.zeros(n), 0.5, population, seed=seed + i) for i in range(2))
-        x = es.ask()
-        np.savez(tmp_path / "es.npz", **es.state_dict())
-        with np.load(tmp_path / "es.npz", allow_pickle=False) as saved:
-            other.load_state_dict(saved)
-        stranger = CMAES(np.zeros(n), 0.5, population)  # to whom they are foreign
-        for each in (es, other, stranger):
-            each.tell(x, -np.abs(x).sum(axis=1))
-        for name, value in es.state_dict().items():
-            np.testing.assert_array_equal(value, other.state_dict()[name], err_msg=name)
-        shortened += not np.array_equal(es.mean, stranger.mean)
-    assert shortened  # it makes a difference
-
-
-def test_what_was_told_is_forgotten():
-    es = CMAES(np.zeros(2), population=5)
-    x = es.ask()
-    assert es.state_dict()["drawn"].shape == (5, 2)
-    x[:] = 7  # the caller may do what he likes with them
-    assert not (es.drawn == 7).any()
-    es.tell(x, np.arange(5.0))
-    assert es.state_dict()["drawn"].shape == (0, 2)
 
 
 def test_a_saved_state_is_a_copy():
@@ -362,14 +282,6 @@ def test_infinity_is_the_worst():
     assert f(walls.mean[None])[0] < f(np.ones((1, 5)))[0]
 
 
-@pytest.mark.parametrize("infinity", [np.inf, -np.inf])
-def test_stops_when_no_best_cost_is_finite(infinity):
-    es = CMAES(np.zeros(3))
-    run(es, lambda x: np.where(np.arange(len(x)) == es.generation % 2, np.inf, 1.0), 9)
-    assert set(stopped(es, lambda x: np.full(len(x), infinity))) == {"infinite"}
-    assert es.generation == 19
-
-
 def stopped(es, f, limit=2000):
     for _ in range(limit):
         if es.stop():
@@ -414,22 +326,6 @@ def test_stops_when_the_covariance_is_degenerate():
     assert set(reasons) == {"conditioncov"}
 
 
-@pytest.mark.parametrize(
-    "arguments, sentence",
-    [
-        (dict(mean=np.zeros((2, 2))), "finite vector"),
-        (dict(mean=[]), "finite vector"),
-        (dict(mean=[0.0, np.nan]), "finite vector"),
-        (dict(mean=[0.0, 0.0], sigma=0.0), "sigma must be positive"),
-        (dict(mean=[0.0, 0.0], sigma=np.nan), "sigma must be positive"),
-        (dict(mean=[0.0, 0.0], population=1), "population must be at least 2"),
-    ],
-)
-def test_bad_beginnings(arguments, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        CMAES(**arguments)
-
-
 def test_bad_tells_change_nothing():
     es = run(CMAES(np.zeros(3), population=6), rotated_ellipsoid(3, 0), 2)
     x, costs = es.ask(), np.arange(6.0)
@@ -438,10 +334,7 @@ def test_bad_tells_change_nothing():
         (x, np.where(np.isin(np.arange(6), [1, 4]), np.nan, costs), r"candidates \[1, 4\] are NaN"),
         (x, costs[:5], "one cost per candidate"),
         (x, costs[:, None], "one cost per candidate"),
-        (x[:5], costs, "finite candidates of shape"),
-        (np.where(x == x[2, 1], np.inf, x), costs, "finite candidates of shape"),
-        # Finite, but not in units of sigma.
-        (np.where(x == x[2, 1], 1e308, x), costs, "finite candidates of shape"),
+        (x[:5], costs, r"candidates \(6, 3\) .* not \(5, 3\)"),
     ):
         with pytest.raises(ValueError, match=sentence):
             es.tell(bad_x, bad_costs)
@@ -456,16 +349,6 @@ def test_tell_leaves_its_arguments_alone():
     es.tell(x, costs)
     np.testing.assert_array_equal(x, kept[0])
     np.testing.assert_array_equal(costs, kept[1])
-
-
-def test_bad_states():
-    saved = CMAES(np.zeros(3)).state_dict()
-    with pytest.raises(ValueError, match="lacks cov"):
-        CMAES(np.zeros(3)).load_state_dict({k: v for k, v in saved.items() if k != "cov"})
-    with pytest.raises(ValueError, match="dimensions, population"):
-        CMAES(np.zeros(4)).load_state_dict(saved)
-    with pytest.raises(ValueError, match="dimensions, population"):
-        CMAES(np.zeros(3), population=12).load_state_dict(saved)
 
 
 if __name__ == "__main__":  # freeze the peers' constants again
