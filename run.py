@@ -166,7 +166,7 @@ def perform(args: argparse.Namespace) -> int | None:
     if args.command == "gradcheck":
         return gradcases.main()
 
-    from wm_numpy.lab import judge, lecture, plan, report
+    from wm_numpy.lab import judge, lecture, report
     from wm_numpy.models import agent
     from wm_numpy.settings import tasks
     from wm_numpy.training import episodes, experiment, log
@@ -185,7 +185,7 @@ def perform(args: argparse.Namespace) -> int | None:
             run = experiment.Experiment(
                 settings, args.out or Path("runs") / tasks.find(settings.task).folder
             )
-            print(plan.plan(settings, run.folder, run.disk_needed()), flush=True)
+            print(report.plan(settings, run.folder, run.disk_needed()), flush=True)
             if not run.episodes.exists():
                 for line in unknown.examined(tasks.find(settings.task)):
                     print(line, flush=True)
@@ -219,8 +219,7 @@ def perform(args: argparse.Namespace) -> int | None:
             if args.json:
                 files.write(args.json, result)
         case "judge":
-            for line in judge.table(agent.Agent.load(args.run), args.episodes, taus):
-                print(line, flush=True)
+            judge.judge(agent.Agent.load(args.run), args.episodes, taus)
         case "play":
             if args.png:
                 from wm_numpy.lab import film

@@ -314,13 +314,17 @@ def test_a_finished_run_prints_its_table(doom_run, copy_of, capsys):
     for who, name in [("random", "random policy"), ("agent", "agent")]:
         (line,) = [line for line in out.splitlines() if line.startswith(f"{name} ")]
         assert f"{results[who]['mean']:.1f}" in line and f"{results[who]['sd']:.1f}" in line
-    assert "V         4,446,915 weights; 3 updates, batches of 12 frames" in out and "95 %" in out
+    assert (
+        "weights: V 4,446,915, M " in out
+        and "V 3 updates; M 6 updates; C 3 gen" in out
+        and "95 %" in out
+    )
     (dream,) = [line for line in out.splitlines() if line.startswith("its own dream ")]
     assert f"{results['dream']['mean']:.1f}" in dream
     assert "its own dream: at most 20 steps at temperature 1.15, in frames survived" in out
     folder = Path(out.split("pictures: ")[1].splitlines()[0]).parent
     assert f"python run.py play {folder} " in out
-    assert "the 32 nats that are free" in out and "evaluate  2 real episodes" in out
+    assert "32 nats, which are free" in out and "evaluation: 2 real episodes" in out
     assert "changed: " in out and " vae.updates=3 " in out and "expect" not in out
 
 

@@ -7,86 +7,37 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_agent
-from wm_numpy.lab.judge import another_game, lives, recorded, replayed, step_by_step, table
-from wm_numpy.lab.openloop import moments, open_loop
+from wm_numpy.lab.judge import REALITY, Findings, judge, kindness, lives, recorded, verdict
+from wm_numpy.lab.probes import Replay, moments, one_step, open_loop
 from wm_numpy.lab.statistics import auc, correlation, r2, ridge
-from wm_numpy.lab.verdict import kindness, verdict
 from wm_numpy.models.mdnrnn import MDNRNN
-from wm_numpy.training.data import discounted, frame_dtype, series_dtype
+from wm_numpy.training.data import series_dtype
 from wm_numpy.training.episodes import episode_seeds
 from wm_numpy.worlds.envs import make_env
-from wm_numpy.worlds.policies import fixed_policy
 
 
-def batches(rng, n: int = 3, steps: int = 400, sd: float = 2.0) -> list[dict]:
-    """Made-up episodes whose next z is N(0, sd^2), each over at its last step; that step's z is not counted."""
-    done = np.zeros((1, steps), np.float32)
-    done[0, -1] = 1
-    return [
-        {
-            "z_next": sd * rng.standard_normal((1, steps, 6)),
-            "z_mask": 1 - done,
-            "done": done,
-            "reward": rng.standard_normal((1, steps)),
-        }
-        for _ in range(n)
-    ]
-
-
-def test_figures_of_known_outputs():
-    """M says "over" at the last step of two episodes of three and at four other steps; its rewards are 0.5 high."""
-    data = batches(np.random.default_rng(0))
-    logits = [np.full((1, 400), -1.0) for _ in data]
-    logits[0][0, -1] = logits[1][0, -1] = 1
-    logits[2][0, :4] = 1
-    answers = {
-        id(b): {"done_logit": logit, "reward": b["reward"] + 0.5}
-        for b, logit in zip(data, logits, strict=True)
-    }
-    m = SimpleNamespace(
-        loss_and_grad=lambda b: ({"z": 1.25}, None), outputs=lambda b: answers[id(b)]
-    )
-    figures = step_by_step(SimpleNamespace(m=m), data)
-    assert figures["nll"] == pytest.approx(1.25)
-    assert figures["gaussian"] == pytest.approx(
-        np.log(2) + 0.5 * np.log(2 * np.pi * np.e), abs=0.03
-    )
-    assert figures["recall"] == pytest.approx(2 / 3)
-    assert figures["precision"] == pytest.approx(2 / 6)
-    assert figures["reward_error"] == pytest.approx(0.5)
-    assert figures["reward_sd"] == pytest.approx(1, abs=0.05)
+def made_of_noise(rng, steps: int, sd: float = 2.0) -> np.ndarray:
+    """A series whose z are N(0, sd^2); the last frame was not seen."""
+    series = np.zeros(steps + 1, series_dtype(6, 1))
+    series["mu"], series["logvar"] = sd * rng.standard_normal((steps + 1, 6)), -100
+    series["seen"][:-1] = True
+    return series
 
 
 def test_nll_is_per_step_not_per_episode():
-    short = batches(np.random.default_rng(0), 1, 11)[0]
-    long = batches(np.random.default_rng(0), 1, 31)[0]
-    loss_and_grad = lambda b: ({"z": 1.0 if b is short else 2.0}, None)  # noqa: E731
-    m = SimpleNamespace(loss_and_grad=loss_and_grad, outputs=lambda b: {})
-    figures = step_by_step(SimpleNamespace(m=m), [short, long])
-    assert figures["nll"] == pytest.approx((10 * 1 + 30 * 2) / 40)
-    assert set(figures) == {"nll", "gaussian"}
+    rng = np.random.default_rng(0)
+    series = [made_of_noise(rng, steps) for steps in (401, 1201)]
+    lengths = []
 
+    def loss_and_grad(batch):
+        lengths.append(batch["z"].shape)
+        return {"z": float(len(lengths))}, None
 
-def test_a_value_that_knows_nothing_and_one_that_knows_all():
-    rng, data = np.random.default_rng(0), batches(np.random.default_rng(1))
-    for b in data:
-        b["value"] = discounted(b["reward"][0], 0.9, ended=True)[None, 1:]
-        b["value_mask"] = (np.arange(400) % 2)[None]
-    config = SimpleNamespace(mdnrnn=SimpleNamespace(gamma=0.9))
-
-    def figures(value):
-        m = SimpleNamespace(
-            loss_and_grad=lambda b: ({"z": 1.0}, None), outputs=lambda b: {"value": value(b)}
-        )
-        return step_by_step(SimpleNamespace(m=m, config=config), data)
-
-    constant = figures(lambda b: np.zeros((1, 400)))
-    assert abs(constant["value_r2"]) < 0.05
-    # what is not known is not judged
-    exact = figures(lambda b: np.where(b["value_mask"], b["value"], 0))
-    assert exact["value_r2"] == 1
-    noisy = figures(lambda b: b["value"] + rng.standard_normal((1, 400)))
-    assert 0.5 < noisy["value_r2"] < 0.9
+    figures = one_step(SimpleNamespace(m=SimpleNamespace(loss_and_grad=loss_and_grad)), series)
+    assert lengths == [(1, 401, 6), (1, 1201, 6)]
+    assert figures["nll"] == pytest.approx((400 * 1 + 1200 * 2) / 1600)
+    gaussian = np.log(2) + 0.5 * np.log(2 * np.pi * np.e)
+    assert figures["gaussian"] == pytest.approx(gaussian, abs=0.03)
 
 
 def test_measures_by_hand():
@@ -163,12 +114,14 @@ def test_a_memory_is_that_of_the_moment(perfect):
     for i in range(50):
         at = int(m.h[i, 7])
         found = [
-            s for s in series if at < len(s) - 1 and np.array_equal(s["mu"][at], m.latents[0, i])
+            s
+            for s in series
+            if at < len(s) - 1 and np.array_equal(s["mu"][at], m.steps["mu"][0, i])
         ]
         (s,) = found  # h counts the steps so far: M has seen this episode, from its first frame
         assert m.h[i, 0] == pytest.approx(s["mu"][at, 0], abs=1e-5)
         assert np.array_equal(m.c[i], m.h[i] + 1)
-        assert m.left[i] == len(s) - 1 - at > 0 and m.ended[i] == s["done"][-2]
+        assert m.left[i] == len(s) - 1 - at > 0
         rest = min(200, len(s) - 1 - at)
         assert np.array_equal(m.steps[: rest + 1, i], s[at : at + rest + 1])
         assert not m.steps["seen"][rest + 1 :, i].any()
@@ -181,12 +134,12 @@ def test_a_perfect_dream_has_no_error(perfect):
     assert [row["steps"] for row in rows] == [5, 20, 50, 100, 200]
     for row in rows:
         # what dreams differ by is off
-        assert abs(row["z: M"]) < 0.02 and row["stays"] > 0.03 and row["mean"] > 0.5
-        assert row["told"] == pytest.approx(row["reward: true"], abs=0.02)
+        assert abs(row["z error"]) < 0.02 and row["no change"] > 0.03 and row["mean frame"] > 0.5
+        assert row["dreamt"] == pytest.approx(row["reward"], abs=0.02)
         assert row["r"] > 0.999
-        assert row["odds"] == pytest.approx(row["end: true"], abs=0.01) and row["AUC"] == 1
-        assert "C: told" not in row
-    assert rows[-1]["end: true"] > rows[0]["end: true"] > 0
+        assert row["p(end)"] == pytest.approx(row["ended"], abs=0.01) and row["AUC"] == 1
+        assert "C acts" not in row
+    assert rows[-1]["ended"] > rows[0]["ended"] > 0
 
 
 def test_errors_of_the_dream_are_seen(perfect):
@@ -197,17 +150,17 @@ def test_errors_of_the_dream_are_seen(perfect):
         s["action"] *= -1
         s["reward"] /= 2
     for row in open_loop(agent, wrong)[:3]:
-        assert row["z: M"] > 0.1 and row["told"] > 1.3 * row["reward: true"] and row["r"] < 0.99
+        assert row["z error"] > 0.1 and row["dreamt"] > 1.3 * row["reward"] and row["r"] < 0.99
 
 
 def test_c_acts_from_the_same_moments(perfect):
     agent, series = perfect
     row = open_loop(agent, series, closed=True)[1]
     m = moments(agent, series, 256)
-    whole = (m.left >= 20) | (m.ended & (m.left <= 20))
+    whole = (m.left >= 20) | m.steps["done"][:20].any(axis=0)
     # theta is 0: C does nothing, and z[0] stays
-    stands = np.clip(m.latents[0, :, 0] / 4, 0, 1)[whole]
-    assert row["C: told"] == pytest.approx(20 * stands.mean(), rel=0.01)
+    stands = np.clip(m.steps["mu"][0, :, 0] / 4, 0, 1)[whole]
+    assert row["C acts"] == pytest.approx(20 * stands.mean(), rel=0.01)
 
 
 def test_what_m_has_no_head_for_is_left_out():
@@ -218,17 +171,23 @@ def test_what_m_has_no_head_for_is_left_out():
         series[-1]["mu"], series[-1]["seen"] = rng.standard_normal((30, 6)), True
     rows = open_loop(agent, series, n=40)
     # 50 steps: beyond them all
-    assert [set(row) for row in rows] == [{"steps", "n", "z: M", "stays", "mean"}] * 2
+    assert [set(row) for row in rows] == [{"steps", "n", "z error", "no change", "mean frame"}] * 2
     assert rows[1]["n"] < rows[0]["n"] < 40
 
 
 # ------------------------------------------------------------------------------------------------------- in reality
 
 
+def held(action: np.ndarray, rng):
+    """The policy of one action."""
+    return action.astype(np.float32).copy
+
+
 def test_left_in_reality_is_left():
-    agent, make = tiny_agent("doom", "repeat=4"), partial(fixed_policy, np.array([-1.0]))
-    (episode,), env = recorded(agent, make, 1), make_env("doom", repeat=4)
-    env.reset(seed=int(episode_seeds("check", 1, 0, 98)[0]))
+    agent, make = tiny_agent("doom", "repeat=4"), partial(held, np.array([-1.0]))
+    seeds = episode_seeds("check", 1, 0, 98)
+    (episode,), env = recorded(agent, make, seeds), make_env("doom", repeat=4)
+    env.reset(seed=int(seeds[0]))
     rewards, over = [], False
     while not over:
         _, reward, terminated, truncated, _ = env.step(np.array([-1], np.float32))
@@ -239,8 +198,8 @@ def test_left_in_reality_is_left():
 
 
 def test_rewards_are_those_that_m_learns():
-    brakes = partial(fixed_policy, np.array([0, -1.0, 1]))
-    (episode,) = recorded(tiny_agent("carracing", "repeat=50"), brakes, 1)
+    brakes = partial(held, np.array([0, -1.0, 1]))
+    (episode,) = recorded(tiny_agent("carracing", "repeat=50"), brakes, np.arange(1))
     assert len(episode) == 21
     # the tiles it stands on
     assert episode["reward"][0] >= 1 and not episode["reward"][1:].any()
@@ -263,103 +222,72 @@ def test_what_the_car_knows():
     env.close()
 
 
-def made_up(agent, n: int = 2, steps: int = 60):
-    """Episodes of noise, in place of reality."""
+def made_up(agent, n: int = 2, steps: int = 60) -> list[np.ndarray]:
+    """Series of noise, in place of reality."""
     rng = np.random.default_rng(0)
-    for _ in range(n):
-        episode = np.zeros(steps + 1, frame_dtype(agent.m.action_size))
-        episode["frame"] = rng.integers(0, 256, episode["frame"].shape)
-        episode["action"] = rng.uniform(-1, 1, episode["action"].shape)
-        episode["reward"] = 1
-        episode["seen"] = True
-        episode["done"][-2] = True
-        yield episode
+    series = np.zeros((n, steps + 1), series_dtype(agent.m.z_size, agent.m.action_size))
+    series["mu"] = rng.standard_normal(series["mu"].shape)
+    series["action"] = rng.uniform(-1, 1, series["action"].shape)
+    series["reward"] = 1
+    series["seen"] = True
+    series["done"][:, -2] = True
+    return [*series]
 
 
-@pytest.fixture
-def no_reality(monkeypatch):
-    monkeypatch.setattr(
-        "wm_numpy.lab.judge.recorded", lambda agent, policy, n, key=0: made_up(agent, n)
-    )
-
-
-def test_lives_of_the_same_policies_in_both_worlds(no_reality):
+def test_lives_of_the_same_policies_in_both_worlds():
     agent = tiny_agent()
-    of_c = [s["reward"][:, None] for s in made_up(agent, 2, 9)]
-    real = {"C": [np.rec.fromarrays([x[:, 0]], names="reward") for x in of_c]}
-    found = {
-        (policy, world): (returns, lengths)
-        for policy, world, returns, lengths in lives(agent, 2, [0.5, 1.0], real)
-    }
-    policies = ("collecting", "left", "middle", "right", "to and fro", "C")
-    worlds = ("reality", "dream at tau 0.5", "dream at tau 1")
-    assert list(found) == [(policy, world) for policy in policies for world in worlds]
+    policies = {"left": lambda rng: partial(np.full, 1, -1.0), "C": None}
+    real = {"left": made_up(agent), "C": made_up(agent, 2, 9)}
+    found = dict(lives(agent, policies, real, np.arange(2), [0.5, 1.0]))
+    assert list(found) == [(policy, tau) for policy in policies for tau in (REALITY, 0.5, 1)]
     for returns, lengths in found.values():
         assert returns.shape == lengths.shape == (2,)
         assert (lengths > 0).all() and (lengths <= 2100).all()
         assert returns == pytest.approx(lengths)  # Take Cover: 1 per step, in the dream too
-    assert found["left", "reality"][1].tolist() == [60, 60]
-    assert found["C", "reality"][1].tolist() == [9, 9]
+    assert found["left", REALITY][1].tolist() == [60, 60]
+    assert found["C", REALITY][1].tolist() == [9, 9]
 
 
-def test_table(no_reality, monkeypatch):
-    facts = [("bearing, near", "R2", {"mu": 0.75, "z": 0.5})]
-    monkeypatch.setattr("wm_numpy.lab.sight.figures", lambda agent, episodes: facts)
-    plans = [{"steps": 4, "n": 9, "true": 3.0, "told": 2.5, "r": 0.5, "auc": 0.75, "pairs": 0.625}]
-    monkeypatch.setattr("wm_numpy.lab.foresight.figures", lambda agent, episodes: plans)
-    text = "\n".join(table(tiny_agent("doom", "mdnrnn.value_weight=1"), 2, [1.0]))
-    blocks = [block.splitlines() for block in text.split("\n\n")]
-    assert [line.split()[0] for line in blocks[0][2:]] == [
-        "nll", "gaussian", "recall", "precision", "value_r2"
-    ]  # fmt: skip
-    assert all(len(line.split()) > 3 for line in blocks[0][2:])  # each with its legend
-    assert [line.split()[0] for line in blocks[1][2:5]] == ["5", "20", "50"]
-    assert "C: told" not in blocks[1][1]
-    assert blocks[2][0].endswith("episodes of C") and "C: told" in blocks[3][1]
-    assert "AUC" in blocks[3][1]
-    assert [line.split("  ")[1] for line in blocks[3][5:]][:2] == ["z: M", "stays"]
-    assert blocks[4][2].split() == ["bearing,", "near", "R2", "0.750", "0.500"]
-    assert blocks[5][2].split()[:2] == ["4", "9"]
-    assert len(blocks[5]) == 8  # each with its legend
-    assert [line[2:14].strip() for line in blocks[6][2:]] == [
-        p
-        for p in ("collecting", "left", "middle", "right", "to and fro", "C")
-        for _ in ("reality", "dream")
+def test_tables(monkeypatch, capsys):
+    """Five tables with their legends, and a verdict."""
+    monkeypatch.setattr("wm_numpy.lab.judge.recorded", lambda agent, policy, seeds: made_up(agent))
+    games = [Replay({}, [{}] * 9, *np.ones((2, 1, 3, 16)), np.zeros((1, 3, 16), bool))] * 2
+    monkeypatch.setattr("wm_numpy.lab.probes.replays", lambda agent, series, seeds: games)
+    facts = [{"fact": "bearing", "measure": "R2", "mu": 0.75, "z": 0.5}]
+    monkeypatch.setattr("wm_numpy.lab.probes.facts", lambda games: facts)
+    found = judge(tiny_agent(), 2, [1.0])
+    text = capsys.readouterr().out
+    steps, loops, plans, facts, whole, words = (b.splitlines() for b in text.split("\n\n"))
+    assert [line[2:14].strip() for line in steps[4:]] == ["nll", "gaussian"]
+    assert [line.split()[0] for line in steps[2:4]] == ["collecting", "C"]
+    assert [line[2:26].split()[-1] for line in loops[2:8]] == ["5", "20", "50"] * 2
+    assert loops[8].split()[:2] == ["z", "error"] and "C acts" in loops[1]
+    assert len(loops) == 8 + 10 and len(plans) == 2 + 5 + 5  # each with its legend
+    assert facts[2].split() == ["bearing", "R2", "0.750", "0.500"]
+    assert [line[2:19].strip() for line in whole[2:]] == [
+        p for p in ("collecting policy", "blind baseline", "C") for _ in ("reality", "dream")
     ]
-    assert blocks[7][0] == "verdict" and len(blocks[7]) == 7
+    assert words[0] == "verdict" and len(words) == 7
+    assert found.facts[0]["mu"] == 0.75 and len(found.returns) == 6
 
 
 def test_verdict():
-    """By hand: a dream that pays 735 where 419 came, nearer than both baselines for 20 steps."""
+    """By hand: a dream that pays 735 where reality paid 419, better than both baselines for 20 steps."""
     rows = [
-        {"steps": k, "z: M": error, "stays": 0.8, "mean": 0.5, "C: told": told, "reward: true": 419}
-        for k, error, told in ((5, 0.1, 0), (20, 0.4, 0), (50, 0.6, 0), (100, 0.4, 735))
+        {"steps": k, "z error": e, "no change": 0.8, "mean frame": 0.5, "C acts": c, "reward": 419}
+        for k, e, c in ((5, 0.1, 0), (20, 0.4, 0), (50, 0.6, 0), (100, 0.4, 735))
     ]
-    found = [("steps", "C", {"nll": 1.0, "gaussian": 1.25}), ("loop", "C", rows)]
-    lives = {
+    real = {
         "C": [900.0, 910, 890],
-        "to and fro": [905.0, 905, 895],
-        "collecting": [300.0, 320, 310],
+        "blind baseline": [905.0, 905, 895],
+        "collecting policy": [300.0, 320, 310],
     }
-    found += [("life", (name, "reality"), (np.array(x), None)) for name, x in lives.items()]
-    found.append(("life", ("C", "dream at tau 1"), (np.array([450.0, 450, 450]), None)))
-    told = verdict("doom", found)
-    assert "0.25 nats a dimension better" in told[0] and told[1].endswith("for 20 steps.")
-    assert "told 735 where 419 came, 100 steps after" in told[2]
+    whole = {(name, REALITY): np.array(x) for name, x in real.items()}
+    whole["C", 1.0] = np.array([450.0, 450, 450])
+    found = Findings({"C": {"nll": 1.0, "gaussian": 1.25}}, {"C": rows}, [], [], whole)
+    told = verdict(found, "frames survived")
+    assert "0.25 nats per dimension better" in told[0] and told[1].endswith("for 20 steps.")
+    assert told[2].startswith("100 steps") and "paid C 735, reality 419" in told[2]
     assert "kinder than reality by 75 %" in told[2] and "harsher by 50 %" in told[3]
-    assert "-1.67 +- 3.33, not to be told apart" in told[4] and "better" in told[5]
+    assert "-1.67 +- 3.33: too few games" in told[4] and "better" in told[5]
     assert kindness(105, 100) == "about right (+5 %)" and kindness(1, 0) == "reality paid nothing"
-
-
-def test_another_game(monkeypatch):
-    """The actions of one recorded life, again and again, and another life's with another generator."""
-    lives = [np.full((2, 1), x) + [[0], [0.1]] for x in range(50)]
-    play = replayed(lives, np.random.default_rng(0))
-    first = [play().item() for _ in range(4)]
-    assert first[:2] == first[2:] and first[1] == first[0] + 0.1
-    assert replayed(lives, np.random.default_rng(1))().item() != first[0]
-    monkeypatch.setattr(
-        "wm_numpy.lab.judge.recorded", lambda agent, policy, n, key: made_up(agent, n)
-    )
-    returns = another_game(tiny_agent("doom", "repeat=4"), 2)
-    assert returns.shape == (2,) and (returns > 4).all()

@@ -46,9 +46,9 @@ def test_the_end_says_whether_it_is_good(tmp_path):
     next_ = told.split("next:")[1]
     assert f"play {tmp_path} " in next_ and "--preset laptop" in next_ and "report" in next_
     assert "than expected" in report.table(results_of(tmp_path, 300.0))
-    assert "not to be told from the random policy" in report.table(results_of(tmp_path, 231.0))
+    assert "as good as the random policy" in report.table(results_of(tmp_path, 231.0))
     solved = report.table(results_of(tmp_path, 1000.0, "paper", 600.0))
-    assert ": solved" in solved and "has had" not in solved and "--preset" not in solved
+    assert ": solved" in solved and "has scored" not in solved and "--preset" not in solved
 
 
 def test_a_world_without_scores_to_compare_with(tmp_path, monkeypatch):
@@ -101,7 +101,13 @@ def test_a_run_and_its_games_as_one_page(doom_run, copy_of, monkeypatch):
         width,
         height,
     ) == (64, 64)
-    for words in ("VAE", "LSTM of 8 units", "4,446,915 parameters", "2 Gaussians", "to and fro"):
+    for words in (
+        "VAE",
+        "LSTM of 8 units",
+        "4,446,915 parameters",
+        "2 Gaussians",
+        "blind baseline",
+    ):
         assert words in page
     ElementTree.parse(folder / "curves.svg")
 
@@ -143,16 +149,13 @@ def test_ablations_silence_what_they_say(monkeypatch):
         return np.ones((len(thetas), len(seeds))), None
 
     monkeypatch.setattr(lecture, "real_rollouts", real_rollouts)
-    monkeypatch.setattr("wm_numpy.lab.judge.another_game", lambda agent, n: np.array([1.0, 3.0]))
     agent = tiny_agent("carracing")  # [z h], a bias
     rows = lecture.ablations(agent, 2)
     assert list(rows) == [
         "C as it is",
         "z silenced",
         "M's memory silenced",
-        "another game's actions",
     ]
-    assert rows["another game's actions"][0] == 2
     whole, blind, forgets = played
     assert np.array_equal(whole, agent.theta)
     assert not blind[: 6 * 3].any() and np.array_equal(blind[6 * 3 :], whole[6 * 3 :])
@@ -183,7 +186,7 @@ def test_curves_name_what_they_compare_with(tmp_path):
             stage="evolve", round=1, step=generation, fitness=300.0 + generation, check=200.0
         )
     log.record(stage="adapt", round=1, step=5, fitness=500.0)
-    v, dream, real, adapted = lecture.curves(tmp_path, "doom")
+    v, dream, real, adapted = lecture.curves(tmp_path, find("doom"))
     assert "V: reconstruction" in v and "updates" in v
     assert "the authors" not in dream and "blind baseline" not in dream
     for words in (
@@ -195,8 +198,10 @@ def test_curves_name_what_they_compare_with(tmp_path):
     ):
         assert words in real
     assert "candidates" in adapted and "evolved on" in adapted
-    rows = [{"round": r, "step": s} for r, s in ((1, 1), (1, 12), (2, 3), (3, 1))]
-    assert report.across_rounds(rows) == [1, 12, 15, 16]
+    for round_, step in ((2, 3), (3, 1)):
+        log.record(stage="evolve", round=round_, step=step)
+    rows = [r for r in report.read_log(tmp_path / "log.jsonl") if r["stage"] == "evolve"]
+    assert [r["at"] for r in rows] == [1, 12, 15, 16]
 
 
 def test_a_chart_is_where_its_numbers_are():

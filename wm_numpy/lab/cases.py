@@ -1,4 +1,4 @@
-"""A gradient-check case for every operation and every loss of the package, and for the whole loss of V and of M.
+"""A gradient-check case for every operation and every loss of the package, and for the whole losses of V and M.
 
 `python run.py gradcheck` prints them as a table; the tests assert them, and that no `*_forward` is without one.
 Sizes are small and differ from each other, so that no two axes can be mixed up; float64 throughout.
@@ -31,8 +31,7 @@ def _pair(module, op: str, *shapes, constants: Callable = lambda rng: ()) -> tup
 
 def _whole_v(rng: Rng) -> RelativeError:
     v = VAE(VAEConfig(z_size=5), rng, np.float64)
-    frames = rng.random((3, 64, 64, 3))
-    noise = rng.standard_normal((3, 5))
+    frames, noise = rng.random((3, 64, 64, 3)), rng.standard_normal((3, 5))
     return _whole(v, lambda: v.loss_and_grad(frames, noise), rng, directions=4)
 
 
@@ -40,9 +39,8 @@ def _whole_m(rng: Rng) -> RelativeError:
     heads = {"done_weight": 10.0, "reward_weight": 1.0, "value_weight": 1.0}
     config = MDNRNNConfig(hidden=7, mixtures=4, restart_input=True, **heads)
     m = MDNRNN(config, 5, 2, rng, np.float64)
-    batch = {name: rng.standard_normal((3, 6, 5)) for name in ("z", "z_next")}
-    batch["action"] = rng.standard_normal((3, 6, 2))
-    batch |= {name: rng.standard_normal((3, 6)) for name in ("reward", "value")}
+    sizes = {"z": (5,), "z_next": (5,), "action": (2,), "reward": (), "value": ()}
+    batch = {name: rng.standard_normal((3, 6, *size)) for name, size in sizes.items()}
     for name in ("done", "restart", "z_mask", "value_mask"):
         batch[name] = (rng.random((3, 6)) < 0.4).astype(float)
     return _whole(m, lambda: m.loss_and_grad(batch), rng, directions=30)
@@ -85,7 +83,7 @@ CASES: dict[str, Case] = dict([
 
 
 def main() -> int:
-    """Print the table -> 0 when all gradients are right, else 1."""
+    """Print the table -> 0 if all gradients are right, else 1."""
     wrong = []
     for name, case in CASES.items():
         start = time.perf_counter()

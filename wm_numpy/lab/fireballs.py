@@ -1,9 +1,7 @@
-"""Take Cover's fireballs by the game's own positions: the facts that sight.py probes for.
+"""Take Cover's fireballs by the game's own positions, which no agent sees: the facts that probes.py looks for.
 
-Coordinates: x to the far wall, y along the player's, who moves along y. The view is 90 degrees wide. A fireball
-flies 10 units a tic, 48 tics, to where the player stood when it was thrown, and hits within about 22 units.
-
-Letters: B fireballs in the air.
+x leads to the far wall, the player moves along y. A fireball flies 10 units a tic to where the player stood when it
+was thrown, and hits within about 22 units. The view is 90 degrees wide. Letters: B fireballs in the air.
 """
 
 import numpy as np
@@ -13,52 +11,38 @@ from ..worlds.doom import TakeCover
 REACH = 22  # units within which a fireball hits
 
 
-class Fireballs:
-    """Those in the air: ahead, aside (B,) of the player, in units; tics until each passes, and how far aside (B,)."""
-
-    def __init__(self, ahead: np.ndarray, aside: np.ndarray, speed: np.ndarray, drift: np.ndarray):
-        self.ahead = ahead
-        self.aside = aside
-        self.tics = np.maximum(ahead, 0) / -speed
-        self.passing = aside + drift * self.tics
-        self.in_view = np.abs(aside) <= np.maximum(ahead, 1)
-
-    def hits(self, first: float, last: float, which: np.ndarray) -> bool:
-        """Will one of these hit a player who stands still, `first` to `last` tics from now?"""
-        near = np.abs(self.passing) < REACH
-        return bool((near & which & (self.tics >= first) & (self.tics < last)).any())
-
-    def bearing(self, first: float, last: float) -> float:
-        """aside / ahead of the nearest one in view, `first` to `last` units ahead; NaN: there is none."""
-        here = np.flatnonzero(self.in_view & (self.ahead >= first) & (self.ahead < last))
-        if not len(here):
-            return np.nan
-        nearest = here[np.argmin(self.ahead[here])]
-        return float(self.aside[nearest] / self.ahead[nearest])
-
-
-class Seeing(TakeCover):
+class OpenTakeCover(TakeCover):
     """Take Cover that tells where its fireballs are."""
 
     tells_positions = True
 
-    def fireballs(self) -> Fireballs:
-        """Those in the air."""
+    def fireballs(self) -> np.ndarray:
+        """Those in the air (B, 4): x and y from the player, in units, and their velocity in both, a tic."""
         state = self.doom.get_state()
         x, y = state.game_variables
         balls = [o for o in state.objects if o.name == "DoomImpBall"]
-        flying = [o for o in balls if o.velocity_x < -1 and o.position_x > x - 16]
-        rows = [(o.position_x - x, o.position_y - y, o.velocity_x, o.velocity_y) for o in flying]
-        return Fireballs(*np.array(rows).reshape(-1, 4).T)
+        rows = [(o.position_x - x, o.position_y - y, o.velocity_x, o.velocity_y) for o in balls]
+        rows = np.reshape(rows, (-1, 4))
+        return rows[(rows[:, 0] > -16) & (rows[:, 2] < -1)]
 
     def truth(self) -> dict[str, float]:
-        """Where the nearest fireball is, and whether one will hit, by when and by whether it is in view."""
-        balls = self.fireballs()
-        facts = {
-            "bearing, under 250 units": balls.bearing(60, 250),
-            "bearing, 250 to 450 units": balls.bearing(250, 450),
-        }
-        for name, first, last in (("within 12 tics", 0, 12), ("in 12 to 32 tics", 12, 32)):
-            facts[f"hit {name}, in view"] = balls.hits(first, last, balls.in_view)
-            facts[f"hit {name}, out of view"] = balls.hits(first, last, ~balls.in_view)
-        return facts
+        """Facts by name; a bearing is NaN where there is none."""
+        return facts(self.fireballs())
+
+
+def facts(fireballs: np.ndarray) -> dict[str, float]:
+    """(B, 4) -> y / x of the nearest one in view, and whether one will hit a player who stands still."""
+    x, y, speed, drift = fireballs.T
+    in_view = np.abs(y) <= np.maximum(x, 1)
+    tics = np.maximum(x, 0) / -speed  # until it passes the player
+    near = np.abs(y + drift * tics) < REACH
+    found = {}
+    for first, last in ((60, 250), (250, 450)):
+        seen = fireballs[in_view & (x >= first) & (x < last)]
+        bearings = (seen[:, 1] / seen[:, 0])[np.argsort(seen[:, 0])]
+        found[f"bearing, {first} to {last} units"] = bearings[0] if len(bearings) else np.nan
+    for first, last in ((0, 12), (12, 32)):
+        hits = near & (tics >= first) & (tics < last)
+        found[f"hit in {first} to {last} tics, in view"] = (hits & in_view).any()
+        found[f"hit in {first} to {last} tics, out of view"] = (hits & ~in_view).any()
+    return found

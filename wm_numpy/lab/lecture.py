@@ -1,7 +1,7 @@
 """The lecture: all that a run can show, in one HTML file that holds its pictures, opens offline and prints.
 
-lecture.html has the captions; here is what they speak of, a function for each. What needs no games is drawn after
-every `train`; `report RUN --all` also plays, and judges the dream (judge.py).
+The captions are in lecture.html; the pictures they describe are drawn here, a function for each section. What needs no
+games is drawn after every `train`; `report RUN --all` also plays, and judges the dream (judge.py).
 """
 
 import re
@@ -14,30 +14,34 @@ from string import Template
 import numpy as np
 
 from ..models.agent import Agent, feature_size
-from ..settings.tasks import find
+from ..settings.tasks import Task, find
 from ..system.files import write
 from ..training.data import Records, frame_dtype
 from ..training.episodes import episode_seeds, real_rollouts, score
-from ..worlds.rollout import rollout
-from ..worlds.world import Dream
 from . import film, judge, report
 from .pictures import png
 from .plots import Line, bars, beside, chart
-from .verdict import verdict
 
 COLUMNS = 10  # pictures in a row
 STRONGEST = 8  # latent dimensions shown
 VALUES = (-3, -2, -1, 0, 1, 2, 3)  # of each; their prior is a standard normal
 TAUS = (0.1, 0.5, 1.0, 1.15, 1.3)  # table 2's
-LOOPS = (  # panels of openloop's figures: title, what is drawn, the lines
-    ("z", "squared error", {"z: M": "M", "stays": "nothing changes", "mean": "mean frame"}),
-    ("reward", "sum so far", {"reward: true": "came", "told": "told", "C: told": "told, C acts"}),
-)
-PLANS = (  # and of foresight's
-    ("reward of plans", "sum so far", {"true": "came", "told": "told"}),
-    ("plans told apart", "share right", {"pairs": "better of two", "auc": "lived or died"}),
-)
 SMOOTH = 9  # points averaged in a curve
+# Learning curves: title, stage, y, the figures of log.jsonl and their labels
+FITNESS = {"fitness": "candidates", "max": "the best"}
+CURVES = (
+    ("V: reconstruction", "vae", "squared error", {"reconstruction": ""}),
+    ("V: KL", "vae", "nats per frame", {"kl": ""}),
+    ("M: the next z", "mdnrnn", "nats per dimension", {"z": ""}),
+    ("M: its heads", "mdnrnn", "loss", {"done": "done", "reward": "reward", "value": "value"}),
+    ("C in its dream", "evolve", "return", FITNESS),
+    ("C in reality", "evolve", "return", {"check": "C"}),
+    ("C evolved on in reality", "adapt", "return", FITNESS | {"check": "C"}),
+)
+# Charts of judge's tables: title, y, the columns and their labels
+ERRORS = ("z", "squared error", {"z error": "M", "no change": "no change", "mean frame": "mean"})
+REWARDS = ("reward", "sum so far", {"reward": "real", "dreamt": "dreamt", "C acts": "C acts"})
+CHOICES = ("plans", "share right", {"pairs": "better of two", "AUC": "lived or died"})
 
 
 def write_page(folder: Path, out: Path, games: int = 0) -> None:
@@ -65,10 +69,19 @@ def write_page(folder: Path, out: Path, games: int = 0) -> None:
         "reconstructions": reconstructions(agent, folder),
         "traversals": traversals(agent),
     }
-    if panels := curves(folder, c.task):
+    if panels := curves(folder, task):
         parts["curves"] = beside(panels)
         write(out / "curves.svg", parts["curves"].encode())
-    parts |= with_games(agent, folder, games) if games else {}
+    if games:
+        found = judge.judge(agent, games, sorted({*TAUS, c.evolve.tau}))
+        sentences = judge.verdict(found, task.reward)
+        parts |= temperature(agent, folder, found) | {
+            "verdict": "<ul>" + "".join(f"<li>{escape(x)}" for x in sentences) + "</ul>",
+            "lives": lives(found, c.evolve.tau),
+            "followed": followed(found),
+            "ablations": bars(ablations(agent, games)),
+            "facts": facts(found.facts),
+        }
     page = (Path(__file__).parent / "lecture.html").read_text()
     for section in re.findall(r"(?s)<section.*?</section>\n", page):
         if not parts.get(re.search(r'id="(\w+)"', section)[1]):
@@ -76,34 +89,8 @@ def write_page(folder: Path, out: Path, games: int = 0) -> None:
     write(out / "report.html", Template(page).substitute(parts).encode())
 
 
-def with_games(agent: Agent, folder: Path, games: int) -> dict[str, str]:
-    """The sections that take games in reality and whole dreams."""
-    c = agent.config
-    found = []
-    for finding in judge.findings(agent, games, [c.evolve.tau]):
-        found.append(finding)
-        print("judged:", *finding[:2], flush=True)
-    by = {(kind, about): told for kind, about, told in found}
-    lives = {about: told[0] for (kind, about), told in by.items() if kind == "life"}
-    rows = {f"{policy}, {world}": interval(x) for (policy, world), x in lives.items()}
-    facts = {about: told for (kind, about), told in by.items() if kind == "fact"}
-    read = {
-        f"{k} ({m}): {who}": (max(x, 0),) * 3
-        for k, (m, v) in facts.items()
-        for who, x in v.items()
-        if np.isfinite(x)
-    }
-    return temperature(agent, folder, games, lives["C", "reality"]) | {
-        "verdict": "<ul>" + "".join(f"<li>{escape(x)}" for x in verdict(c.task, found)) + "</ul>",
-        "lives": bars(rows, (0, 1)),
-        "followed": followed(by),
-        "ablations": bars(ablations(agent, games)),
-        "facts": bars(read, (0, 1, 2)) if read else "",
-    }
-
-
 def scores(folder: Path) -> str:
-    """The scores of a run beside what they are to be compared with."""
+    """The scores of a run beside those they are to be compared with."""
     rows = {}
     for name, result in report.compared(folder).items():
         rows[name] = (result["mean"], *result.get("ci95", (result["mean"],) * 2))
@@ -111,7 +98,7 @@ def scores(folder: Path) -> str:
 
 
 def dream(agent: Agent) -> str:
-    """A film's pictures: reality, V's view, the dream."""
+    """Pictures of a film: reality, V's view, the dream."""
     moments = film.film(agent)
     times = np.linspace(0, len(moments), COLUMNS, endpoint=False).astype(int)
     rows = {name: [moments[t][name] for t in times] for name in moments[0]}
@@ -119,7 +106,7 @@ def dream(agent: Agent) -> str:
 
 
 def reconstructions(agent: Agent, folder: Path) -> str:
-    """Frames of some episodes, and what V makes of them; nothing if the run keeps none."""
+    """Frames of some episodes, and V's reconstructions; nothing if the run keeps no frames."""
     if not any((folder / "episodes").glob("[0-9]*.npy")):
         return ""
     records = Records(folder / "episodes", frame_dtype(agent.m.action_size))
@@ -142,77 +129,81 @@ def traversals(agent: Agent) -> str:
     return strip(rows, [str(value) for value in VALUES])
 
 
-def curves(folder: Path, task: str) -> list[str]:
-    """Panels of V, M, C in its dream and C in reality; all rounds after one another."""
+def curves(folder: Path, task: Task) -> list[str]:
+    """Panels of V, M, C in its dream and C in reality, over all rounds."""
     log = report.read_log(folder / "log.jsonl")
     shown = ("random policy", "blind baseline", "the paper's agent")
     levels = {name: r["mean"] for name, r in report.compared(folder).items() if name in shown}
     panels = []
-    for title, stage, unit, y_name, names in report.CURVES:
-        rows = [r for r in log if r["stage"] == stage]
-        steps = report.across_rounds(rows)
+    for title, stage, y_name, labels in CURVES:
+        x_name = "generations" if "return" in y_name else "updates"
         lines = []
-        for name, label in names.items():
-            points = [(x, r[name]) for x, r in zip(steps, rows, strict=True) if name in r]
+        for name, label in labels.items():
+            points = [(r["at"], r[name]) for r in log if r["stage"] == stage and name in r]
             if any(y for _, y in points):
                 smooth = SMOOTH if len(points) > 40 else 1
                 lines.append(Line(label, *zip(*points, strict=True), smooth=smooth))
-        real = "check" in names
-        if lines and real:
-            authors = {g: y for g, y in find(task).authors.items() if g <= max(steps)}
-            if authors:
-                lines.append(Line("the authors' log", list(authors), list(authors.values())))
+        in_reality = "check" in labels
+        authors = [(g, y) for g, y in task.authors.items() if lines and g <= lines[0].x[-1]]
+        if authors and in_reality:
+            lines.append(Line("the authors' log", *zip(*authors, strict=True)))
         if lines:
-            panels.append(chart(title, unit, y_name, lines, levels if real else {}))
+            panels.append(chart(title, x_name, y_name, lines, levels if in_reality else {}))
     return panels
 
 
-def temperature(agent: Agent, folder: Path, games: int, real: np.ndarray) -> dict[str, str]:
+def temperature(agent: Agent, folder: Path, found: judge.Findings) -> dict[str, str]:
     """Score by temperature, of a sweep of this run if there is one, else of its C; the paper's beside it."""
     task = find(agent.config.task)
     swept = report.sweeps(folder)
+    evolved = "C evolved anew at each temperature, by `sweep`"
+    if not swept:
+        evolved = (
+            "this one C at every temperature (`sweep` evolves it anew at each, as the paper did)"
+        )
+        own = {tau: score(x) for (policy, tau), x in found.returns.items() if policy == "C"}
+        real = own.pop(judge.REALITY)
+        swept = {tau: {"dream": dream, "agent": real} for tau, dream in own.items()}
     lines = []
-    levels = {}
-    if swept:
-        how = "C evolved anew at each temperature, by `sweep`"
-        where = {"its dream": "dream", "reality": "agent"}
-    else:
-        how = "this C at every temperature (`sweep` evolves it anew at each, as the paper did)"
-        where = {"its dream": "dream"}
-        levels["C in reality"] = real.mean()
-        for tau in TAUS:
-            world = Dream.as_evolved(agent, games, tau=tau, horizon=0, memories=0)
-            dreams, _ = rollout(world, agent.controller(), episode_seeds("check", games, 0, 98))
-            swept[tau] = {"dream": score(dreams)}
-    taus = sorted(swept)
-    for name, world in where.items():
-        results = [swept[tau][world] for tau in taus]
+    for name, world in (("its dream", "dream"), ("reality", "agent")):
+        results = [swept[tau][world] for tau in sorted(swept)]
         ends = np.transpose([r["ci95"] for r in results])
-        lines.append(Line(name, taus, [r["mean"] for r in results], *ends))
+        lines.append(Line(name, sorted(swept), [r["mean"] for r in results], *ends))
     for k, name in enumerate(("the paper, dream", "the paper, reality")):
         if task.table2:
             y = [report.quoted(cells[k])["mean"] for cells in task.table2.values()]
             lines.append(Line(name, list(task.table2), y, dots=True))
-    drawn = chart("", "temperature", task.reward, lines, levels)
-    return {"evolved": how, "temperature": drawn}
+    return {"evolved": evolved, "temperature": chart("", "temperature", task.reward, lines)}
 
 
-def followed(by: dict) -> str:
-    """How long a dream of recorded moments stays with what really came, and whether it can tell plans apart."""
+def lives(found: judge.Findings, tau: float) -> str:
+    """Whole episodes of every policy in reality, and in the dream at the temperature of C's evolution."""
+    rows = {
+        f"{policy}, {'dream' if at else 'reality'}": interval(returns)
+        for (policy, at), returns in found.returns.items()
+        if at in (judge.REALITY, tau)
+    }
+    return bars(rows, colours=2)
+
+
+def followed(found: judge.Findings) -> str:
+    """How long dreams from recorded moments stay close to reality, and whether M can tell plans apart."""
     panels = []
-    for kind, policy in (("loop", "collecting"), ("loop", "C"), ("plans", "C")):
-        rows = by.get((kind, policy), ())
+    for rows, moments, (title, y_name, labels) in (
+        *((found.loops["collecting policy"], "of random play", kind) for kind in (ERRORS, REWARDS)),
+        *((found.loops["C"], "of C", kind) for kind in (ERRORS, REWARDS)),
+        *((found.plans, "of C, late", kind) for kind in (REWARDS, CHOICES)),
+    ):
         steps = [row["steps"] for row in rows]
-        for title, y_name, names in PLANS if kind == "plans" else LOOPS:
-            known = [k for k in names if rows and all(np.isfinite(r.get(k, np.nan)) for r in rows)]
-            lines = [Line(names[name], steps, [row[name] for row in rows]) for name in known]
-            if lines:
-                panels.append(chart(f"{title}, moments of {policy}", "steps dreamt", y_name, lines))
+        columns = {label: [row.get(name, np.nan) for row in rows] for name, label in labels.items()}
+        lines = [Line(label, steps, y) for label, y in columns.items() if np.isfinite(y).all()]
+        if rows and lines:
+            panels.append(chart(f"{title}, moments {moments}", "steps dreamt", y_name, lines))
     return beside(panels) if panels else ""
 
 
 def ablations(agent: Agent, games: int) -> dict[str, tuple]:
-    """C with parts of what it sees silenced, and with the actions of another game, in reality."""
+    """C with parts of its input silenced, in reality: the mean score and its interval by name."""
     c = agent.config
     parts = {"C as it is": slice(0, 0), "z silenced": slice(0, c.vae.z_size)}
     if c.evolve.features != "z":
@@ -222,8 +213,17 @@ def ablations(agent: Agent, games: int) -> dict[str, tuple]:
     for theta, silent in zip(thetas, parts.values(), strict=True):
         theta[: inputs * outputs].reshape(inputs, outputs)[silent] = 0
     returns, _ = real_rollouts(agent, thetas, episode_seeds("check", games, 0, 98))
-    rows = {name: interval(x) for name, x in zip(parts, returns, strict=True)}
-    return rows | {"another game's actions": interval(judge.another_game(agent, games))}
+    return {name: interval(x) for name, x in zip(parts, returns, strict=True)}
+
+
+def facts(rows: list[dict]) -> str:
+    """R2 and AUC of every fact and reader; nothing if the world tells no facts."""
+    found = {}
+    for row in rows:
+        for reader in list(row)[2:]:
+            if np.isfinite(row[reader]):
+                found[f"{row['fact']} ({row['measure']}): {reader}"] = (max(row[reader], 0),) * 3
+    return bars(found, colours=3) if found else ""
 
 
 def interval(returns: np.ndarray) -> tuple[float, float, float]:

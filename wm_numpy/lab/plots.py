@@ -26,8 +26,8 @@ class Line:
     dots: bool = False
 
 
-def text(x: float, y: float, words: str, anchor="middle", size=12, fill="#222", more="") -> str:
-    style = f'text-anchor="{anchor}" font-size="{size}" fill="{fill}" {more}'
+def text(x: float, y: float, words: str, anchor="middle", size=12, fill="#222") -> str:
+    style = f'text-anchor="{anchor}" font-size="{size}" fill="{fill}"'
     return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(words)}</text>'
 
 
@@ -60,18 +60,32 @@ def beside(panels: Sequence[str], columns: int = 2) -> str:
     return svg(min(columns, len(panels)) * WIDTH, rows * HEIGHT, *moved)
 
 
-def ticks(low: float, high: float) -> np.ndarray:
-    """About five round values between low and high."""
-    step = 10 ** np.floor(np.log10((high - low) / 4))
-    step *= next(k for k in (1, 2, 5, 10) if (high - low) / (k * step) <= 6)
-    values = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
-    return np.round(values, 10) + 0.0  # no -0
+@dataclass
+class Axis:
+    """A range of values on a range of pixels, a little wider than what is on it."""
 
+    low: float
+    high: float
+    start: float
+    stop: float
+    margin: float
 
-def padded(low: float, high: float, share: float) -> tuple[float, float]:
-    """The ends of an axis, a share of its length beyond what is on it."""
-    margin = share * max(high - low, 1e-9 + 1e-3 * abs(high))
-    return low - margin, high + margin
+    def __post_init__(self):
+        margin = self.margin * max(self.high - self.low, 1e-9 + 1e-3 * abs(self.high))
+        self.low, self.high = self.low - margin, self.high + margin
+
+    def __call__(self, values: Sequence[float] | float) -> np.ndarray:
+        """Values -> pixels; what is beyond the axis is drawn at its end."""
+        share = (np.clip(values, self.low, self.high) - self.low) / (self.high - self.low)
+        return self.start + share * (self.stop - self.start)
+
+    def ticks(self) -> np.ndarray:
+        """About five round values."""
+        length = self.high - self.low
+        step = 10 ** np.floor(np.log10(length / 4))
+        step *= next(k for k in (1, 2, 5, 10) if length / (k * step) <= 6)
+        values = np.arange(np.ceil(self.low / step), np.floor(self.high / step) + 1) * step
+        return np.round(values, 10) + 0.0  # no -0
 
 
 def chart(
@@ -82,67 +96,63 @@ def chart(
     levels: dict[str, float] = {},  # noqa: B006 it is only read
 ) -> str:
     """Lines over two named axes; levels: horizontal lines to compare with, by name."""
-    xs = np.concatenate([np.asarray(line.x, float) for line in lines])
-    drawn = [np.asarray(y) for li in lines for y in (li.y, li.low, li.high) if y is not None]
-    # the first few values of a loss would flatten all the rest
-    high = max(*levels.values(), *(np.quantile(y, 0.98, method="higher") for y in drawn), -np.inf)
-    low = min(*levels.values(), *(y.min() for y in drawn), np.inf)
-    (x0, x1), (y0, y1) = padded(xs.min(), xs.max(), 0.02), padded(low, high, 0.06)
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-
-    def at(x, y) -> tuple[np.ndarray, np.ndarray]:
-        across = LEFT + (np.asarray(x, float) - x0) / (x1 - x0) * (right - LEFT)
-        up = (np.clip(y, y0, y1) - y0) / (y1 - y0) * (bottom - TOP)
-        return across, bottom - up
-
+    xs = np.concatenate([np.asarray(line.x, float) for line in lines])
+    ys = [np.asarray(y) for li in lines for y in (li.y, li.low, li.high) if y is not None]
+    # the first few values of a loss would flatten all the rest
+    high = max(*levels.values(), *(np.quantile(y, 0.98, method="higher") for y in ys), -np.inf)
+    low = min(*levels.values(), *(y.min() for y in ys), np.inf)
+    x, y = Axis(xs.min(), xs.max(), LEFT, right, 0.02), Axis(low, high, bottom, TOP, 0.06)
     parts = [text((LEFT + right) / 2, 18, title, size=15), text(right, HEIGHT - 8, x_name, "end")]
     parts.append(text(LEFT - 50, 18, y_name, "start", fill="#666"))
-    for value in ticks(y0, y1):
-        _, y = at(x0, value)
-        parts.append(stroke((LEFT, right), (y, y), "#e4e4e4", 1))
-        parts.append(text(LEFT - 6, y + 4, f"{value:g}", "end", 11))
-    for value in ticks(x0, x1):
-        x, _ = at(value, y0)
-        parts.append(text(x, bottom + 16, f"{value:g}", size=11))
+    for value in y.ticks():
+        parts.append(stroke((LEFT, right), (y(value), y(value)), "#e4e4e4", 1))
+        parts.append(text(LEFT - 6, y(value) + 4, f"{value:g}", "end", 11))
+    parts += [text(x(value), bottom + 16, f"{value:g}", size=11) for value in x.ticks()]
     for k, (name, level) in enumerate(levels.items()):
-        _, y = at(x0, level)
-        parts.append(stroke((LEFT, right), (y, y), "#555", 1, 'stroke-dasharray="5 4"'))
-        name = f"{name} {short(level)}"
-        parts.append(text(right - 4 - 90 * (k % 3), y - 4, name, "end", 11, "#555"))
-    across = (right - LEFT) / max(len(lines), 3)
+        dashed = 'stroke-dasharray="5 4"'
+        parts.append(stroke((LEFT, right), (y(level), y(level)), "#555", 1, dashed))
+        place = right - 4 - 90 * (k % 3), y(level) - 4
+        parts.append(text(*place, f"{name} {short(level)}", "end", 11, "#555"))
     for k, line in enumerate(lines):
         colour = COLOURS[k % len(COLOURS)]
-        x, y = at(line.x, line.y)
-        if line.low is not None:
-            for ends in zip(x, at(line.x, line.low)[1], at(line.x, line.high)[1], strict=True):
-                parts.append(stroke((ends[0], ends[0]), ends[1:], colour, 1.2))
-        if line.smooth > 1 and len(y) > line.smooth:
-            parts.append(stroke(x, y, colour, 0.7, 'opacity="0.35"'))
-            kernel = np.ones(line.smooth)
-            y = np.convolve(y, kernel, "same") / np.convolve(np.ones(len(y)), kernel, "same")
-        if not line.dots:
-            parts.append(stroke(x, y, colour))
-        if line.dots or len(x) <= 40:
-            for a, b in zip(x, y, strict=True):
-                parts.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6" fill="{colour}"/>')
-        parts.append(text(LEFT + across * k, TOP - 10, line.name, "start", 12, colour))
-    frame = 'stroke="#222"'
-    return svg(WIDTH, HEIGHT, *parts, box(LEFT, TOP, right - LEFT, bottom - TOP, "none", frame))
+        parts += _drawn(line, x, y, colour)
+        place = LEFT + (right - LEFT) / max(len(lines), 3) * k, TOP - 10
+        parts.append(text(*place, line.name, "start", 12, colour))
+    frame = box(LEFT, TOP, right - LEFT, bottom - TOP, "none", 'stroke="#222"')
+    return svg(WIDTH, HEIGHT, *parts, frame)
 
 
-def bars(rows: dict[str, tuple[float, float, float]], colours: Sequence[int] = (0,)) -> str:
-    """A bar by name: its value, with the number beside it, and the ends of its interval; colours in turns."""
-    left, right = 230, 640
-    low = min(0, np.nanmin([*rows.values()]))
-    high = max(1e-9, np.nanmax([*rows.values()]))
+def _drawn(line: Line, x: Axis, y: Axis, colour: str) -> list[str]:
+    """A line with its dots and bars."""
+    parts, xs, ys = [], x(line.x), y(line.y)
+    if line.low is not None:
+        for at, *ends in zip(xs, y(line.low), y(line.high), strict=True):
+            parts.append(stroke((at, at), ends, colour, 1.2))
+    if line.smooth > 1 and len(ys) > line.smooth:
+        parts.append(stroke(xs, ys, colour, 0.7, 'opacity="0.35"'))
+        kernel = np.ones(line.smooth)
+        ys = np.convolve(ys, kernel, "same") / np.convolve(np.ones(len(ys)), kernel, "same")
+    if not line.dots:
+        parts.append(stroke(xs, ys, colour))
+    if line.dots or len(xs) <= 40:
+        for a, b in zip(xs, ys, strict=True):
+            parts.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6" fill="{colour}"/>')
+    return parts
+
+
+def bars(rows: dict[str, tuple[float, float, float]], colours: int = 1) -> str:
+    """A bar for each name: its value, written beside it, and the ends of its interval; so many colours in turn."""
+    low, high = min(0, np.nanmin([*rows.values()])), max(1e-9, np.nanmax([*rows.values()]))
+    place = Axis(low, high, 230, 640, 0)
     parts = []
     for k, (name, ends) in enumerate(rows.items()):
         y = 26 * k
-        parts.append(text(left - 8, y + 16, name, "end"))
+        parts.append(text(222, y + 16, name, "end"))
         if np.isfinite(ends[0]):
-            zero, x, *bar = left + (np.array([0, *ends]) - low) / (high - low) * (right - left)
-            colour = COLOURS[colours[k % len(colours)]]
-            parts.append(box(min(zero, x), y + 3, abs(x - zero), 18, colour, 'opacity="0.8"'))
+            zero, x, *bar = place([0, *ends])
+            shade = COLOURS[k % colours], 'opacity="0.8"'
+            parts.append(box(min(zero, x), y + 3, abs(x - zero), 18, *shade))
             parts.append(stroke(bar, (y + 12, y + 12), "#222", 1.2))
             parts.append(text(max(zero, *bar) + 5, y + 16, short(ends[0]), "start"))
     return svg(700, 26 * len(rows), *parts)

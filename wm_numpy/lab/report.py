@@ -1,36 +1,78 @@
-"""What a run reports in words at its end: the scores, whether they are good, what is next."""
+"""What `train` says in words: before, its plan; at its end the scores, whether they are good, and what to do next."""
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from ..models.agent import SHIPPED, load_config
-from ..settings import config as configuration
+from ..models.agent import SHIPPED, load_config, new_mdnrnn, new_vae, theta_size
+from ..settings.config import Config, Training, flat, preset_names, read_preset, resolve
 from ..settings.tasks import find
 from ..system.files import DataError
 from ..training.runfolder import read_results
 from .statistics import short
 
-CHECK = {"check": "C"}
-PEOPLE = {"fitness": "candidates", "max": "the best"}
-# The panels of learning curves: title, stage, the axes, figures of log.jsonl and what they are called
-CURVES = (
-    ("V: reconstruction", "vae", "updates", "squared error", {"reconstruction": ""}),
-    ("V: KL", "vae", "updates", "nats of a frame", {"kl": ""}),
-    ("M: the next z", "mdnrnn", "updates", "nats a dimension", {"z": ""}),
-    ("M: its heads", "mdnrnn", "updates", "loss", {k: k for k in ("done", "reward", "value")}),
-    ("C in its dream", "evolve", "generations", "return", PEOPLE),
-    ("C in reality", "evolve", "generations", "return", CHECK),
-    ("C evolved on in reality", "adapt", "generations", "return", PEOPLE | CHECK),
-)
+# ---------------------------------------------------------------------------------------------------------- before
+
+
+def plan(config: Config, folder: Path, disk: float) -> str:
+    """What each round will do, the disk and the scores to expect; disk: the bytes that the run needs."""
+    task, (about, *_) = find(config.task), read_preset(config.task, config.preset)
+    first, later = config.phase("first"), config.phase("later")
+    lines = [f"{task.title}, preset {config.preset}, seed {config.seed} -> {folder}", about]
+    usual = flat(resolve(config.task, config.preset, seed=config.seed))
+    changed = [f"{k}={v}" for k, v in flat(config).items() if usual.get(k) != v]
+    if changed:
+        lines.append(f"changed: {' '.join(changed)}")
+    v, m, c = new_vae(first).params.size, new_mdnrnn(first).params.size, theta_size(first)
+    free = first.vae.z_size * first.vae.kl_tolerance
+    lines.append(
+        f"weights: V {v:,}, M {m:,}, C {c:,}; V's KL stays near {free:g} nats, which are free"
+    )
+    lines.append(f"round 1: {first.collect.episodes:,} random episodes; {_training(first)}")
+    if config.rounds > 1:
+        episodes = f"{later.collect.episodes:,} episodes of the agent"
+        lines.append(f"rounds 2 to {config.rounds}, each: {episodes}; {_training(later)}")
+    if config.ends_in_reality:
+        lines.append(f"in reality: {_evolution(config.phase('real'))}")
+    n = config.evaluate.episodes
+    lines.append(f"evaluation: {n} real episodes of the agent, {n} of the random policy")
+    lines.append(f"disk: about {disk / 1e9:.1f} GB; every setting: {folder / 'config.json'}")
+    scores = [f"{score:g}" for score in task.expected.get(config.preset, ())]
+    if scores and not changed:
+        lines.append(f"scores so far, seed by seed: {', '.join(scores)} {task.unit}")
+    if task.paper:
+        lines.append(f"the paper's agent: {task.paper}")
+    return "\n".join(lines)
+
+
+def _training(config: Config) -> str:
+    """How long each network is trained in a round."""
+    v, m = (_updates(c) for c in (config.vae, config.mdnrnn))
+    return f"V {v}; M {m}; C {_evolution(config)}"
+
+
+def _updates(c: Training) -> str:
+    if not c.learning_rate:
+        return "as it is"
+    return f"{c.updates:,} updates" if c.updates else f"{c.epochs} passes over the data"
+
+
+def _evolution(config: Config) -> str:
+    """How long C is evolved, and where."""
+    c = config.evolve
+    where = "real episodes"
+    if c.world == "dream":
+        where = f"dreams of at most {c.horizon or config.max_steps:,} steps"
+    return f"{c.generations} generations of {c.population} candidates, each in {c.episodes} {where}"
+
+
+# ----------------------------------------------------------------------------------------------------------- after
 
 
 def score_line(name: str, result: dict) -> str:
-    """A row of the table; of a score quoted from elsewhere there is no number of episodes."""
+    """A row of the table; a score quoted from elsewhere has no number of episodes."""
     row = f"{name:17} {result.get('episodes', ''):>8} {result['mean']:9.1f} {result['sd']:8.1f}"
     if "ci95" in result:
         row += "   [{:.1f}, {:.1f}]".format(*result["ci95"])
@@ -52,10 +94,10 @@ def compared(folder: Path) -> dict[str, dict]:
     """The scores of a run in reality, and those that its task is compared with, all by name."""
     path = folder / "results.json"
     results = read_results(path)
-    for who in ("random", "agent"):
-        if missing := {"mean", "sd", "ci95", "episodes"} - set(results.get(who) or ()):
-            what = f"{who} without {', '.join(sorted(missing))}"
-            raise DataError(f"{path} is not complete ({what}): repeat `train`")
+    for name in ("random", "agent"):
+        if missing := {"mean", "sd", "ci95", "episodes"} - set(results.get(name) or ()):
+            fault = f"{name} without {', '.join(sorted(missing))}"
+            raise DataError(f"{path} is not complete ({fault}): repeat `train`")
     task = find(results["task"])
     rows = {
         "random policy": results["random"],
@@ -94,10 +136,10 @@ def verdict(folder: Path, rows: dict[str, dict]) -> list[str]:
             other = rows[name]
             error = np.sqrt(sd**2 / n + other["sd"] ** 2 / other.get("episodes", 100))
             far = (mean - other["mean"]) / (error + 1e-9)
-            how = "better than" if far > 2 else "worse than" if far < -2 else "not to be told from"
-            told.append(f"The agent is {how} the {name}.")
+            than = "better than" if far > 2 else "worse than" if far < -2 else "about as good as"
+            told.append(f"The agent is {than} the {name}.")
     if "blind baseline" in rows:
-        told[-1] += " (It alternates left and right and sees nothing.)"
+        told.append("The blind baseline sees nothing: it alternates left and right.")
     if "difference" in rows["agent"]:
         told.append(gain(rows["agent"]))
     if scores := task.expected.get(config.preset):
@@ -107,17 +149,13 @@ def verdict(folder: Path, rows: dict[str, dict]) -> list[str]:
             how = "better than expected"
         if mean < min(scores) - slack:
             how = "worse than expected; another --seed may do better"
+        usual = resolve(config.task, config.preset, (), config.seed)
+        other = "" if usual == config else ", though with other settings"
         seeds = ", ".join(short(score) for score in scores)
-        plain = configuration.resolve(config.task, config.preset, (), config.seed) == config
-        other = "" if plain else ", though with other settings"
-        told.append(
-            f"Preset {config.preset} has had {seeds} at its seeds: {short(mean)} is {how}{other}."
-        )
+        told.append(f"Preset {config.preset} has scored {seeds} by seed: this is {how}{other}.")
     if task.solved_at:
         solved = "solved" if mean >= task.solved_at else "not solved"
-        told.append(
-            f"It counts as solved at a mean of {task.solved_at} over 100 episodes: {solved}."
-        )
+        told.append(f"Solved means {task.solved_at} on average over 100 episodes: {solved}.")
     return told
 
 
@@ -126,14 +164,17 @@ def advice(folder: Path) -> list[str]:
     config = load_config(folder)
     name = folder.name if folder.parent == SHIPPED else folder
     lines = {
-        f"play {name}": "watch it, play in its dream, in a browser",
+        f"play {name}": "watch it, or play in its dream, in a browser",
         f"report {name} --all": "all pictures, with captions: can its dream be trusted?",
     }
     better = {"smoke": "quick", "quick": "laptop"}.get(config.preset)
-    if better in configuration.preset_names(config.task):
+    if better in preset_names(config.task):
         lines[f"train {config.task} --preset {better} --out {folder}-{better}"] = "a better agent"
     width = max(map(len, lines))
-    return [f"  python run.py {command:{width}}   {what}" for command, what in lines.items()]
+    return [f"  python run.py {command:{width}}   {why}" for command, why in lines.items()]
+
+
+# ---------------------------------------------------------------------------------------------------------- sweeps
 
 
 def sweep_table(folders: dict[float, Path]) -> str:
@@ -157,28 +198,25 @@ def sweep_table(folders: dict[float, Path]) -> str:
 def sweeps(folder: Path) -> dict[float, dict]:
     """results.json of the newest sweep of a run, by temperature; nothing if there is none."""
     runs = Path("runs") if folder.parent == SHIPPED else folder.parent
-    paths = sorted(
-        runs.glob(f"{folder.name}-sweep*/tau-*/results.json"), key=lambda p: p.stat().st_mtime
-    )
-    found = [read_results(path) for path in paths]
+    paths = runs.glob(f"{folder.name}-sweep*/tau-*/results.json")
+    found = [read_results(path) for path in sorted(paths, key=lambda p: p.stat().st_mtime)]
     return {r["dream"]["tau"]: r for r in found if "dream" in r and "agent" in r}
 
 
-def across_rounds(rows: Sequence[dict]) -> list[int]:
-    """The steps of records of log.jsonl, counted on from round to round."""
-    before = defaultdict(int)
-    steps = []
-    for r in rows:
-        steps.append(before[r["round"]] + r["step"])
-        before[r["round"] + 1] = steps[-1]
-    return steps
+# ----------------------------------------------------------------------------------------------------------- curves
 
 
 def read_log(path: Path) -> list[dict]:
-    """The records of log.jsonl; lines that a kill cut short are left out, repeated steps count once."""
+    """The records of log.jsonl, and `at`, their step counted on from round to round.
+
+    Lines that a kill cut short are left out; repeated steps count once.
+    """
     records = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         with suppress(ValueError, KeyError, TypeError):
             record = json.loads(line)
             records[record["stage"], record["round"], record["step"]] = record
+    ends = {}  # of the rounds of each stage so far
+    for (stage, round_, step), record in records.items():
+        ends[stage, round_] = record["at"] = ends.get((stage, round_ - 1), 0) + step
     return list(records.values())

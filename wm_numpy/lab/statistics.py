@@ -1,4 +1,4 @@
-"""How well something is told: share of variance, correlation, ranking; ridge regression, which reads it off."""
+"""How good a prediction is: explained variance, correlation, ranking; ridge regression for linear probes."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ def short(x: float) -> str:
     return f"{x:.0f}" if abs(x) >= 10 else f"{x:.2f}"
 
 
-def r2(told: np.ndarray, true: np.ndarray) -> float:
-    """Share of the variance of `true` (N,) that `told` explains; 0: no better than the mean; nan: it does not vary."""
+def r2(predicted: np.ndarray, true: np.ndarray) -> float:
+    """Share of the variance of `true` (N,) that is explained; 0: no better than the mean; nan: it does not vary."""
     variance = np.var(true) if len(true) else 0
-    return float(1 - np.mean((told - true) ** 2) / variance) if variance else np.nan
+    return float(1 - np.mean((predicted - true) ** 2) / variance) if variance else np.nan
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
@@ -20,13 +20,12 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(x, y)[0, 1]) if varies else np.nan
 
 
-def auc(odds: np.ndarray, came: np.ndarray) -> float:
-    """How often the odds of what came are above those of what did not, a tie counting half; nan: only one kind.
+def auc(score: np.ndarray, true: np.ndarray) -> float:
+    """The area under the ROC curve: how often a case that is true scores above one that is not, ties counting half.
 
-    odds (N,), came (N,) bool. The area under the ROC curve, as the Mann-Whitney statistic.
+    score (N,), true (N,) bool. The Mann-Whitney statistic; nan if all cases are alike.
     """
-    yes = odds[came]
-    no = np.sort(odds[~came])
+    yes, no = score[true], np.sort(score[~true])
     if not (len(yes) and len(no)):
         return np.nan
     below = np.searchsorted(no, yes, "left") + np.searchsorted(no, yes, "right")
@@ -34,10 +33,10 @@ def auc(odds: np.ndarray, came: np.ndarray) -> float:
 
 
 def ridge(x: np.ndarray, y: np.ndarray, test: np.ndarray, weight: float = 1e-3) -> np.ndarray:
-    """Ridge regression of y (N,) on standardised x (N, F), fitted where `test` is False -> what it tells where True."""
+    """Ridge regression of y (N,) on standardised x (N, F), fitted where `test` is False -> predictions where True."""
     x = x.astype(np.float64)
     x = (x - x[~test].mean(axis=0)) / (x[~test].std(axis=0) + 1e-6)
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    known = x[~test]
-    normal = known.T @ known / len(known) + weight * np.eye(x.shape[1])
-    return x[test] @ np.linalg.solve(normal, known.T @ y[~test] / len(known))
+    train = x[~test]
+    normal = train.T @ train / len(train) + weight * np.eye(x.shape[1])
+    return x[test] @ np.linalg.solve(normal, train.T @ y[~test] / len(train))

@@ -106,7 +106,7 @@ class Task:
     packages: str = ""  # what pip installs for the environment
     face: str = ""  # its id in Gymnasium, with 64 x 64 frames: wm_numpy/FACE
     telling: str = (
-        ""  # MODULE:CLASS, a `make` of games that tell their `truth`: what sight.py asks for
+        ""  # MODULE:CLASS, a `make` of games that tell their `truth`: what probes.py asks for
     )
     name: str = ""  # by which it is found, anywhere on this machine
 

@@ -171,5 +171,5 @@ TASK = Task(
     },
     packages="vizdoom",
     face="TakeCover-v0",
-    telling="wm_numpy.lab.fireballs:Seeing",
+    telling="wm_numpy.lab.fireballs:OpenTakeCover",
 )  # fmt: skip
