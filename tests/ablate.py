@@ -12,7 +12,7 @@ import numpy as np
 from wm_numpy.models.agent import Agent, new_mdnrnn
 from wm_numpy.training.episodes import blind_rollouts, episode_seeds, look_ahead, real_rollouts
 from wm_numpy.worlds.ahead import LookAhead, imagine
-from wm_numpy.worlds.policies import to_and_fro
+from wm_numpy.worlds.policies import blind_baseline
 from wm_numpy.worlds.world import World
 
 
@@ -76,7 +76,7 @@ class Runner(Variant):
         super().__init__(world, thetas, seeds)
         config = world.agent.config
         policies = [
-            to_and_fro(config.task, np.random.default_rng([int(s), 0]), config.repeat)
+            blind_baseline(config.task, np.random.default_rng([int(s), 0]), config.repeat)
             for s in seeds
         ]
         steps = config.max_steps + self.settings.horizon + 1
@@ -152,7 +152,7 @@ def main() -> None:
         returns = real_rollouts(changed, agent.theta[None], seeds, actor=actor)[0].ravel()
         base = returns if base is None else base
         tell(name, returns, base)
-    policy = partial(to_and_fro, task, repeat=agent.config.repeat)
+    policy = partial(blind_baseline, task, repeat=agent.config.repeat)
     blind = blind_rollouts(task, seeds, make_policy=policy, repeat=agent.config.repeat)[0]
     tell("to and fro, blind", blind, base)
 

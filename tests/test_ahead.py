@@ -1,4 +1,4 @@
-"""Looking ahead: plans, their worth in a hand-made M, and what must not change."""
+"""Looking ahead: plans, their worth in a hand-made M, and what may not change."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def world_of(agent, n: int = 3) -> RealWorld:
 
 
 def dying(side: float, *settings: str):
-    """An agent whose M foretells death after an action above (side 1) or below zero (side -1), and knows no other."""
+    """An agent whose M predicts death after an action above (side 1) or below zero (side -1), and from nothing else."""
     agent = tiny_agent("doom", *AHEAD, *settings)
     m, H = agent.m, agent.config.mdnrnn.hidden
     m.params.flat[:] = 0
@@ -60,11 +60,11 @@ def test_plans_change_each_number_of_the_action():
     own = np.array([[0.4, 0.2], [0.1, -1]], np.float32)
     first, hold = plans(own, 1, [8, 4], discrete=False)
     assert hold.tolist() == [1, *[8] * 4, *[4] * 4]
-    for mine, rest, others in (
+    for action, planned, others in (
         (own[0], first[0], [[-1, 0.2], [0, 0.2], [0.4, -1], [0.4, 1]]),
         (own[1], first[1], [[-1, -1], [1, -1], [0.1, 0], [0.1, 1]]),
     ):
-        assert rest.tolist() == [mine.tolist(), *2 * np.float32(others).tolist()]
+        assert planned.tolist() == [action.tolist(), *2 * np.float32(others).tolist()]
 
 
 def test_plans_of_discrete_actions_are_all_others():
@@ -140,8 +140,8 @@ def test_equal_plans_are_worth_the_same():
     world = world_of(agent)
     world.reset(seed=SEEDS)
     first, hold = np.ones((3, 2, 1), np.float32), np.array([1, 5])
-    how = {"c": agent.config.ahead, "seeds": SEEDS}
-    rewards, dreams = imagine(agent, constant(1.0), world.moment, first, hold, **how)
+    arguments = {"c": agent.config.ahead, "seeds": SEEDS}
+    rewards, dreams = imagine(agent, constant(1.0), world.moment, first, hold, **arguments)
     assert rewards.shape == (5, 3, 2) and dreams.shape == (5, 3, 2, agent.m.z_size)
     assert np.allclose(dreams[:, :, 0], dreams[:, :, 1], rtol=1e-5, atol=1e-6)
     assert np.std(dreams[4], axis=0).min() > 0  # every game its own
@@ -215,8 +215,8 @@ def test_more_episodes_are_encoded_as_they_are_played(tmp_path):
     kept = np.load(series[3])
     seeds = episode_seeds("collect", 3, settings.seed, 0)
     path = tmp_path / "frames.npy"
-    how = {"make_policy": collecting_policy(settings), "min_length": 1}
-    blind_rollouts("doom", seeds[1:2], paths=[path], **how)
+    collecting = {"make_policy": collecting_policy(settings), "min_length": 1}
+    blind_rollouts("doom", seeds[1:2], paths=[path], **collecting)
     v = new_vae(settings)
     read_weights(run.folder / "vae.npz", v.params)
     again = encoded(np.load(path), run.series_dtype, v.encode)

@@ -23,7 +23,7 @@ from ..training.data import transitions
 from ..worlds.ahead import imagine
 from ..worlds.ahead import plans as alternatives
 from ..worlds.envs import make_env
-from ..worlds.world import Dream, weighted
+from ..worlds.world import Dream
 from .statistics import auc, correlation, r2, ridge
 
 HORIZONS = (5, 20, 50, 100, 200)  # steps into the dream
@@ -89,7 +89,7 @@ def replay(agent: Agent, m: Moments, act: Callable | None = None) -> tuple[np.nd
     latents = np.stack([m.steps["mu"][0], m.steps["logvar"][0]])
     agent = replace(agent, memories=(latents, m.h, m.c))
     T, n = max(HORIZONS), len(m.h)
-    world = Dream(agent, n * DREAMS, horizon=T, memories=1.0, ending=weighted)
+    world = Dream(agent, n * DREAMS, horizon=T, memories=1.0, ending="weighted")
     features, _ = world.reset(seed=np.arange(n * DREAMS))  # dream i begins in moment i % n
     z, (paid, ended) = [], np.zeros((2, T, n))
     for t in range(T):

@@ -1,12 +1,12 @@
-"""Look ahead: before it acts, the agent dreams what would come of other actions (beyond the paper).
+"""Look ahead: before it acts, the agent dreams what other actions would lead to (beyond the paper).
 
-What it would do anyway is C's action, or, where C is not needed, the action of the step before again. A plan changes
-that action, holds it for some steps and leaves the rest to C. All plans of an episode meet the same random numbers, so
-they differ by what they do. A plan is worth the reward that its dreams bring, each step's weighed by the odds to be
-alive still. The agent changes its mind where a plan is worth more by a margin: what M tells apart by less is mostly
-its own error, and who hesitates stands still.
+Its own action is C's or, with `go_on`, the one of the step before. A plan replaces that action for some steps and
+leaves the rest to C. All plans of an episode meet the same random numbers, so they differ only by what they do. A plan
+is worth the rewards that its dreams bring, each weighted by the probability of being alive. The agent departs from its
+own action only where a plan is worth more by a margin: a smaller difference is mostly M's error, and an agent that
+keeps changing its mind gets nowhere.
 
-Letters: n environments alive, K plans, E dreams of each, A action.
+Letters: n environments alive, K plans, E dreams of each, T steps of a dream, A action.
 """
 
 from collections.abc import Callable
@@ -15,28 +15,28 @@ import numpy as np
 
 from ..models.agent import Agent
 from ..settings.config import AheadConfig
-from .world import Dream, World, weighted
+from .world import Dream, World
 
 OTHERS = np.array([[0, 1], [-1, 1], [-1, 0]])  # than -1, 0, 1
 
 
 class LookAhead:
-    """Foresight in a world: features (n, F) -> actions (n, A), as C's own; the seeds decide its dreams.
+    """An actor in a world: features (n, F) -> actions (n, A), as a Controller; the seeds decide its dreams.
 
-    act: C, features -> actions, one candidate for all rows; seeds: what the world's environments are reset with.
+    act: C, features -> actions, one candidate for all rows; seeds: those that the world's environments are reset with.
     """
 
     def __init__(self, world: World, act: Callable, seeds: np.ndarray):
         self.world, self.act = world, act
         self.seeds = np.asarray(seeds, np.int64) % 2**31
         self.settings = world.agent.config.ahead
-        self.last = None  # actions
+        self.last = None  # the actions of the step before
         # The latest decision, of those alive: the plans' first actions (n, K, A), what they are worth (n, K), which was
-        # chosen (n,), and a dream of each, z (T, n, K, Z). Plan 0 is what the agent would do anyway.
+        # chosen (n,), and a dream of each, z (T, n, K, Z). Plan 0 is the agent's own action.
         self.decision = None
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Actions; what environments that have ended get means nothing."""
+        """The actions; those of environments that have ended mean nothing."""
         c = self.settings
         if self.last is None or not c.go_on:
             self.last = self.act(features)
@@ -50,10 +50,10 @@ class LookAhead:
         return self.last.copy()
 
     def foresee(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What it would do anyway (n, A) -> of the plans: first actions, worth, dreams, as in `decision`."""
+        """The agent's own actions (n, A) -> of the plans: first actions, worth, dreams, as in `decision`."""
         c = self.settings
         hold, lengths = c.horizon, [c.horizon]
-        if not c.go_on:  # C does, after one of its own actions or some steps of another
+        if not c.go_on:  # C goes on, after one of its own actions or some steps of another
             hold, lengths = 1, [-(-c.horizon // n) for n in (1, 2, 4)]
         first, hold = plans(own, hold, lengths, self.world.task.discrete)
         agent, moment = self.world.agent, self.world.moment
@@ -71,23 +71,23 @@ def imagine(
     seeds: np.ndarray,
     c: AheadConfig,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Dream every plan c.samples times from a world's moment.
+    """Dream every plan c.samples times, from a world's moment and with the odds of an end that C was evolved with.
 
-    -> reward of each step, mean of the dreams (T, n, K); z of each plan's first dream (T, n, K, Z)
-    first, hold: the plans, (n, K, A) and (K,); act: C, for the steps after; seeds (n,): of the episodes. M's odds of an
-    end count as often as in C's evolution.
+    first (n, K, A), hold (K,): the plans; act: C, for the steps after; seeds (n,): of the episodes.
+    -> mean reward of each step (T, n, K); z of each plan's first dream (T, n, K, Z)
     """
     n, K, A = first.shape
     E = c.samples
     z, state, steps = moment
-    z, *state = (np.repeat(x, K * E, axis=0) for x in (z, *state))
+    z, *state = (np.repeat(x, K * E, axis=0) for x in (z, *state))  # (n * K * E, ...)
     held = np.repeat(first.reshape(n * K, A), E, axis=0)
     hold = np.tile(np.repeat(hold, E), n)[:, None]
     # one for each environment, step and dream: the plans share it
     seeds = (seeds << 31) + steps * E
     seeds = np.repeat(seeds[:, None] + np.arange(E), K, axis=0).ravel()
-    how = {"horizon": steps + c.horizon, "odds": agent.config.evolve.odds, "ending": weighted}
-    dream = Dream(agent, n * K * E, start=(z, tuple(state), steps), **how)
+    settings = {"horizon": steps + c.horizon, "odds": agent.config.evolve.odds}
+    start = z, tuple(state), steps
+    dream = Dream(agent, n * K * E, ending="weighted", start=start, **settings)
     features, _ = dream.reset(seed=seeds)
     rewards, seen = [], []
     for t in range(c.horizon):
@@ -98,9 +98,9 @@ def imagine(
 
 
 def plans(own: np.ndarray, hold: int, lengths: list[int], discrete: bool) -> tuple:
-    """What it would do anyway (n, A) -> the plans' first actions (n, K, A), the steps that each is held for (K,).
+    """The agent's own actions (n, A) -> the plans' first actions (n, K, A), the steps that each is held for (K,).
 
-    That action, for `hold` steps; then all others for each of `lengths`.
+    Its own action for `hold` steps; then every other one for each of `lengths`.
     """
     others = other_choices(own) if discrete else other_numbers(own)
     first = np.concatenate([own[:, None], *[others] * len(lengths)], axis=1)
@@ -114,9 +114,9 @@ def other_choices(own: np.ndarray) -> np.ndarray:
 
 
 def other_numbers(own: np.ndarray) -> np.ndarray:
-    """(n, A) -> the same with each number in turn at the two of -1, 0, 1 in the other thirds of its range (n, 2A, A).
+    """(n, A) -> each number in turn replaced by the two of -1, 0, 1 in the other thirds of its range (n, 2A, A).
 
-    For Take Cover's left they are stay and right.
+    In Take Cover, if the action is left: stay and right.
     """
     third = np.clip(np.rint(1.5 * own), -1, 1).astype(int)
     A = own.shape[1]

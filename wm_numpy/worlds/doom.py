@@ -29,15 +29,16 @@ class TakeCover:
     """
 
     tells_positions = False  # of the player and all objects; an agent never gets them
-    action_space = None  # the declaration says what actions are
+    action_space = None  # the declaration has `act`
     unwrapped = property(lambda self: self)
 
     def __init__(self, render_mode: str | None = None):
         import vizdoom
 
-        dead = ["ViZDoomUnexpectedExit", "ViZDoomIsNotRunning", "ViZDoomError"]
-        dead += ["MessageQueue", "SharedMemory"]
-        self.deaths = tuple(getattr(vizdoom, f"{name}Exception") for name in dead)
+        broken = "ViZDoomUnexpectedExit", "ViZDoomIsNotRunning", "ViZDoomError"
+        broken += "MessageQueue", "SharedMemory"
+        self.deaths = tuple(getattr(vizdoom, f"{name}Exception") for name in broken)
+        self.rng = np.random.default_rng()
         self.doom = doom = vizdoom.DoomGame()
         doom.load_config(os.path.join(vizdoom.scenarios_path, "take_cover.cfg"))
         # What the figures of the paper depend on is set here, whatever the file says or will say.
@@ -61,10 +62,8 @@ class TakeCover:
 
     def reset(self, *, seed: int | None = None):
         """As Gymnasium's."""
-        from gymnasium.utils.seeding import np_random
-
-        if seed is not None or not hasattr(self, "rng"):
-            self.rng, _ = np_random(seed)
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)
         # Always a seed: ViZDoom would draw its own from the clock. This draw is VizdoomTakeCover-v1's.
         self.doom.set_seed(int(self.rng.integers(2**32, dtype=np.uint32)))
         self.doom.new_episode()
@@ -100,11 +99,11 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def _start_engine(game, engine: str) -> None:
-    """`game.init()`, leaving nothing in the current folder and nothing behind when this process is killed."""
+    """`game.init()`, with no file left in the current folder and no engine left when this process is killed."""
     game.set_doom_config_path(os.devnull)  # else the engine writes `_vizdoom.ini` when it ends
     if sys.platform != "linux":
         return game.init()
-    # In a folder mounted noexec no script can run, and ViZDoom dies without a word.
+    # In a folder mounted noexec no script can run, and ViZDoom would die without a message.
     folders = [tempfile.gettempdir(), "/dev/shm", os.path.expanduser("~")]
     runs = [f for f in folders if os.access(f, os.W_OK) and not os.statvfs(f).f_flag & os.ST_NOEXEC]
     if not runs:

@@ -1,6 +1,6 @@
-"""The two worlds as Gymnasium environments: thin faces over world.py. Importing this registers the ids.
+"""The two worlds as Gymnasium environments. Importing this registers the ids.
 
-VectorDream and VectorReality are vector environments whose observation is what C sees; DreamEnv is one dream.
+VectorDream and VectorReality are vector environments whose observations are C's features; DreamEnv is a single dream.
 """
 
 import gymnasium as gym
@@ -10,12 +10,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ..models.agent import Agent
-from . import envs  # noqa: F401  registers the two tasks
+from . import envs  # noqa: F401  registers the games
 from .world import Dream, RealWorld, World
 
 
 class VectorWorld(World, VectorEnv):
-    """A world with the spaces, the errors and the closing of a Gymnasium vector environment."""
+    """A world with the spaces, errors and closing of a Gymnasium vector environment."""
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
     reset_needed = gym.error.ResetNeeded
@@ -45,13 +45,11 @@ class VectorReality(VectorWorld, RealWorld):
 class DreamEnv(gym.Env):
     """One dream of a trained M, as a Gymnasium environment: `gymnasium.make("wm_numpy/Dream-v0", run="runs/doom")`.
 
-    Description: M simulates it all. It was trained on episodes of the task and predicts what comes next.
     Action Space: Box(-1, 1, (A,)): the task's own, 3 for CarRacing, 1 for Doom.
     Observation Space: Box(-inf, inf, (F,)): what the run's C sees, z, [z h] or [z c h]. `render()` decodes z.
-    Rewards: the reward that M expects of the step, if it has a reward head (CarRacing's are tiles); else 1 per frame.
+    Rewards: what M expects of the step, if it has a reward head (for CarRacing, tiles); otherwise 1 per frame.
     Starting State: a recorded first frame, drawn by the seed, and zero memory; or a recorded moment (`memories`).
-    Episode End: if M has a done head, terminated when its logit is above 0, or as `evolve.ending` says;
-        truncated at the step limit.
+    Episode End: terminated if M's done head says so, by the rule `evolve.ending`; truncated at the step limit.
     Arguments: run: a run folder, or the name of weights that come with the package; tau, horizon: those of `Dream`.
     """
 
@@ -61,7 +59,7 @@ class DreamEnv(gym.Env):
         self, run: str, tau: float | None = None, horizon: int | None = None, render_mode=None
     ):
         self.render_mode = render_mode
-        self.world = VectorDream.as_evolved(Agent.load(run), 1, tau=tau, horizon=horizon)
+        self.world = dream_vec(run, 1, tau=tau, horizon=horizon)
         self.observation_space = self.world.single_observation_space
         self.action_space = self.world.single_action_space
 
@@ -75,7 +73,7 @@ class DreamEnv(gym.Env):
         return features[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
 
     def render(self) -> np.ndarray | None:
-        """What M sees now, decoded by V: (64, 64, 3) uint8."""
+        """M's present z, decoded by V: (64, 64, 3) uint8."""
         if self.render_mode is None:
             return None
         z = self.world._features[:, : self.world.agent.config.vae.z_size]
@@ -83,13 +81,13 @@ class DreamEnv(gym.Env):
 
 
 def dream_vec(run: str, num_envs: int = 1, **arguments) -> VectorDream:
-    """`gymnasium.make_vec("wm_numpy/Dream-v0", num_envs, run="runs/doom")`: one batch in place of n environments."""
+    """`gymnasium.make_vec("wm_numpy/Dream-v0", num_envs, run="runs/doom")`: one batch, not n environments."""
     return VectorDream.as_evolved(Agent.load(run), num_envs, **arguments)
 
 
 gym.register(
     "wm_numpy/Dream-v0",
-    entry_point="wm_numpy.worlds.faces:DreamEnv",
-    vector_entry_point="wm_numpy.worlds.faces:dream_vec",
+    entry_point=f"{__name__}:DreamEnv",
+    vector_entry_point=f"{__name__}:dream_vec",
     disable_env_checker=True,
 )

@@ -1,4 +1,4 @@
-"""Random numbers for the rows of a batch: a row's depend on its own seed, not on who is beside it."""
+"""Random numbers for the rows of a batch: a row's depend on its own seed, not on its neighbours."""
 
 from collections.abc import Callable
 
@@ -8,25 +8,25 @@ BLOCK = 16  # steps whose noise is drawn at a time, for one episode
 
 
 class Noise:
-    """Random numbers for the n rows of a batch; what a row gets depends on its own seed alone.
+    """Random numbers for the n rows of a batch. Rows of equal seeds that begin together share one stream.
 
     draw: rng, shape, dtype -> numbers, such as np.random.Generator.random; size: numbers per row and step; key:
-    another for other numbers from the same seeds. Rows of equal seeds that begin together, candidates that meet the
-    same dream, share one stream.
+    gives other numbers for the same seeds.
     """
 
     def __init__(self, n: int, draw: Callable, size: int, key: int = 0):
         self.draw, self.size, self.key = draw, size, key
         self.stream = np.zeros(n, int)  # of each row
-        self.rngs = [None] * n  # of each stream, and so are the next two
-        self.block = np.empty((n, BLOCK, size), np.float32)  # its next numbers
+        # Of each stream: its generator, its next numbers, and how many steps it has served
+        self.rngs = [None] * n
+        self.block = np.empty((n, BLOCK, size), np.float32)
         self.used = np.zeros(n, int)
         self.rows = None  # those of the step before; `at` are their streams, `streams` the same without repeats
 
     def begin(self, rows: np.ndarray, seeds: np.ndarray) -> None:
         """From now on these rows have these seeds."""
         distinct, which = np.unique(seeds, return_inverse=True)
-        taken = np.delete(self.stream, rows)  # those of the other rows go on
+        taken = np.delete(self.stream, rows)  # the streams of the other rows
         streams = np.setdiff1d(np.arange(len(self.stream)), taken)[: len(distinct)]
         for stream, seed in zip(streams, distinct, strict=True):
             self.rngs[stream] = np.random.default_rng([int(seed), self.key])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-BLOCK = 128  # a side of twice as many pixels or more is first averaged in blocks, down to at least as many
+BLOCK = 128  # pixels: a side of 256 or more is first averaged in blocks, down to at least 128
 
 
 def resizer(height: int, width: int) -> Callable[[np.ndarray], np.ndarray]:

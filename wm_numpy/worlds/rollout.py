@@ -12,12 +12,12 @@ from ..system import threads
 from .world import Dream, World
 
 CHUNK = 256  # dreams that one thread steps together
-FEW = 64  # dreams that are a quarter faster on one thread than on two
-Rollouts = tuple[np.ndarray, np.ndarray]  # returns, the sums of rewards, and lengths, in steps
+FEW = 64  # up to so many dreams, one thread is a quarter faster than two
+Rollouts = tuple[np.ndarray, np.ndarray]  # returns (sums of rewards) and lengths (steps)
 
 
 def rollout(world: World, act: Callable, seeds: np.ndarray) -> Rollouts:
-    """Play one episode in each of a world's n environments, which stand still when they have ended -> (n,) each.
+    """Play one episode in each of a world's n environments, to its end -> (n,) each.
 
     act: features (n, F) -> actions (n, A), such as a Controller; seeds: (n,), one per episode.
     """
@@ -36,10 +36,10 @@ def rollout(world: World, act: Callable, seeds: np.ndarray) -> Rollouts:
 def dream_rollouts(agent: Agent, thetas: np.ndarray, seeds: np.ndarray) -> Rollouts:
     """Every candidate, thetas (P, parameters of C), in the same dreams, seeds (E,), on all threads -> (P, E) each."""
 
-    def play(some: slice) -> Rollouts:
-        few = thetas[some]
-        world = Dream.as_evolved(agent, len(few) * len(seeds))
-        return rollout(world, agent.controller(few), np.tile(seeds, len(few)))
+    def play(chunk: slice) -> Rollouts:
+        candidates = thetas[chunk]
+        world = Dream.as_evolved(agent, len(candidates) * len(seeds))
+        return rollout(world, agent.controller(candidates), np.tile(seeds, len(candidates)))
 
     most, whole = (max(1, n // len(seeds)) for n in (CHUNK, FEW))  # candidates
     chunks = threads.run(play, threads.cut(len(thetas), most, whole))
@@ -47,5 +47,6 @@ def dream_rollouts(agent: Agent, thetas: np.ndarray, seeds: np.ndarray) -> Rollo
 
 
 def joined(results: list[Rollouts], shape: int | tuple[int, int]) -> Rollouts:
+    """Of all chunks in order."""
     returns, lengths = (np.hstack(part).reshape(shape) for part in zip(*results, strict=True))
     return returns, lengths

@@ -1,12 +1,12 @@
-"""The real world and the dreamt one behind ONE interface: n episodes at once, and of each what C sees.
+"""The real world and the dream behind ONE interface: n episodes at once, and of each the features that C sees.
 
-RealWorld is environments + V + M; Dream is M alone. Two methods differ: where an episode begins, and where the next z,
-the reward and the end come from. NumPy alone; faces.py makes Gymnasium environments of them.
+RealWorld is environments + V + M; Dream is M alone. They differ in two methods: `_first`, how an episode begins, and
+`_next`, where the next z, the reward and the end come from. NumPy alone; faces.py wraps them for Gymnasium.
 
 Letters: n environments, Z latent, F features, A action, H hidden.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import index
 
 import numpy as np
@@ -17,15 +17,17 @@ from ..settings.config import from_flat
 from ..settings.tasks import find, whole
 from .noise import Noise
 
-MOST_SEEDS = 2**63  # seeds are below that, as int64 holds them
-
 
 class World:
-    """What the two worlds share: M's state, C's features, and the rows that are still alive.
+    """What both worlds share: M's state, C's features, and which rows of the batch are alive.
 
-    The methods are those of a Gymnasium vector environment without autoreset: who has ended is begun anew by
-    `reset(options={"reset_mask": mask})`, mask (n,) bool, or with all others by `reset()`. `step` is of all; `advance`
-    of those alive, while the others stand still, with reward 0, and cost nothing. The agent's C is not used.
+    The methods are those of a Gymnasium vector environment without autoreset: an environment that has ended waits until
+    `reset` begins it anew, with all others or with those of a mask. `step` needs all to be alive; `advance` steps those
+    that are, the others get reward 0 and cost nothing. The agent's C is not used.
+
+    Of a subclass, for the rows given or alive:
+        _first(rows, seeds) -> z (rows, Z), M's state, fresh (rows,): does M hear that the episode begins?
+        _next(action) -> z (rows, Z), reward, terminated, truncated (rows,), after M has stepped
     """
 
     reset_needed = RuntimeError  # what a step after an end raises
@@ -35,19 +37,19 @@ class World:
         self.agent, self.m, self.num_envs = agent, agent.m, num_envs
         self.task = find(agent.config.task)
         self._features = np.zeros((num_envs, feature_size(agent.config)), np.float32)
-        self.np_random = np.random.default_rng()  # of seeds that are not given
+        self.np_random = np.random.default_rng()  # for seeds that are not given
         self.normal = Noise(num_envs, np.random.Generator.standard_normal, self.m.z_size)
         self.steps = 0  # since all began
-        self.born = np.zeros(num_envs, int)  # at which of them each began
-        # Of the rows alive, none before the first reset: z, M's state, whether M is to hear of a beginning.
+        self.born = np.zeros(num_envs, int)  # the step at which each began
+        # Of the rows alive, none before the first reset:
         self.rows, self.z = np.arange(0), np.zeros((0, self.m.z_size), np.float32)
         self.state, self.fresh = self.m.initial_state(0), np.zeros(0, bool)
 
     def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict | None = None):
         """Begin all n anew, or those of options["reset_mask"], (n,) bool -> features (n, F), {}.
 
-        seed: an int, of row i seed + i, or one per row. It decides all that is random in that row's episode; without
-        one it is drawn, reproducibly where an earlier reset had one.
+        seed: one per row, or an int: row i's is seed + i. It decides all that is random in that row's episode; if None
+        it is drawn, reproducibly if an earlier reset had one.
         """
         rows, seeds = np.flatnonzero(self._mask(options)), self._seeds(seed)
         if len(rows) == self.num_envs:
@@ -64,30 +66,30 @@ class World:
         return self._features.copy(), {}
 
     def _mask(self, options: dict | None) -> np.ndarray:
-        """Who begins anew (n,); TypeError, ValueError as of Gymnasium's own vector environments."""
+        """Which environments begin anew (n,); the errors are those of Gymnasium's own vector environments."""
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        needed = f"reset_mask must be an array ({self.num_envs},) of bool, some of them true"
         if not isinstance(mask, np.ndarray) or mask.dtype != bool:
-            raise TypeError(f"reset_mask must be an array of bool, not {mask!r}")
+            raise TypeError(f"{needed}, not {mask!r}")
         if mask.shape != (self.num_envs,) or not mask.any():
-            shape = f"({self.num_envs},)"
-            raise ValueError(f"reset_mask must be {shape} bool, some of them true, not {mask}")
+            raise ValueError(f"{needed}, not {mask!r}")
         return mask
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> np.ndarray:
-        """One for each row (n,)."""
+        """A seed for each row (n,)."""
         n = self.num_envs
         if seed is None:
             seed = [None] * n
-        given = list(seed) if np.ndim(seed) else [seed + i for i in range(n)]
-        if len(given) != n or any(np.ndim(s) for s in given):
-            raise ValueError(f"{len(given)} seeds were given for {n} environments")
-        known = [index(s) for s in given if s is not None]
-        if any(not 0 <= s < MOST_SEEDS for s in known):
+        seeds = list(seed) if np.ndim(seed) else [seed + i for i in range(n)]
+        if len(seeds) != n:
+            raise ValueError(f"{len(seeds)} seeds were given for {n} environments")
+        given = [index(s) for s in seeds if s is not None]
+        if any(not 0 <= s < 2**63 for s in given):
             raise ValueError(f"seeds are whole numbers from 0 to 2**63 - 1, not {seed}")
-        if known:
-            self.np_random = np.random.default_rng(known)
+        if given:
+            self.np_random = np.random.default_rng(given)
         drawn = self.np_random.integers(2**31, size=n)
-        return np.array([d if s is None else index(s) for s, d in zip(given, drawn, strict=True)])
+        return np.array([d if s is None else index(s) for s, d in zip(seeds, drawn, strict=True)])
 
     def step(self, actions: np.ndarray):
         """Actions (n, A) -> features (n, F), rewards, terminations, truncations (n,), {}.
@@ -103,7 +105,7 @@ class World:
         return self.advance(actions)
 
     def advance(self, actions: np.ndarray):
-        """As `step`, but environments that have ended stand still; RuntimeError where none is left."""
+        """Like `step`, but environments that have ended stand still; RuntimeError if none is left."""
         if not len(self.rows):
             fault = "all environments have ended, or not begun"
             raise self.reset_needed(f"{fault}: call reset before step")
@@ -133,7 +135,7 @@ class World:
         return self.z, self.state, self.steps
 
     def _keep(self, alive: np.ndarray) -> None:
-        """Go on with these of the rows alone."""
+        """Drop the other rows."""
         self.rows, self.z, self.fresh = self.rows[alive], self.z[alive], self.fresh[alive]
         self.state = tuple(part[alive] for part in self.state)
 
@@ -145,17 +147,9 @@ class World:
         self._features[self.rows] = np.concatenate(seen, axis=1)
 
     def _sample(self, mu: np.ndarray, logvar: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """z ~ N(mu, exp(logvar)) of these rows: V's sight is sampled when acting too (authors' code)."""
+        """z ~ N(mu, exp(logvar)) of these rows: V's view is sampled when acting, too (authors' code)."""
         z, _ = reparameterize_forward(mu, logvar, self.normal(rows))
         return z
-
-    def _first(self, rows: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, tuple, np.ndarray]:
-        """How these rows begin -> z (rows, Z), M's state, whether M is to hear that it is a beginning (rows,)."""
-        raise NotImplementedError
-
-    def _next(self, action: np.ndarray):
-        """After M has stepped: z (rows, Z), reward, terminated, truncated (rows,) that the action led to."""
-        raise NotImplementedError
 
 
 class RealWorld(World):
@@ -186,34 +180,35 @@ class RealWorld(World):
             env.close()
 
 
-# How a dream ends: (logit, uniform) -> who ends, by what the rewards from now on count; (n,) each.
+# How a dream ends: (logit, uniform) -> which rows end, and by what factor their rewards count from now on; (n,) each.
 # logit: of M's odds that the step just made is the last, times `odds`; uniform: random numbers in [0, 1).
 
 
 def cutoff(logit: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, float]:
-    """It ends where M finds an end likelier than none (authors' code)."""
+    """It ends when its odds are above 1 (authors' code)."""
     return logit > 0, 1.0
 
 
 def drawn(logit: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, float]:
-    """It ends by chance, as often as M says."""
+    """It ends by chance, with the probability that M gives."""
     return uniform < sigmoid(logit), 1.0
 
 
 def weighted(logit: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """No dream ends; rewards count by the chance to be alive still: the mean over all draws, without their noise."""
+    """It never ends; rewards are weighted by the probability of being alive: the mean of `drawn`, without its noise."""
     return np.zeros(len(logit), bool), 1 - sigmoid(logit)
+
+
+ENDINGS = {"cutoff": cutoff, "drawn": drawn, "weighted": weighted}
 
 
 class Dream(World):
     """M alone: the next z, the reward and the end are drawn from its head (paper, section 4).
 
-    tau: temperature. ending: `cutoff`, `drawn` or `weighted`; odds: M's odds of an end are multiplied by this first.
-    horizon: steps after which a dream is cut; 0: the task's limit. memories: share of the dreams that begin in a
-    recorded moment, M warmed by what went before; the others begin in a recorded first frame. reward_range: of a step;
-    a dream pays no more and no less; None: the task's. start: a `moment` of another world of the same agent, which all
-    dreams go on from.
-    ValueError: one of them cannot be, such as a tau of 0.
+    tau: temperature. horizon: steps after which a dream is cut; 0: the task's limit. memories: share of the dreams that
+    begin at a recorded moment, with M's state there; the others begin at a recorded first frame. ending: one of
+    ENDINGS; odds: M's odds of an end are multiplied by this first. start: a `moment` of another world of the same
+    agent, which all dreams go on from. ValueError: one of them is out of range.
     """
 
     def __init__(
@@ -223,38 +218,30 @@ class Dream(World):
         tau: float = 1.0,
         horizon: int = 0,
         memories: float = 0.0,
-        ending: Callable = cutoff,
+        ending: str = "cutoff",
         odds: float = 1.0,
-        reward_range: tuple[float, float] | None = None,
         start: tuple | None = None,
     ):
         super().__init__(agent, num_envs)
-        numbers = {"tau": tau, "horizon": horizon, "memories": memories, "odds": odds}
+        given = dict(tau=tau, horizon=horizon, memories=memories, ending=ending, odds=odds)
         # checked as on the command line
-        c = from_flat({f"evolve.{name}": number for name, number in numbers.items()}).evolve
+        c = from_flat({f"evolve.{name}": value for name, value in given.items()}).evolve
         if c.memories and agent.memories is None:
             fault = "this agent has no recorded moments for its dreams to begin in"
             raise ValueError(f"{fault}: memories must be 0")
-        if reward_range is None:
-            reward_range = np.multiply(self.task.reward_range, agent.config.repeat)
-        self.tau, self.ending, self.odds = c.tau, ending, c.odds
-        self.memories, self.start = c.memories, start
+        self.tau, self.memories, self.odds, self.start = c.tau, c.memories, c.odds, start
+        self.ending = ENDINGS[c.ending]
         self.limit = c.horizon or agent.config.max_steps
-        self.reward_range = np.asarray(reward_range)
+        # of a step: a dream pays no more and no less than the game can
+        self.reward_range = np.multiply(self.task.reward_range, agent.config.repeat)
         self.uniform = Noise(num_envs, np.random.Generator.random, self.m.z_size + 1, key=1)
-        self.survival = np.ones(num_envs)  # by what a row's rewards count
+        self.survival = np.ones(num_envs)  # the factor by which a row's rewards count
 
     @classmethod
     def as_evolved(cls, agent: Agent, num_envs: int, **changes) -> "Dream":
-        """The dream that the agent's C was evolved in; changes: arguments of the class that are not None."""
-        c = agent.config.evolve
-        given = {
-            "tau": c.tau,
-            "horizon": c.horizon,
-            "memories": c.memories,
-            "ending": {"cutoff": cutoff, "drawn": drawn, "weighted": weighted}[c.ending],
-            "odds": c.odds,
-        }
+        """The dream in which the agent's C was evolved; changes: arguments of the class that are not None."""
+        names = "tau", "horizon", "memories", "ending", "odds"
+        given = {name: getattr(agent.config.evolve, name) for name in names}
         given |= {name: value for name, value in changes.items() if value is not None}
         return cls(agent, num_envs, **given)
 
@@ -262,16 +249,16 @@ class Dream(World):
         self.uniform.begin(rows, seeds)
         self.survival[rows] = 1
         firsts = self.agent.initial_latents
-        latents = firsts[:, seeds % firsts.shape[1]]  # (2, rows, Z)
+        latents = firsts[:, seeds % firsts.shape[1]]  # mu, logvar (2, rows, Z)
         state = self.m.initial_state(len(rows))  # h = c = 0
         share, fresh = self.uniform(rows)[:, 0], np.ones(len(rows), bool)
         if self.memories:
             (z, h, c), recorded = self.agent.memories, share < self.memories
             fresh = ~recorded
-            which = seeds[recorded] % z.shape[1]
-            latents[:, recorded] = z[:, which]
+            chosen = seeds[recorded] % z.shape[1]
+            latents[:, recorded] = z[:, chosen]
             for part, kept in zip(state, (h, c), strict=True):
-                part[recorded] = kept[which]
+                part[recorded] = kept[chosen]
         z = self._sample(*latents, rows)
         if self.start is not None:
             z, state, self.steps = self.start
