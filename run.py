@@ -195,7 +195,7 @@ def perform(args: argparse.Namespace) -> int | None:
                 lecture.write_page(run.folder, run.folder)
                 print(f"pictures: {run.folder / 'report.html'}")
         case "sweep":
-            changes = config.pairs(args.set)
+            changes = {"ahead.horizon": 0} | config.pairs(args.set)  # table 2 is of C alone
             name = f"{Path(args.run).name}-sweep"
             if args.seed is not None:
                 changes["seed"] = args.seed

@@ -1,4 +1,4 @@
-"""What is looking ahead made of? `python -m tests.ablate doom-ahead`: the same real games, one part changed.
+"""What is looking ahead made of? `python -m tests.ablate doom`: the same real games, one part changed.
 
 A row is a variant of the agent: its mean return, and how much more or less than the agent as it is, paired by games.
 """
@@ -10,8 +10,9 @@ from functools import partial
 import numpy as np
 
 from wm_numpy.models.agent import Agent, new_mdnrnn
+from wm_numpy.settings.config import flat, from_flat, pairs
 from wm_numpy.training.episodes import blind_rollouts, episode_seeds, look_ahead, real_rollouts
-from wm_numpy.worlds.ahead import LookAhead, imagine
+from wm_numpy.worlds.ahead import LookAhead, imagine, plans
 from wm_numpy.worlds.policies import blind_baseline
 from wm_numpy.worlds.world import World
 
@@ -56,17 +57,15 @@ class NoCommonNoise(Variant):
     """Every plan meets random numbers of its own."""
 
     def foresee(self, own):
-        first, _ = super().foresee(own)
         world, c = self.world, self.settings
-        worths = []
-        for k in range(first.shape[1]):
-            seeds = (self.seeds[world.rows] + 7919 * (k + 1)) % 2**31
-            hold = np.array([c.horizon])
-            rewards = imagine(
-                world.agent, self.act, world.moment, first[:, k : k + 1], hold, seeds, c
-            )
-            worths.append(rewards.sum(axis=0))
-        return first, np.concatenate(worths, axis=1)
+        first, hold = plans(own, c.horizon, [c.horizon], world.task.discrete)
+        n, K, A = first.shape
+        z, state, steps = world.moment
+        moment = np.repeat(z, K, axis=0), tuple(np.repeat(x, K, axis=0) for x in state), steps
+        seeds = (np.repeat(self.seeds[world.rows], K) + 7919 * np.tile(np.arange(K), n)) % 2**31
+        one, plan = np.array([c.horizon]), first.reshape(n * K, 1, A)
+        rewards, dreams = imagine(world.agent, self.act, moment, plan, one, seeds, c)
+        return first, rewards.sum(axis=0).reshape(n, K), dreams
 
 
 class Runner(Variant):
@@ -92,7 +91,7 @@ class Runner(Variant):
         return actions
 
     def foresee(self, own):
-        first, worth = super().foresee(own)
+        first, worth, dreams = super().foresee(own)
         world, c, rows = self.world, self.settings, self.world.rows
         ahead = iter(np.swapaxes(self.route[rows, self.clock : self.clock + c.horizon], 0, 1))
 
@@ -100,15 +99,15 @@ class Runner(Variant):
             return np.repeat(next(ahead), c.samples, axis=0)
 
         seeds = self.seeds[rows]
-        rewards = imagine(world.agent, run, world.moment, first[:, :1], np.array([0]), seeds, c)
-        worth[:, :1] = rewards.sum(axis=0)
-        return first, worth
+        plan = first[:, :1], np.array([0])  # held for no step
+        worth[:, :1] = imagine(world.agent, run, world.moment, *plan, seeds, c)[0].sum(axis=0)
+        return first, worth, dreams
 
 
 def with_ahead(agent: Agent, **changes) -> Agent:
-    """The same agent, another ahead.*"""
-    config = replace(agent.config, ahead=replace(agent.config.ahead, **changes))
-    return replace(agent, config=config)
+    """The same agent, looking ahead in another way: horizon, samples, margin, go_on."""
+    named = {f"ahead.{name}": value for name, value in changes.items()}
+    return replace(agent, config=from_flat(flat(agent.config) | named))
 
 
 def untrained(agent: Agent) -> Agent:
@@ -122,7 +121,6 @@ def variants(agent: Agent) -> dict[str, tuple]:
     rows = {
         "looks ahead": (agent, look_ahead),
         "C alone": (agent, None),
-        "its default is C": (with_ahead(agent, go_on=False), look_ahead),
         "its default is to stay": (agent, Stay),
         "M's state of another game": (agent, Shuffled),
         "M untrained": (untrained(agent), look_ahead),
@@ -132,6 +130,7 @@ def variants(agent: Agent) -> dict[str, tuple]:
     }
     for h in (1, 4, 8, 24):
         rows[f"horizon {h} for {horizon}"] = (with_ahead(agent, horizon=h), look_ahead)
+    rows["its default is C"] = with_ahead(agent, go_on=False), look_ahead
     return rows
 
 
@@ -141,8 +140,9 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="variants whose names contain this")
+    parser.add_argument("--set", action="append", default=[], help="such as horizon=16, of ahead.*")
     options = parser.parse_args()
-    agent = Agent.load(options.run)
+    agent = with_ahead(Agent.load(options.run), **pairs(options.set))
     task = agent.config.task
     seeds = episode_seeds("evaluate", options.episodes, options.seed)
     base = None

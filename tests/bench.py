@@ -123,7 +123,7 @@ def dream_ours(task: str, episodes: int, steps: int) -> Repeat:
 
 def ahead_ours(games: int, decisions: int) -> Repeat:
     """Decisions of so many games at once by an agent that looks ahead, on one thread; its world is a dream."""
-    agent = new_agent(config.resolve("doom", "ahead"))
+    agent = new_agent(config.resolve("doom", "laptop"))
     world = Dream.as_evolved(agent, games, memories=0.0)
 
     def repeat(k: int) -> int:

@@ -115,7 +115,7 @@ def test_a_phase_is_a_plain_configuration():
 
 
 def test_presets_are_flat_files_with_reasons():
-    assert set(config.preset_names("doom")) == {"smoke", "quick", "laptop", "ahead", "paper"}
+    assert set(config.preset_names("doom")) == {"smoke", "quick", "laptop", "paper"}
     assert set(config.preset_names("carracing")) == {
         "smoke", "quick", "laptop", "paper", "reality"
     }  # fmt: skip

@@ -49,7 +49,7 @@ def test_the_examples_of_the_readme_run():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (checks,) = [block for block in blocks if "check_pair" in block]
     (dreams,) = [block for block in blocks if "Agent.load" in block]
-    assert run(checks + dreams + "print(features.shape)").endswith("(16, 1088)\n")
+    assert run(checks + dreams + "print(features.shape)").endswith("(16, 576)\n")
 
 
 def test_v_m_and_c_learn(tmp_path):

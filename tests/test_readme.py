@@ -46,7 +46,7 @@ def test_the_example_of_an_agent_runs():
     (code,) = [block for block in EXAMPLES if "Agent.load" in block]
     names = {}
     exec(code, names)
-    assert names["features"].shape == (16, 1088) and names["reward"].shape == (16,)
+    assert names["features"].shape == (16, 576) and names["reward"].shape == (16,)
     assert names["pictures"].shape == (16, 64, 64, 3)
 
 
