@@ -139,7 +139,9 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--episodes", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="variants whose names contain this")
+    parser.add_argument(
+        "--only", default="", help="variants whose names contain one of these, comma-separated"
+    )
     parser.add_argument("--set", action="append", default=[], help="such as horizon=16, of ahead.*")
     options = parser.parse_args()
     agent = with_ahead(Agent.load(options.run), **pairs(options.set))
@@ -147,7 +149,7 @@ def main() -> None:
     seeds = episode_seeds("evaluate", options.episodes, options.seed)
     base = None
     for name, (changed, actor) in variants(agent).items():
-        if base is not None and options.only not in name:
+        if base is not None and not any(part in name for part in options.only.split(",")):
             continue
         returns = real_rollouts(changed, agent.theta[None], seeds, actor=actor)[0].ravel()
         base = returns if base is None else base
