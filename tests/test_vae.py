@@ -155,8 +155,6 @@ def test_noise_of_another_batch_is_refused():
     for other in (noise[:, :16], noise[:2], np.tile(noise, (2, 1))):
         with pytest.raises(ValueError, match=r"noise.*\(3, 32\)"):
             filled().loss_and_grad(frames, other)
-    with pytest.raises(ValueError, match="call centre"):
-        filled(foreground=5.0).loss_and_grad(frames, noise)
 
 
 def test_same_bits_on_any_number_of_threads(rng):

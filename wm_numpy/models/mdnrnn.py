@@ -20,8 +20,8 @@ from ..settings.config import MDNRNNConfig
 from ..system import threads
 
 PIECE = 50  # sequences for one thread at a time; fixed, so that no result depends on the threads
-ROWS = 256  # states whose mixtures are made at a time, so that they stay in cache
-HEADS = ("done", "reward", "value")  # the optional ones, a number each
+ROWS = 256  # states whose mixtures are computed at a time, so that they stay in cache
+HEADS = ("done", "reward", "value")  # optional, one number each
 
 
 class Prediction(NamedTuple):
@@ -38,7 +38,7 @@ class Prediction(NamedTuple):
 class MDNRNN:
     """M and its gradient: units, mixtures and heads of `config`, for latents (Z,) and actions (A,).
 
-    rng draws the initial weights; None leaves zeros, to be filled from a checkpoint. dtype: float64 checks gradients.
+    rng draws the initial weights; None leaves zeros, to be filled from a file. dtype: float64 to check gradients.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MDNRNN:
     ) -> tuple[Array, Array]:
         """z (n, Z), action (n, A), state (h, c) -> the next state.
 
-        restart (n,): 1 at an episode's first step, as in the data M learns from; zeroes the state. None: 0.
+        restart (n,): 1 at an episode's first step, as in M's training data; it zeroes the state. None: 0.
         """
         restart = None if restart is None else np.asarray(restart)[None]  # (1, n)
         (h, c), _ = self._run(z[None], action[None], restart, state)
@@ -95,10 +95,10 @@ class MDNRNN:
     def dream(
         self, h: Array, tau: float, uniform: Array, normal: Array
     ) -> tuple[Array, Array | None, Array | None]:
-        """h (n, H) after a step -> its outcome: z_next (n, Z), reward (n,), done_logit (n,).
+        """h (n, H) after a step -> its outcome: z_next (n, Z), expected reward (n,), done_logit (n,).
 
-        z_next is drawn at temperature tau from the randomness given: uniform in [0, 1) and standard normal,
-        (n, Z) each. reward is the expected one. reward and done_logit are None where M has no such head.
+        z_next is sampled at temperature tau; `uniform` in [0, 1) and `normal`, (n, Z) each, are its random numbers.
+        reward and done_logit are None where M has no such head.
         """
         y = self.predict(h)
         uniform, normal = (np.ascontiguousarray(x.T) for x in (uniform, normal))  # (Z, n)
@@ -128,24 +128,24 @@ class MDNRNN:
     def loss_and_grad(self, batch: dict[str, Array]) -> tuple[dict[str, float], Array]:
         """The losses of a batch of sequences, each from a zero state, and the gradient of their sum, like params.flat.
 
-        batch: z, z_next (B, T, Z), action (B, T, A), and (B, T) each: done, reward, value, where M has the head;
-        restart, 1 at an episode's first step; z_mask and value_mask, 0 where there is no z_next or no value. Masks may
-        be left out, and restart. Losses: loss = z + done + reward + value, those that M has; z in nats, mean over dims
-        and steps, the others weighted, means over steps.
+        batch: z, z_next (B, T, Z), action (B, T, A), and (B, T) each: done, reward, value, where M has the head.
+        Optional, (B, T) each: restart, 1 at an episode's first step; z_mask and value_mask, 0 where there is no z_next
+        or no value. Losses: loss = z + done + reward + value, those that M has; z is in nats, a mean over dims and
+        steps, the others are weighted means over steps.
         """
         B, T = batch["z"].shape[:2]
         for name, x in batch.items():
             if x.shape[:2] != (B, T):
                 raise ValueError(f"{name} {x.shape} and z {batch['z'].shape} differ in (B, T)")
-
-        def steps(mask: str) -> float:  # that count
-            return max(1.0, float(np.sum(batch[mask])) if mask in batch else B * T)
-
-        scale = {
-            "z": 1 / steps("z_mask") / self.z_size,
-            "done": 1 / steps("done_mask"),
-            "reward": self.config.reward_weight / steps("reward_mask"),
-            "value": self.config.value_weight / steps("value_mask"),
+        masks = {name: np.ones((B, T)) for name in ("z_mask", "value_mask")}
+        batch = masks | batch
+        z_steps, value_steps = (max(1.0, float(np.sum(batch[name]))) for name in masks)
+        steps = max(1.0, B * T)
+        scale = {  # what a step weighs in each loss
+            "z": 1 / z_steps / self.z_size,
+            "done": 1 / steps,
+            "reward": self.config.reward_weight / steps,
+            "value": self.config.value_weight / value_steps,
         }
         pieces = [{name: x[s] for name, x in batch.items()} for s in threads.cut(B, PIECE)]
         results = threads.run(lambda piece: self._piece(piece, scale), pieces)
@@ -156,46 +156,26 @@ class MDNRNN:
         return dict(loss=sum(losses.values()), **losses), grads[0]
 
     def _piece(self, batch: dict, scale: dict[str, float]) -> tuple[dict[str, float], Array]:
-        """The share of b sequences in the losses and in the gradient; scale: a step's weight in each loss."""
+        """What b sequences contribute to the losses and to the gradient."""
         grads = Params(self.params.shapes, np.zeros_like(self.params.flat))
         (h, c), lstm_cache = self._run_batch(batch)  # (T, b, H)
         rows = h.reshape(-1, h.shape[2])  # (T b, H)
-        targets = {  # (T b, ...)
-            name: x.swapaxes(0, 1)
-            .reshape(len(rows), *x.shape[2:] or [1])
-            .astype(h.dtype, copy=False)
-            for name, x in batch.items()
-        }
+        targets = {}  # (T b, Z) or (T b, 1)
+        for name in ("z_next", "z_mask", "value_mask", *self.heads):
+            x = batch[name].swapaxes(0, 1)
+            shape = (len(rows), *(x.shape[2:] or [1]))
+            targets[name] = x.reshape(shape).astype(h.dtype, copy=False)
 
         losses = {"z": 0.0}
         dh = np.empty_like(rows)
+        weight = scale["z"] * targets["z_mask"][:, 0]  # (T b,)
         for first in range(0, len(rows), ROWS):
-            some = slice(first, first + ROWS)
-            mixture, linear_cache = self._mixture(rows[some])  # (3, K, Z, n)
-            target = np.ascontiguousarray(targets["z_next"][some].T)  # (Z, n)
-            weight = scale["z"] * targets["z_mask"][some, 0] if "z_mask" in targets else scale["z"]
-            loss, nll_cache = mixture_nll_forward(*mixture, target, weight)
+            s = slice(first, first + ROWS)
+            loss, dh[s] = self._mixture_loss(rows[s], targets["z_next"][s], weight[s], grads)
             losses["z"] += loss
-            dmixture = np.concatenate(mixture_nll_backward(1, nll_cache))  # (3K, Z, n)
-            dy = dmixture.reshape(-1, target.shape[1]).T  # (n, 3KZ)
-            dh[some], dw, db = linear_backward(dy, linear_cache)
-            grads["mixture.w"][...] += dw
-            grads["mixture.b"][...] += db
-
         for name in self.heads:
-            y, linear_cache = self._linear(name, rows)  # (T b, 1)
-            weight = scale[name] * targets.get(name + "_mask", 1.0)
-            if name == "done":
-                weight *= 1 + (self.config.done_weight - 1) * targets[name]
-                losses[name], loss_cache = ops.bce_with_logits_forward(y, targets[name], weight)
-                (dy,) = ops.bce_with_logits_backward(1, loss_cache)
-            else:
-                losses[name], loss_cache = ops.squared_error_forward(y, targets[name], weight)
-                (dy,) = ops.squared_error_backward(1, loss_cache)
-            dh_head, dw, db = linear_backward(dy, linear_cache)
+            losses[name], dh_head = self._head_loss(name, rows, targets, scale[name], grads)
             dh += dh_head
-            grads[name + ".w"][...] = dw
-            grads[name + ".b"][...] = db
 
         dstates = dh.reshape(h.shape), np.zeros_like(c)
         _, _, _, dw, db = lstm_backward(dstates, lstm_cache, need_dx=False)
@@ -203,12 +183,39 @@ class MDNRNN:
         grads["lstm.b"][...] = db
         return losses, grads.flat
 
+    def _mixture_loss(self, h: Array, z_next: Array, weight: Array, grads: Params) -> tuple:
+        """h (n, H), z_next (n, Z), weight (n,) -> the loss of z, dh; adds the layer's gradient to grads."""
+        mixture, linear_cache = self._mixture(h)  # (3, K, Z, n)
+        target = np.ascontiguousarray(z_next.T)  # (Z, n)
+        loss, nll_cache = mixture_nll_forward(*mixture, target, weight)
+        dmixture = np.concatenate(mixture_nll_backward(1, nll_cache))  # (3K, Z, n)
+        dy = dmixture.reshape(-1, len(h)).T  # (n, 3KZ)
+        dh, dw, db = linear_backward(dy, linear_cache)
+        grads["mixture.w"][...] += dw
+        grads["mixture.b"][...] += db
+        return loss, dh
+
+    def _head_loss(self, name: str, h: Array, targets: dict, scale: float, grads: Params) -> tuple:
+        """The loss of done, reward or value at h (n, H), dh; puts the layer's gradient into grads."""
+        target = targets[name]
+        y, linear_cache = self._linear(name, h)  # (n, 1)
+        if name == "done":
+            weight = scale * (1 + (self.config.done_weight - 1) * target)
+            loss, loss_cache = ops.bce_with_logits_forward(y, target, weight)
+            (dy,) = ops.bce_with_logits_backward(1, loss_cache)
+        else:
+            weight = scale * targets["value_mask"] if name == "value" else scale
+            loss, loss_cache = ops.squared_error_forward(y, target, weight)
+            (dy,) = ops.squared_error_backward(1, loss_cache)
+        dh, grads[name + ".w"][...], grads[name + ".b"][...] = linear_backward(dy, linear_cache)
+        return loss, dh
+
     def outputs(self, batch: dict[str, Array]) -> dict[str, Array]:
-        """done_logit, reward, value (B, T) of every step, those that M has a head for."""
+        """done_logit, reward, value (B, T) of every step, where M has the head."""
         (h, _), _ = self._run_batch(batch)
         y = self.predict(h.reshape(-1, h.shape[2]))
-        found = {"done_logit": y.done_logit, "reward": y.reward, "value": y.value}
-        return {name: x.reshape(h.shape[:2]).T for name, x in found.items() if x is not None}
+        heads = {"done_logit": y.done_logit, "reward": y.reward, "value": y.value}
+        return {name: x.reshape(h.shape[:2]).T for name, x in heads.items() if x is not None}
 
     def _run_batch(self, batch: dict[str, Array]) -> tuple:
         """_run over whole sequences from a zero state."""

@@ -6,10 +6,10 @@
              and at last a sigmoid: sides 1 -> 5 -> 13 -> 30 -> 64, channels 128-64-32-3
 
 The loss is the squared error summed over the pixels, plus the KL divergence, both averaged over the batch. With a
-weight of 1 on the KL, the error is -log p of a Gaussian whose variance is 1/2 in every pixel: V ignores objects a few
-pixels wide. `kl_weight` is twice the variance that is meant (beta-VAE, Higgins et al. 2017).
+KL weight of 1 the error is -log p of a Gaussian with variance 1/2 in every pixel: V ignores objects a few pixels wide.
+`kl_weight` is twice the variance that is meant (beta-VAE, Higgins et al. 2017).
 
-Letters: N frames of a batch, M of a piece of it, Z latent dims; kernels (K, K, C, O), C on the larger image's side.
+Letters: N frames, of a batch or a piece of it; Z latent dims; kernels (K, K, I, O), I on the larger image's side.
 """
 
 import math
@@ -23,14 +23,14 @@ from ..core.ops import linear_backward, linear_forward, relu_backward, relu_forw
 from ..settings.config import VAEConfig
 from ..system import threads
 
-PIECE = 50  # frames at a time for one thread; fixed, so that no result depends on the threads
-OUTPUTS = 400  # outputs of deconv1 at a time, likewise
+PIECE = 50  # frames for one thread at a time; fixed, so that no result depends on the threads
+OUTPUTS = 400  # outputs of deconv1, likewise
 
 
 class VAE:
     """V, its loss and its gradient, with the latents and the KL floor of `config`.
 
-    rng draws the initial weights; None leaves zeros, to be filled from a checkpoint. dtype: float64 checks gradients.
+    rng draws the initial weights; None leaves zeros, to be filled from a file. dtype: float64 to check gradients.
     """
 
     def __init__(self, config: VAEConfig, rng: np.random.Generator | None = None, dtype=np.float32):
@@ -45,33 +45,33 @@ class VAE:
         }  # fmt: skip
         shapes = {}
         for name, shape in weights.items():
-            *_, C, O = shape
+            *_, I, O = shape
             shapes[name + ".w"] = shape
-            shapes[name + ".b"] = (C,) if name.startswith("deconv") else (O,)
+            shapes[name + ".b"] = (I,) if name.startswith("deconv") else (O,)
         self.params = Params(shapes, dtype=dtype)
-        self.mean_frame = None  # (64, 64, 3), floats in [0, 1], once it is centred
+        self.mean_frame = None  # (64, 64, 3), floats in [0, 1]: see centre
         if rng is not None:
             for name, shape in weights.items():
                 self.params[name + ".w"][...] = self._initial(name, shape, rng)
 
     def _initial(self, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-        """Initial weights of a layer; all biases are zero. Glorot is TensorFlow's default, and so the authors'."""
-        *kernel, C, O = shape
+        """Initial weights of a layer: Glorot's, TensorFlow's default and so the authors', or half of He's variance."""
+        *kernel, I, O = shape
         taps = math.prod(kernel)
         if self.config.start == "glorot" or name in ("mu", "logvar"):
-            limit = math.sqrt(6 / (taps * (C + O)))
+            limit = math.sqrt(6 / (taps * (I + O)))
             return rng.uniform(-limit, limit, shape)
-        fan_in = taps * C
+        fan_in = taps * I
         if name == "deconv1":
-            fan_in = O  # the input of a transposed layer; a pixel of its output meets one tap here
+            fan_in = O  # the input of a transposed layer; an output pixel meets one tap here
         elif name.startswith("deconv"):
-            fan_in = taps * O / 4  # and a quarter of the taps where they overlap at stride 2
-        return rng.standard_normal(shape) / math.sqrt(fan_in)  # half of He's variance
+            fan_in = taps * O / 4  # a quarter of the taps, which overlap at stride 2
+        return rng.standard_normal(shape) / math.sqrt(fan_in)
 
     def centre(self, frames: np.ndarray) -> None:
-        """Keep the mean of frames (N, 64, 64, 3) uint8, which the foreground differs from.
+        """Keep the mean of frames (N, 64, 64, 3) uint8: the foreground is what differs from it.
 
-        With start "he" conv1 then answers zero to a frame of its mean colour: V learns faster from there.
+        With start "he", conv1 is set to give zero for the mean colour: V learns faster from there.
         """
         self.mean_frame = frames.mean(axis=0, dtype=np.float32) / 255
         if self.config.start == "he":
@@ -82,10 +82,7 @@ class VAE:
     # ---------------------------------------------------------------------------------------------- inference
 
     def encode(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Frames (N, 64, 64, 3), uint8 or floats in [0, 1] -> mu, logvar (N, Z).
-
-        ValueError: frames of another size, or of other integers.
-        """
+        """Frames (N, 64, 64, 3), uint8 or floats in [0, 1] -> mu, logvar (N, Z). ValueError: other frames."""
         _check(frames)
         pieces = threads.cut(len(frames), PIECE)
         codes = threads.run(lambda s: self._encode(self._load(frames[s]))[0], pieces)
@@ -99,7 +96,7 @@ class VAE:
         return np.concatenate(threads.run(lambda s: self._decode(z[s])[0], pieces))
 
     def _load(self, frames: np.ndarray) -> np.ndarray:
-        """Frames as encode takes them -> (M, 64, 64, 3), floats in [0, 1]."""
+        """Frames as encode takes them -> floats in [0, 1]."""
         dtype = self.params.flat.dtype
         if frames.dtype == np.uint8:
             return np.divide(frames, 255, dtype=dtype)
@@ -110,26 +107,17 @@ class VAE:
     def loss_and_grad(
         self, frames: np.ndarray, noise: np.ndarray
     ) -> tuple[dict[str, float], np.ndarray]:
-        """The loss of a batch and its gradient.
+        """The losses of frames (N, 64, 64, 3), uint8 or floats in [0, 1], and the gradient, like params.flat.
 
-        Args:
-            frames: (N, 64, 64, 3), uint8 or floats in [0, 1].
-            noise: (N, Z), standard normal: z = mu + exp(logvar / 2) noise.
-
-        Returns:
-            dict of loss = reconstruction + kl_weight * kl, each summed over pixels or dims and averaged over
-            frames; and the gradient of loss, flat like params.flat. With a foreground the loss has the error
-            weighted by it, `reconstruction` always the plain one.
+        noise (N, Z), standard normal: z = mu + exp(logvar / 2) noise. loss = reconstruction + kl_weight * kl, each
+        summed over pixels or dims and averaged over frames. With a foreground, loss has the error weighted by it, and
+        `reconstruction` is still the plain one.
         """
         _check(frames)
         n = len(frames)
         p = self.params
         if noise.shape != (n, self.config.z_size):
             raise ValueError(f"noise {noise.shape} is not of shape {(n, self.config.z_size)}")
-        if self.config.foreground and self.mean_frame is None:
-            raise ValueError(
-                "the foreground differs from the mean frame: call centre(frames) first"
-            )
         noise = noise.astype(p.flat.dtype, copy=False)
 
         def piece(s: slice) -> tuple:
@@ -147,8 +135,8 @@ class VAE:
         return dict(loss=loss, reconstruction=reconstruction, kl=kl), grads.flat
 
     def _piece(self, frames: np.ndarray, noise: np.ndarray, n: int) -> tuple:
-        """M of a batch's n frames -> their shares of weighted error, error, KL; their gradients; deconv1's h, da."""
-        x = self._load(frames)  # (M, 64, 64, 3)
+        """A piece of a batch of n frames -> its shares of weighted error, error, KL; its gradients; deconv1's h, da."""
+        x = self._load(frames)  # (N, 64, 64, 3)
         weight = 1 / n  # for means over the batch
         if self.config.foreground:
             distance = np.mean((x - self.mean_frame) ** 2, axis=3, keepdims=True)
@@ -156,9 +144,9 @@ class VAE:
         floor = self.config.kl_tolerance * self.config.z_size
         g = {}
 
-        (mu, logvar), encode_cache = self._encode(x)  # (M, Z)
+        (mu, logvar), encode_cache = self._encode(x)  # (N, Z)
         z, sample_cache = core.reparameterize_forward(mu, logvar, noise)
-        y, decode_cache = self._decode(z)  # (M, 64, 64, 3)
+        y, decode_cache = self._decode(z)  # (N, 64, 64, 3)
         error, error_cache = core.squared_error_forward(y, x, weight)
         kl, kl_cache = core.gaussian_kl_forward(mu, logvar, floor)
 
@@ -173,10 +161,10 @@ class VAE:
         return (error, plain, kl * len(x) / n), g, rows
 
     def _deconv1_gradient(self, h: np.ndarray, da: np.ndarray, grads: Params) -> None:
-        """Put deconv1's gradient into grads, from the layer's input h (N, 1024) and its output's gradient da (N, 3200).
+        """Put deconv1's gradient into grads, from its input h (N, 1024) and its output's gradient da (N, 3200).
 
-        The layer holds three quarters of all weights, so its gradient is made once for the batch, cut along the
-        outputs, not once for every piece: that saves a tenth of an update.
+        The layer holds three quarters of all weights. So its gradient is computed once for the batch, cut along the
+        outputs, and not once per piece: that saves a tenth of an update.
         """
         w, b = _on_one_pixel(self.params)
         dw, _ = _on_one_pixel(grads)
@@ -191,15 +179,15 @@ class VAE:
     # --------------------------------------------------------------------------------------- the two networks
 
     def _encode(self, x: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple]:
-        """Frames (M, 64, 64, 3) -> (mu, logvar), each (M, Z)."""
+        """Frames (N, 64, 64, 3) -> (mu, logvar), each (N, Z)."""
         p = self.params
-        x, conv1 = conv_forward(x, p["conv1.w"], p["conv1.b"])  # (M, 31, 31, 32)
+        x, conv1 = conv_forward(x, p["conv1.w"], p["conv1.b"])  # (N, 31, 31, 32)
         x, relu1 = relu_forward(x)
-        x, conv2 = conv_forward(x, p["conv2.w"], p["conv2.b"])  # (M, 14, 14, 64)
+        x, conv2 = conv_forward(x, p["conv2.w"], p["conv2.b"])  # (N, 14, 14, 64)
         x, relu2 = relu_forward(x)
-        x, conv3 = conv_forward(x, p["conv3.w"], p["conv3.b"])  # (M, 6, 6, 128)
+        x, conv3 = conv_forward(x, p["conv3.w"], p["conv3.b"])  # (N, 6, 6, 128)
         x, relu3 = relu_forward(x)
-        x, conv4 = conv_forward(x, p["conv4.w"], p["conv4.b"])  # (M, 2, 2, 256)
+        x, conv4 = conv_forward(x, p["conv4.w"], p["conv4.b"])  # (N, 2, 2, 256)
         x, relu4 = relu_forward(x)
         x = x.reshape(-1, 1024)
         mu, mu_cache = linear_forward(x, p["mu.w"], p["mu.b"])
@@ -208,7 +196,7 @@ class VAE:
         return (mu, logvar), cache
 
     def _encode_backward(self, dmu: np.ndarray, dlogvar: np.ndarray, cache: tuple, g: dict) -> None:
-        """dmu, dlogvar (M, Z): puts the encoder's gradients into g."""
+        """Put the encoder's gradients into g, from dmu and dlogvar (N, Z)."""
         conv1, relu1, conv2, relu2, conv3, relu3, conv4, relu4, mu_cache, logvar_cache = cache
         dx_logvar, g["logvar.w"], g["logvar.b"] = linear_backward(dlogvar, logvar_cache)
         dx_mu, g["mu.w"], g["mu.b"] = linear_backward(dmu, mu_cache)
@@ -223,21 +211,21 @@ class VAE:
         _, g["conv1.w"], g["conv1.b"] = conv_backward(dx, conv1, need_dx=False)
 
     def _decode(self, z: np.ndarray) -> tuple[np.ndarray, tuple]:
-        """z (M, Z) -> y (M, 64, 64, 3), in (0, 1)."""
+        """z (N, Z) -> y (N, 64, 64, 3), in (0, 1)."""
         p = self.params
-        x, dense = linear_forward(z, p["dense.w"], p["dense.b"])  # (M, 1024)
-        x, deconv1 = linear_forward(x, *_on_one_pixel(p))  # (M, 5 * 5 * 128)
+        x, dense = linear_forward(z, p["dense.w"], p["dense.b"])  # (N, 1024)
+        x, deconv1 = linear_forward(x, *_on_one_pixel(p))  # (N, 5 * 5 * 128)
         x, relu1 = relu_forward(x.reshape(-1, 5, 5, 128))
-        x, deconv2 = conv_transpose_forward(x, p["deconv2.w"], p["deconv2.b"])  # (M, 13, 13, 64)
+        x, deconv2 = conv_transpose_forward(x, p["deconv2.w"], p["deconv2.b"])  # (N, 13, 13, 64)
         x, relu2 = relu_forward(x)
-        x, deconv3 = conv_transpose_forward(x, p["deconv3.w"], p["deconv3.b"])  # (M, 30, 30, 32)
+        x, deconv3 = conv_transpose_forward(x, p["deconv3.w"], p["deconv3.b"])  # (N, 30, 30, 32)
         x, relu3 = relu_forward(x)
-        x, deconv4 = conv_transpose_forward(x, p["deconv4.w"], p["deconv4.b"])  # (M, 64, 64, 3)
+        x, deconv4 = conv_transpose_forward(x, p["deconv4.w"], p["deconv4.b"])  # (N, 64, 64, 3)
         y, sigmoid = core.sigmoid_forward(x)
         return y, (dense, deconv1, relu1, deconv2, relu2, deconv3, relu3, deconv4, sigmoid)
 
     def _decode_backward(self, dy: np.ndarray, cache: tuple, g: dict) -> tuple[np.ndarray, tuple]:
-        """dy (M, 64, 64, 3) -> dz (M, Z), and deconv1's (h, da); puts the decoder's other gradients into g."""
+        """dy (N, 64, 64, 3) -> dz (N, Z), and deconv1's (h, da); puts the decoder's other gradients into g."""
         dense, deconv1, relu1, deconv2, relu2, deconv3, relu3, deconv4, sigmoid = cache
         (dx,) = core.sigmoid_backward(dy, sigmoid)
         dx, g["deconv4.w"], g["deconv4.b"] = conv_transpose_backward(dx, deconv4)
@@ -254,7 +242,7 @@ class VAE:
 
 
 def _check(frames: np.ndarray) -> None:
-    """ValueError unless these are frames as V takes them."""
+    """ValueError unless V can take these frames."""
     if frames.shape[1:] != (64, 64, 3):
         raise ValueError(f"V sees frames of shape (N, 64, 64, 3), not {frames.shape}")
     if frames.dtype != np.uint8 and frames.dtype.kind != "f":
