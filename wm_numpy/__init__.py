@@ -1,10 +1,10 @@
-"""World Models (Ha & Schmidhuber 2018), whole, in NumPy.
+"""World Models (Ha & Schmidhuber 2018) in NumPy.
 
-    from wm_numpy import Agent, Dream, RealWorld, Task, check_pair, check_vector, faces  # loaded when asked for
+    from wm_numpy import Agent, Dream, RealWorld, Task, check_pair, check_vector, faces  # loaded when first used
 
-BLAS is kept on one thread, and the batch is split over Python threads instead (system/threads.py): then all runs on all
-cores, not only the matrix products, and many times faster. The variables count if they are set before NumPy is first
-imported; after that BLAS itself is told. An OPENBLAS_NUM_THREADS that is already set is kept, in either order.
+BLAS is kept on one thread, and the batch is split over Python threads instead (system/threads.py): then everything,
+not only the matrix products, runs on all cores, many times faster. The variables below have an effect only before
+NumPy is first imported; after that, BLAS itself is told. An OPENBLAS_NUM_THREADS that is already set is respected.
 """
 
 import os
@@ -17,14 +17,14 @@ for _name in ("OPENBLAS_NUM", "MKL_NUM", "OMP_NUM", "VECLIB_MAXIMUM"):
 
 
 def _blas_on_one_thread() -> None:
-    """Tell the BLAS that NumPy has loaded; warn if it is none of those known here."""
+    """Tell the BLAS that NumPy has loaded; warn if it is an unknown one."""
     import ctypes
     import warnings
     from pathlib import Path
 
     import numpy as np
 
-    # A symbol is found in a library and in those it was linked with; on Windows in itself alone.
+    # A symbol is looked up in a library and in those it was linked with; on Windows in that library alone.
     files = [np.linalg._umath_linalg.__file__]
     files += Path(np.__file__).parents[1].glob("numpy.libs/*openblas*.dll")
     openblas = "openblas_set_num_threads"

@@ -10,25 +10,26 @@ Z, H, K, A = 8, 48, 3, 1  # latent dims, hidden units, mixtures, actions
 GAMES, STEPS = 600, 30  # games side by side; B of them in a batch
 
 
-class World:  # a star falls and hides behind clouds: remember it, and be elsewhere when it lands
+class World:  # a star falls, hides behind clouds, and lands: remember where, and be elsewhere
     def __init__(self, rng, n=GAMES):
         self.rng, self.height, self.film = rng, 12, []
         self.star, self.me = rng.uniform(-4, 16, n), rng.uniform(0, 12, n)
 
-    def step(self, action):  # (n, 1) in [-1, 1] -> done (n,): hit; the film runs on
+    def step(self, action):  # (n, 1) in [-1, 1] -> done (n,): hit; the game goes on
         self.me = np.clip(self.me + 2 * action[:, 0], 0, 12)
         if self.height == 0:
             self.star = self.rng.uniform(-4, 16, len(self.star))
         self.height = (self.height - 3) % 15  # 12, 9, 6, 3, 0, and again
         return (self.height == 0) & (abs(self.star - self.me) < 4)
 
-    def frames(self):  # -> (n, 16, 16, 3) in [0, 1]
-        lights, side = [], np.arange(16)[:, None] - 1.5
-        for x, y, rgb in (self.star, 12 - self.height, [9, 3, 1]), (self.me, 12, [1, 3, 9]):
-            row = np.exp(-((side - x[:, None, None]) ** 2) / rgb)  # red spreads most, or blue
-            lights.append(row[:, None] * np.exp(-((side[:, None] - y) ** 2) / rgb))
-        lights[0] *= self.height not in (3, 6)  # the clouds
-        self.film.append(np.maximum(*lights))
+    def light(self, x, y, rgb):  # a spot at x (n,), y; how far its red, green and blue spread
+        side = np.arange(16)[:, None] - 1.5
+        across, down = (np.exp(-((side - p) ** 2) / rgb) for p in (x[:, None, None], y))
+        return across[:, None] * down[:, None]
+
+    def frames(self):  # -> (n, 16, 16, 3) in [0, 1]; at heights 3 and 6 the star is behind clouds
+        star = self.light(self.star, 12 - self.height, [9, 3, 1]) * (self.height not in (3, 6))
+        self.film.append(np.maximum(star, self.light(self.me, 12, [1, 3, 9])))
         return self.film[-1]
 
 
@@ -37,7 +38,7 @@ def new(rng, **shapes):  # name -> [w, b]: weights of variance 1 / inputs, biase
     return {k: [w[k], np.zeros(s[2] if "up" in k else s[-1])] for k, s in shapes.items()}
 
 
-def train(model, loss_and_gradients, data, updates, rate, rng):  # by Adam, its rate falling to 0
+def train(model, loss_and_gradients, data, updates, rate, rng):  # Adam; its rate falls to 0
     moments = {(k, i): (0, 0) for k in model for i in (0, 1)}
     for t, falling in enumerate(np.linspace(rate, 0, updates, endpoint=False)):
         loss, g = loss_and_gradients(model, *data, rng)
@@ -53,7 +54,7 @@ def encode(V, x):  # V: frames (B, 16, 16, 3) -> mu, logvar (B, Z)
     return *np.split(x[:, 0, 0], 2, axis=1), (down1, relu, down2)
 
 
-def decode(V, z):  # and back
+def decode(V, z):  # z (B, Z) -> frames (B, 16, 16, 3)
     x, up1 = plain.conv_transpose_forward(z[:, None, None], *V["up1"])  # (B, 7, 7, 16)
     x, relu = plain.relu_forward(x)
     x, up2 = plain.conv_transpose_forward(x, *V["up2"])  # (B, 16, 16, 3)
@@ -85,8 +86,8 @@ def predict(M, h):  # M's head: h (B, H) -> logmix, mean, logstd (3, K, Z, B), l
     return y[:, 1:].T.reshape(3, K, Z, -1), y[:, 0], head
 
 
-# M: action[t] is chosen from z[t], h[t]; h[t+1] = M(z[t], action[t], h[t]) tells z[t+1], done[t]
-def loss_M(M, z, action, done, rng, B=40):  # all (steps, games, ...); z as mu and the noise's width
+# action[t] is chosen from z[t], h[t]; h[t+1] = M(z[t], action[t], h[t]) predicts z[t+1], done[t]
+def loss_M(M, z, action, done, rng, B=40):  # all (steps, games, ...); z is mu and std, stacked
     some = rng.integers(action.shape[1], size=B)
     z = z[0][:, some] + z[1][:, some] * rng.standard_normal((STEPS, B, Z))
     h, c, hs, steps = np.zeros((B, H)), np.zeros((B, H)), [], []
@@ -115,13 +116,13 @@ def rollout(V, M, theta, z, world, steps, rng):  # C of P candidates; world None
             mu, logvar, _ = encode(V, world.frames())
             z, _ = plain.reparameterize_forward(mu, logvar, rng.standard_normal(mu.shape))
         film.append(z)
-        x = np.concatenate([np.ones((len(z), 1)), z, h], axis=1)[:, : theta.shape[1]]
+        x = np.concatenate([np.ones((len(z), 1)), z, h], axis=1)[:, : theta.shape[1]]  # C's view
         x = x.reshape(len(theta), -1, theta.shape[1])  # (P, E, size)
         action = np.tanh(x @ theta[:, :, None]).reshape(-1, A)  # equation 1
         (h, c), _ = plain.lstm_step_forward(np.concatenate([z, action], axis=1), h, c, *M["lstm"])
         if world:
             done = world.step(action)
-        else:  # the same luck for all candidates; of death its probability, which has less noise
+        else:  # the same luck for all candidates; the probability of death is less noisy than death
             mixture, logit, _ = predict(M, h)
             luck = rng.random((Z, x.shape[1])), rng.standard_normal((Z, x.shape[1]))
             z = plain.sample_mixture(*mixture, 1.0, *np.tile(luck, len(theta))).T
@@ -134,7 +135,7 @@ def rollout(V, M, theta, z, world, steps, rng):  # C of P candidates; world None
 def main(seed=0, generations=120, P=24, E=16):
     rng = np.random.default_rng(seed)
     world, action, film = World(rng), rng.uniform(-1, 1, (GAMES, A)), []
-    for _ in range(STEPS):  # collect, by a random policy that holds its action for a while
+    for _ in range(STEPS):  # collect, with a random policy that holds each action for a while
         action = np.where(rng.random((GAMES, 1)) < 0.3, rng.uniform(-1, 1, (GAMES, A)), action)
         film.append((world.frames(), action, world.step(action)))
     frames, action, done = (np.stack(x) for x in zip(*film, strict=True))
@@ -162,8 +163,7 @@ def png(path, image):  # (rows, columns, 3) in [0, 1]
     lines = np.insert(np.uint8(255 * image).reshape(len(image), -1), 0, 0, axis=1)  # filter 0
     head = np.array(image.shape[1::-1], ">u4").tobytes() + bytes([8, 2, 0, 0, 0])
     parts = b"IHDR" + head, b"IDAT" + zlib.compress(lines.tobytes()), b"IEND"
-    sums = [zlib.crc32(part).to_bytes(4, "big") for part in parts]
-    parts = [(len(p) - 4).to_bytes(4, "big") + p + s for p, s in zip(parts, sums, strict=True)]
+    parts = [(len(p) - 4).to_bytes(4, "big") + p + zlib.crc32(p).to_bytes(4, "big") for p in parts]
     np.frombuffer(b"\x89PNG\r\n\x1a\n" + b"".join(parts), np.uint8).tofile(path)
 
 

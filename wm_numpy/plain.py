@@ -1,4 +1,4 @@
-"""Every operation of World Models as its definition, forward and backward, one equation a line.
+"""The definition of every operation in World Models, forward and backward, one equation a line.
 
     y, cache = op_forward(x, *params)        dx, *dparams = op_backward(dy, cache)
 
@@ -39,9 +39,9 @@ def sigmoid_backward(dy, y):
 
 
 def conv_forward(x, w, b):  # x (B, rows, columns, I), w (k, k, I, O), b (O,); stride 2, no padding
-    k, (rows, columns) = len(w), ((side - len(w)) // 2 + 1 for side in x.shape[1:3])
-    y = np.empty((len(x), rows, columns, len(b)), x.dtype)
-    for i, j in np.ndindex(rows, columns):
+    k, sides = len(w), [(side - len(w)) // 2 + 1 for side in x.shape[1:3]]
+    y = np.empty((len(x), *sides, len(b)), x.dtype)
+    for i, j in np.ndindex(*sides):
         patch = x[:, 2 * i : 2 * i + k, 2 * j : 2 * j + k]  # (B, k, k, I)
         y[:, i, j] = np.tensordot(patch, w, axes=3) + b
     return y, (x, w)
@@ -80,7 +80,7 @@ def reparameterize_backward(dz, cache):
 
 
 def gaussian_kl_forward(mu, logvar, floor=0.0):  # (B, Z): of N(mu, exp(logvar)) from N(0, 1)
-    kl = (mu**2 + np.exp(logvar) - 1 - logvar).sum(axis=1) / 2  # (B,); its appendix B
+    kl = (mu**2 + np.exp(logvar) - 1 - logvar).sum(axis=1) / 2  # (B,); Kingma & Welling, appendix B
     return np.maximum(kl, floor).mean(), (mu, logvar, kl > floor)
 
 
@@ -110,7 +110,7 @@ def bce_with_logits_backward(dloss, cache):
 def lstm_step_forward(x, h, c, w, b):  # x (B, I), h and c (B, H), w (I + H, 4 H), b (4 H,)
     xh = np.concatenate([x, h], axis=1)  # Graves 2013, (7)-(11), without peepholes
     i, f, o, g = np.split(xh @ w + b, 4, axis=1)
-    i, f, o, g = sigmoid(i), sigmoid(f + 1), sigmoid(o), np.tanh(g)  # to forget less: a bias of 1
+    i, f, o, g = sigmoid(i), sigmoid(f + 1), sigmoid(o), np.tanh(g)  # + 1: to forget less at first
     c_next = f * c + i * g
     return (o * np.tanh(c_next), c_next), (xh, c, c_next, i, f, o, g, w)
 
@@ -125,7 +125,7 @@ def lstm_step_backward(dy, cache):
     return dx, dh, dc * f, xh.T @ da, da.sum(axis=0)
 
 
-def logsumexp(a):  # over K, shifted by the largest: nothing overflows
+def logsumexp(a):  # over K; shifted by the largest, so that nothing overflows
     top = a.max(axis=0)
     return top + np.log(np.exp(a - top).sum(axis=0))
 
@@ -146,8 +146,8 @@ def mixture_nll_backward(dloss, cache):  # Bishop 2006
 
 
 def sample_mixture(logmix, mean, logstd, tau, uniform, normal):  # (K, ...) -> (...)
-    mix = np.exp(logmix / tau - logsumexp(logmix / tau))  # temperature: the authors' doomrnn.py
-    k = (np.cumsum(mix, axis=0)[:-1] <= uniform).sum(axis=0)[None]  # a component for each entry
+    mix = np.exp(logmix / tau - logsumexp(logmix / tau))  # tau as in the authors' doomrnn.py
+    k = (np.cumsum(mix, axis=0)[:-1] <= uniform).sum(axis=0)[None]  # a component per entry
     mean, logstd = (np.take_along_axis(x, k, axis=0)[0] for x in (mean, logstd))
     return mean + np.exp(logstd) * np.sqrt(tau) * normal
 
@@ -159,7 +159,7 @@ def adam(theta, g, m, v, t, rate):  # step t = 1, 2, ...; Kingma & Ba 2015, algo
     return theta - rate * m_hat / (np.sqrt(v_hat) + 1e-8), m, v
 
 
-class CMAES:  # minimise by ranks alone; by the equations of Hansen's tutorial, arXiv:1604.00772 v2
+class CMAES:  # minimises, by ranks alone; equations of Hansen's tutorial, arXiv:1604.00772 v2
     def __init__(self, mean, sigma, population, rng):
         n, half = len(mean), population // 2
         w = np.log((population + 1) / 2) - np.log(np.arange(1, population + 1))  # (49), best first

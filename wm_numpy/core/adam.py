@@ -1,18 +1,18 @@
-"""Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1) over the one flat vector of a model."""
+"""Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1) over the flat vector of a model's parameters."""
 
 import numpy as np
 
 from ..system import threads
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # the paper's, TensorFlow 1's and so the authors'
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # the paper's, TensorFlow's, and so the authors'
 CHUNK = 1 << 16  # floats: four vectors of this size stay in L2 (whole vectors: 3 x slower)
 
 
 class Adam:
-    """First and second moments of the gradient (size,), and the step made of them.
+    """First and second moments of the gradient (size,), and the step that they give.
 
-    Every entry of the gradient is clipped to [-clip, clip] first (authors' rnn.py: 1.0 for M); None: to what v can
-    hold. The paper's factors 1 - beta are applied to the step instead of to the moments: two passes over memory fewer.
+    Every entry of the gradient is first clipped to [-clip, clip] (authors' rnn.py: 1.0 for M); None: to what v can
+    hold. The paper's factors 1 - beta are applied to the step, not to the moments: two passes over memory fewer.
     """
 
     def __init__(self, size: int, clip: float | None = None, dtype=np.float32):
@@ -23,7 +23,7 @@ class Adam:
         self.v = np.zeros(size, dtype)
 
     def step(self, theta: np.ndarray, gradient: np.ndarray, learning_rate: float) -> None:
-        """Move theta (size,) in place, against gradient (size,), which is left as it was."""
+        """Move theta (size,) in place, against gradient (size,)."""
         self.step_count += 1
         # theta -= lr * m_hat / (sqrt(v_hat) + epsilon), all constants gathered into two:
         share1 = (1 - BETA1) / (1 - BETA1**self.step_count)  # m_hat = share1 m
@@ -35,7 +35,7 @@ class Adam:
             part = slice(first, first + CHUNK)
             m = self.m[part]
             v = self.v[part]
-            update = np.clip(gradient[part], -self.clip, self.clip)  # g, in the one buffer of all
+            update = np.clip(gradient[part], -self.clip, self.clip)  # g; the only buffer
             m *= BETA1
             m += update  # m = beta1 m + g
             update *= update
@@ -50,7 +50,7 @@ class Adam:
         threads.run(move, range(0, len(theta), CHUNK))
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """What a checkpoint needs to go on exactly."""
+        """What a file needs to resume exactly."""
         return {"m": self.m, "v": self.v, "step_count": np.array(self.step_count)}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:

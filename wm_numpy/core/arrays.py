@@ -1,4 +1,4 @@
-"""What the operations stand on: parameters as views of one flat vector, scratch space, checks of input."""
+"""What the operations share: parameters as views of one flat vector, scratch space, checks of inputs."""
 
 import math
 import threading
@@ -13,8 +13,8 @@ Array = np.ndarray
 class Params(dict):
     """Named arrays that are views of ONE flat vector, `flat`; write INTO them: params["w"][...] = w.
 
-    Adam, clipping, checkpoints and evolution work on the vector; the network works on the names.
-    shapes: name -> shape, in the order of the vector. flat: the vector to view; zeros of `dtype` when None.
+    Adam and files work with the vector, a network with the names. shapes: name -> shape, in the order of the vector.
+    flat: the vector to view; None: zeros of `dtype`.
     """
 
     def __init__(self, shapes: dict[str, tuple], flat: Array | None = None, dtype=np.float32):
@@ -34,7 +34,7 @@ class Params(dict):
     def __setitem__(self, name: str, value) -> None:
         raise TypeError(f"write into the parameters: params[{name!r}][...] = value")
 
-    def __reduce__(self):  # a copy in another process has views of its own vector again
+    def __reduce__(self):  # pickled whole, so that a copy has views of its own vector
         return Params, (self.shapes, self.flat)
 
 
@@ -42,9 +42,9 @@ _local = threading.local()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype, reuse: bool = True) -> Array:
-    """np.empty, but in this thread's scratch space: the same name gets the same memory again.
+    """np.empty, but in this thread's scratch space: the next call with this name gets the same memory.
 
-    Fresh memory costs a page fault per 4 KB. `reuse` false: fresh memory, for what must outlive the next call.
+    Fresh memory costs a page fault per 4 KB. reuse=False: fresh memory, for what must outlive the next call.
     """
     if not reuse:
         return np.empty(shape, dtype)
@@ -57,9 +57,9 @@ def scratch(name: str, shape: tuple[int, ...], dtype, reuse: bool = True) -> Arr
 
 @contextmanager
 def small_buffer() -> Iterator[None]:
-    """Decorator: a small NumPy buffer within the function, three times faster on rows of a few hundred numbers.
+    """Decorator: gives NumPy a small buffer, which makes it three times faster on rows of a few hundred numbers.
 
-    NumPy copies runs of memory that are shorter than its buffer before it works on them.
+    It copies runs of memory that are shorter than its buffer before it works on them.
     """
     kept = np.setbufsize(256)
     try:
@@ -69,7 +69,7 @@ def small_buffer() -> Iterator[None]:
 
 
 def require(fits: bool, op: str, **inputs: Array) -> None:
-    """ValueError unless an op's inputs fit each other and are float32 or float64: others would wrap or overflow."""
+    """ValueError unless an op's inputs fit each other and are float32 or float64: other types wrap or overflow."""
     if not fits:
         shapes = ", ".join(f"{name} {x.shape}" for name, x in inputs.items())
         raise ValueError(f"{op}: these shapes do not fit each other: {shapes}")
@@ -79,10 +79,10 @@ def require(fits: bool, op: str, **inputs: Array) -> None:
 
 
 def chosen(weight: Array, x: Array) -> Array:
-    """x where its weight is not 0, and 0 there: 0 * nan would be nan."""
+    """x, with 0 where its weight is 0: 0 * nan would be nan."""
     return x if weight.all() else np.where(weight != 0, x, 0)
 
 
 def sum_rows(x: Array) -> Array:
-    """(..., B, O) -> (..., O), as a product with ones: 5 x faster than sum(axis=-2)."""
+    """(..., B, O) -> (..., O), by a product with ones: 5 x faster than sum(axis=-2)."""
     return np.ones(x.shape[-2], x.dtype) @ x

@@ -1,9 +1,9 @@
-"""Convolution and transposed convolution of stride 2 without padding, forward and backward: those of plain.py, fast.
+"""Convolution and transposed convolution, stride 2, no padding, forward and backward: those of plain.py, but fast.
 
 They are matrix products over many patches at once. A patch is the K x K pixels that one entry of the smaller side sees.
-The transposed convolution IS the transpose: its forward is the convolution's input gradient, and the other way
-round. So two primitives serve both, in both directions: `_gather` copies every patch into a row, for one product;
-`_scatter` makes the patches by products and adds them into the image, each in its place.
+The transposed convolution IS the transpose: its forward is the convolution's input gradient, and vice versa. So two
+primitives serve both, in both directions: `_gather` copies every patch into a row, for one product; `_scatter`
+computes patches by products and adds each into the image in its place.
 
 Letters: N images; I channels of the larger side, H x W; O channels of the smaller side, h x w; K taps of a kernel
 (K, K, I, O) along each axis, k = (K + 1) // 2; r, s = 0, 1 a pixel within a square of 2 x 2.
@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from .arrays import Array, require, scratch, small_buffer, sum_rows
 
-BLOCK = 1 << 19  # numbers (2 MB): patches of few enough images at a time to stay in cache
+BLOCK = 1 << 19  # numbers (2 MB): the patches of so many images at a time stay in cache
 
 
 # ------------------------------------------------------------------------------------------------ convolution
@@ -29,7 +29,7 @@ def conv_forward(x: Array, w: Array, b: Array) -> tuple[Array, tuple]:
     require(fits, "conv", x=x, w=w, b=b)
     K, _, _, O = w.shape
     y = np.empty((len(x), (x.shape[1] - K) // 2 + 1, (x.shape[2] - K) // 2 + 1, O), x.dtype)
-    bias = np.tile(b, y.shape[1] * y.shape[2])  # for a whole image: short runs broadcast slowly
+    bias = np.tile(b, y.shape[1] * y.shape[2])  # of a whole image: short rows broadcast slowly
     for part in _blocks(y, w):
         np.matmul(_gather(x[part], K), w.reshape(-1, O), out=y[part].reshape(-1, O))
         y[part].reshape(-1, bias.size)[...] += bias
@@ -85,7 +85,7 @@ def conv_transpose_backward(dy: Array, cache: tuple) -> tuple:
 
 
 def _blocks(small: Array, w: Array) -> Iterator[slice]:
-    """Cut the images into blocks, each with about BLOCK numbers of patches."""
+    """Cut the images into blocks whose patches hold about BLOCK numbers each."""
     n, height, width, _ = small.shape
     step = max(1, BLOCK // (height * width * w.size // w.shape[3]))
     return (slice(i, i + step) for i in range(0, n, step))

@@ -24,9 +24,9 @@ def lstm_forward(
 ) -> tuple[tuple[Array, Array], tuple]:
     """T steps from (h0, c0) -> (h (T, B, H), c_last (B, H)), cache. (h[-1], c_last) is the next state.
 
-    x (T, B, I), h0 and c0 (B, H), w (I+H, G) with the rows for x above those for h, b (G,). restart (T, B) of 0 and 1:
-    where it is 1 the state is zero BEFORE that step, whatever it was. reuse: results and cache lie in this thread's
-    scratch space, good until its next call with reuse (5 % of an update).
+    x (T, B, I), h0 and c0 (B, H), w (I+H, G) with the rows for x above those for h, b (G,). restart (T, B), 0 or 1: the
+    state is set to zero BEFORE a step where it is 1. reuse: results and cache lie in this thread's scratch space, until
+    its next call with reuse (saves 5 % of an update).
     """
     H = len(b) // 4
     fits = x.ndim == 3 and h0.shape == c0.shape == (x.shape[1], H)
@@ -41,7 +41,7 @@ def lstm_forward(
     bias = b.copy()
     bias[H : 2 * H] += FORGET_BIAS
 
-    # [x h] in one row: one product per step for both (two products and their sum: 4 % slower).
+    # [x h] in one row, for one product per step (two products and their sum: 4 % slower).
     xh = scratch("xh", (T, B, I + H), x.dtype, reuse)
     xh[:, :, :I] = x
     gates = scratch("gates", (T, B, 4 * H), x.dtype, reuse)
@@ -80,7 +80,7 @@ def lstm_backward(dy: tuple[Array, Array], cache: tuple, need_dx: bool = True) -
     dw = np.zeros_like(w)
     db = np.zeros(4 * H, w.dtype)
     dh_prev = np.zeros_like(dc)
-    # Gate gradients of a few steps at a time: those of all steps would take as much memory as all the rest.
+    # Gate gradients of a few steps at a time: those of all steps would double the memory.
     span = max(1, BLOCK // max(1, B))
     for last in range(T, 0, -span):
         first = max(0, last - span)

@@ -3,7 +3,7 @@
     p(z) = sum_k softmax(logmix)_k N(z; mean_k, std_k^2),   std = exp(logstd)                      (5.148), (5.150-152)
 
 The numbers are equations of Bishop's "Pattern Recognition and Machine Learning" (2006), section 5.6.
-Both are those of plain.py, fast. The mixture axis is the FIRST: logmix, mean, logstd (K, ...) against a target (...).
+Both are those of plain.py, but fast. The mixture axis is the FIRST: logmix, mean, logstd (K, ...), a target (...).
 So a target broadcasts by itself, and a reduction over K adds K long runs of memory, not many short ones.
 
 Letters: K mixtures; `...` is any shape, M's is (Z, n).
@@ -19,10 +19,10 @@ HALF_LOG_2PI = 0.5 * float(np.log(2 * np.pi))
 def mixture_nll_forward(
     logmix: Array, mean: Array, logstd: Array, target: Array, weight: Array | float = 1.0
 ) -> tuple[float, tuple]:
-    """sum of weight * -log p(target) in nats -> scalar, in logarithms, so that nothing under- or overflows.
+    """sum of weight * -log p(target) in nats -> scalar, computed in logarithms: nothing under- or overflows.
 
-    logmix (not normalised), mean, logstd (K, ...), target (...). weight, broadcast against target, makes
-    the sum a mean over dims and steps; it is 0 where there is no target; all else may be nan there.
+    logmix (not normalised), mean, logstd (K, ...), target (...). weight, broadcast against target, makes the sum a mean
+    over dims and steps; it is 0 where there is no target, and everything else may be nan there.
     """
     target, weight = np.asarray(target, mean.dtype), np.asarray(weight, mean.dtype)
     fits = logmix.shape == mean.shape == logstd.shape and mean.shape[1:] == target.shape
@@ -71,8 +71,8 @@ def sample_mixture(
 ) -> Array:
     """logmix, mean, logstd (K, ...) -> z (...) ~ p at temperature tau > 0: logmix / tau, std * sqrt(tau).
 
-    As in the authors' doomrnn.py. The randomness is given: `uniform` (...) in [0, 1) chooses one component PER
-    entry by inverse CDF; `normal` (...), standard normal, is how far from that component's mean the sample lies.
+    As in the authors' doomrnn.py. `uniform` (...) in [0, 1) chooses a component PER entry, by inverse CDF; `normal`
+    (...), standard normal, is the distance from that component's mean in standard deviations.
     """
     fits = logmix.shape == mean.shape == logstd.shape
     fits = fits and mean.shape[1:] == uniform.shape == normal.shape

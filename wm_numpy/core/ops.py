@@ -5,8 +5,8 @@ One contract for every pair, losses included:
     y, cache = op_forward(x, *params)
     dx, *dparams = op_backward(dy, cache)
 
-Pure functions; gradients carry the forward name with a `d` in front; a backward reads as its forward upside down.
-Operations take the dtype they are given: float32 to compute, float64 to check gradients (gradcheck.py).
+Functions are pure; a gradient is named like its variable, with a `d` in front; a backward reads as its forward upside
+down. Results have the dtype of the inputs: float32 to compute, float64 to check gradients (gradcheck.py).
 Convolutions are in conv.py, the LSTM in lstm.py, the mixture density in mixture.py, under the same contract.
 
 Letters: B batch, I inputs, O outputs, Z latent dims.
@@ -22,7 +22,7 @@ from .arrays import Array, chosen, require, sum_rows
 def linear_forward(x: Array, w: Array, b: Array, order: str = "C") -> tuple[Array, tuple]:
     """y = x w + b.  x (..., B, I), w (..., I, O), b (..., O) -> y (..., B, O).
 
-    Axes in front are layers side by side, such as a population's. order "F" lays y out column by column in memory.
+    Leading axes are separate layers, such as those of a population. order "F": y is column-major in memory.
     """
     fits = x.ndim == w.ndim == b.ndim + 1 >= 2 and x.shape[-1] == w.shape[-2]
     fits = fits and x.shape[:-2] == w.shape[:-2] and b.shape == (*w.shape[:-2], w.shape[-1])
@@ -33,7 +33,7 @@ def linear_forward(x: Array, w: Array, b: Array, order: str = "C") -> tuple[Arra
 
 
 def linear_backward(dy: Array, cache: tuple, need_dx: bool = True, need_dw: bool = True) -> tuple:
-    """dy (..., B, O) -> dx (..., B, I), dw (..., I, O), db (..., O); None where not needed (db goes with dw)."""
+    """dy (..., B, O) -> dx (..., B, I), dw (..., I, O), db (..., O); None if not needed (need_dw: db too)."""
     x, w = cache
     dx = dw = db = None
     if need_dw:
@@ -47,7 +47,7 @@ def linear_backward(dy: Array, cache: tuple, need_dx: bool = True, need_dw: bool
 def relu_forward(x: Array) -> tuple[Array, tuple]:
     """y = max(x, 0), any shape."""
     require(True, "relu", x=x)
-    y = np.maximum(x, np.zeros(x.shape[1:], x.dtype))  # 3 x faster than with the number 0
+    y = np.maximum(x, np.zeros(x.shape[1:], x.dtype))  # 3 x faster than np.maximum(x, 0)
     return y, (y,)
 
 
@@ -84,7 +84,7 @@ def sigmoid_backward(dy: Array, cache: tuple) -> tuple[Array]:
 
 
 def reparameterize_forward(mu: Array, logvar: Array, noise: Array) -> tuple[Array, tuple]:
-    """z = mu + exp(logvar / 2) noise ~ N(mu, exp(logvar)), its noise given (Kingma & Welling 2.4). All of one shape."""
+    """z = mu + exp(logvar / 2) noise ~ N(mu, exp(logvar)), for a given noise (section 2.4). All of one shape."""
     fits = mu.shape == logvar.shape == noise.shape
     require(fits, "reparameterize", mu=mu, logvar=logvar, noise=noise)
     std = np.exp(logvar / 2)
@@ -98,10 +98,10 @@ def reparameterize_backward(dz: Array, cache: tuple) -> tuple[Array, Array]:
 
 
 def gaussian_kl_forward(mu: Array, logvar: Array, floor: float = 0.0) -> tuple[float, tuple]:
-    """KL(N(mu, exp(logvar)) || N(0, 1)) of B samples (B, Z), summed over Z (10), at least `floor`, mean over B.
+    """KL(N(mu, exp(logvar)) || N(0, 1)) of samples (B, Z): summed over Z (10), at least `floor`, mean over B.
 
-    The floor (the authors' kl_tolerance, 0.5 nats per latent dim) keeps V from collapsing: below it a sample gets
-    no gradient from this term.
+    The floor (the authors' kl_tolerance, 0.5 nats per latent dim) keeps V from collapsing: a sample below it gets no
+    gradient from this term.
     """
     require(mu.shape == logvar.shape and mu.ndim == 2, "gaussian_kl", mu=mu, logvar=logvar)
     var = np.exp(logvar)
@@ -117,8 +117,8 @@ def gaussian_kl_backward(dloss: float, cache: tuple) -> tuple[Array, Array]:
 
 
 # ----------------------------------------------------------------------------------------------------------- losses
-# Targets may have any numeric type. A weight makes the sum a mean over batch or steps, and broadcasts against x;
-# where it is 0, nothing counts: not even a target or a prediction of nan.
+# Targets may have any numeric type. A weight makes the sum a mean over batch or steps, and broadcasts against x.
+# Where it is 0, nothing counts, not even a nan.
 
 
 def squared_error_forward(
@@ -143,7 +143,7 @@ def bce_with_logits_forward(
 ) -> tuple[float, tuple]:
     """sum of weight * -log P(target | logit), target 0 or 1 -> scalar.  logit and target of one shape.
 
-    softplus(logit) - target * logit, in a form that does not overflow: an infinite logit that is right costs 0.
+    That is softplus(logit) - target * logit, in a form that does not overflow: an infinite logit that is right costs 0.
     """
     target, weight = np.asarray(target, logit.dtype), np.asarray(weight, logit.dtype)
     fits = logit.shape == target.shape == np.broadcast_shapes(logit.shape, weight.shape)

@@ -1,4 +1,4 @@
-"""The agent: V, M and C together, as a run folder or the package's own weights hold them.
+"""The agent: V, M and C together, in a run folder or among the package's own weights.
 
 config.json; vae.npz: weights; mdnrnn.npz: weights, initial_latents, memory_z, memory_h, memory_c; controller.npz: theta
 """
@@ -22,9 +22,9 @@ SHIPPED = Path(__file__).parents[1] / "weights"
 
 @dataclass
 class Agent:
-    """What acts, and where its dreams begin."""
+    """V, M and C, and the moments that its dreams begin with."""
 
-    config: Config  # what holds in the last round: no phases
+    config: Config  # of the last round: no phases
     v: VAE
     m: MDNRNN
     theta: np.ndarray  # C's parameters, (n,)
@@ -36,8 +36,8 @@ class Agent:
     def load(cls, run: str | Path, theta: np.ndarray | None = None, adapted=True) -> "Agent":
         """The agent of a run folder, or of the weights of that name that come with the package.
 
-        `theta` replaces its C, if given. adapted: C as it evolved on in the real environment, if it did; else as the
-        evolve stage left it. DataError: no such run, or not finished, or damaged.
+        theta: a C to use instead of its own. adapted: C after it also evolved in the real environment, if it did.
+        DataError: there is no such run, or it is not finished, or damaged.
         """
         folder = run_folder(run)
         config = load_config(folder)
@@ -76,17 +76,17 @@ class Agent:
 
 
 def new_vae(config: Config, rng: np.random.Generator | None = None) -> VAE:
-    """V of a configuration; its weights are drawn from rng, or zero."""
+    """V of a configuration, with weights drawn from rng, or zeros."""
     return VAE(config.vae, rng)
 
 
 def new_mdnrnn(config: Config, rng: np.random.Generator | None = None) -> MDNRNN:
-    """M of a configuration; its weights are drawn from rng, or zero."""
+    """M of a configuration, with weights drawn from rng, or zeros."""
     return MDNRNN(config.mdnrnn, config.vae.z_size, find(config.task).actions, rng)
 
 
 def feature_size(config: Config) -> int:
-    """F, what C sees: z, [z h] or [z c h]."""
+    """F, the size of what C sees: z, [z h] or [z c h]."""
     return config.vae.z_size + (len(config.evolve.features) - 1) * config.mdnrnn.hidden
 
 
@@ -96,7 +96,7 @@ def theta_size(config: Config) -> int:
 
 
 def _sizes(config: Config) -> list[int]:
-    """The widths of C: what it sees, its hidden units if it has any, the action."""
+    """The sizes of C's layers: features, hidden units if any, action."""
     hidden = [config.evolve.hidden] if config.evolve.hidden else []
     return [feature_size(config), *hidden, find(config.task).actions]
 
@@ -122,15 +122,15 @@ def load_config(folder: Path) -> Config:
 
 
 def read_weights(path: Path, params: Params, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Read the weights of vae.npz or mdnrnn.npz into params -> all arrays of the file, checked by read_arrays."""
+    """Read the weights of vae.npz or mdnrnn.npz into params -> all arrays of the file; shapes as in read_arrays."""
     arrays = read_arrays(path, weights=params.flat.shape, **shapes)
     params.flat[:] = arrays["weights"]
     return arrays
 
 
 def export(run: str | Path, folder: Path) -> None:
-    """Write a run's weights in float16 and its configuration: what `load` reads, in a third of the space."""
-    Agent.load(run)  # refuses what is damaged
+    """Write a run's configuration and its weights, in float16, for `load`: a third of the space."""
+    Agent.load(run)  # raises if it is damaged
     source = run_folder(run)
     if not is_empty(folder):
         raise DataError(f"{folder} is not empty: choose another folder")
@@ -144,7 +144,7 @@ def export(run: str | Path, folder: Path) -> None:
             if not all(np.isfinite(v).all() for v in x.values()):
                 raise DataError(f"{source / name} holds weights too large for float16")
             write(new / name, x)
-        if series:  # the best of the newest, for `play` to dream on from
+        if series:  # the best of the newest, for `play` to start dreams from
             best = max(series, key=lambda episode: episode["reward"].sum())
             write(new / "recorded" / "000000.npy", best)
         write(new / "config.json", flat(load_config(source)))

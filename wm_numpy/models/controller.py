@@ -1,4 +1,4 @@
-"""C: a linear layer (equation 1 of the paper) and a tanh, for a whole population at once; or two, for its ablation.
+"""C: a linear layer (the paper's equation 1) and a tanh, for a whole population at once; or two, for its ablation.
 
 Letters: P population, E episodes, F features, A action.
 """
@@ -12,7 +12,7 @@ from ..core.ops import linear_forward
 
 
 def controller_size(sizes: Sequence[int], bias: bool) -> int:
-    """Parameters of a candidate: 867 for [z h] of CarRacing, 99 for z, 1,443 with 40 units between; Doom 1,088."""
+    """The number of C's parameters: CarRacing 867 for [z h], 99 for z, 1,443 with 40 hidden units; Doom 1,088."""
     return sum((inputs + bias) * outputs for inputs, outputs in pairwise(sizes))
 
 
@@ -34,7 +34,7 @@ class Controller:
             self.layers.append((w.reshape(-1, inputs, outputs), b))
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """(P * E, F), the E rows of a candidate together -> actions (P * E, A) in [-1, 1]."""
+        """(P * E, F), E consecutive rows per candidate -> actions (P * E, A) in [-1, 1]."""
         x = features.reshape(self.population, -1, features.shape[-1])  # (P, E, F)
         for w, b in self.layers:
             y, _ = linear_forward(x, w, b)
