@@ -12,7 +12,8 @@ import numpy as np
 from ..core.arrays import Params
 from ..settings.config import Config, flat, from_flat
 from ..settings.tasks import find
-from ..system.files import DataError, is_empty, read_arrays, read_records, whole, write
+from ..system.files import DataError, is_empty, read_arrays, read_records, write
+from ..system.process import temporary_folder
 from .controller import Controller, controller_size
 from .mdnrnn import MDNRNN
 from .vae import VAE
@@ -138,7 +139,9 @@ def export(run: str | Path, folder: Path) -> None:
     files = {name: read_arrays(source / name) for name in names if (source / name).exists()}
     paths = sorted(source.glob("recorded/*.npy")) or sorted(source.glob("series/*/*.npy"))[-100:]
     series = [read_records(path, "reward") for path in paths]
-    with whole(folder) as new:
+    folder.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(folder) as beside:  # all of it, or nothing
+        new = Path(beside)
         for name, x in files.items():
             x = {k: v.astype(np.float16) if v.dtype.kind == "f" else v for k, v in x.items()}
             if not all(np.isfinite(v).all() for v in x.values()):
@@ -148,3 +151,5 @@ def export(run: str | Path, folder: Path) -> None:
             best = max(series, key=lambda episode: episode["reward"].sum())
             write(new / "recorded" / "000000.npy", best)
         write(new / "config.json", flat(load_config(source)))
+        for path in list(new.iterdir()):
+            path.replace(folder / path.name)

@@ -25,6 +25,8 @@ from ..system import threads
 
 PIECE = 50  # frames for one thread at a time; fixed, so that no result depends on the threads
 OUTPUTS = 400  # outputs of deconv1, likewise
+CONVS = ("conv1", "conv2", "conv3", "conv4")  # each before a ReLU
+DECONVS = ("deconv2", "deconv3", "deconv4")  # each after a ReLU
 
 
 class VAE:
@@ -181,59 +183,48 @@ class VAE:
     def _encode(self, x: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple]:
         """Frames (N, 64, 64, 3) -> (mu, logvar), each (N, Z)."""
         p = self.params
-        x, conv1 = conv_forward(x, p["conv1.w"], p["conv1.b"])  # (N, 31, 31, 32)
-        x, relu1 = relu_forward(x)
-        x, conv2 = conv_forward(x, p["conv2.w"], p["conv2.b"])  # (N, 14, 14, 64)
-        x, relu2 = relu_forward(x)
-        x, conv3 = conv_forward(x, p["conv3.w"], p["conv3.b"])  # (N, 6, 6, 128)
-        x, relu3 = relu_forward(x)
-        x, conv4 = conv_forward(x, p["conv4.w"], p["conv4.b"])  # (N, 2, 2, 256)
-        x, relu4 = relu_forward(x)
+        layers = []
+        for name in CONVS:  # -> (N, 31, 31, 32), (N, 14, 14, 64), (N, 6, 6, 128), (N, 2, 2, 256)
+            x, conv = conv_forward(x, p[name + ".w"], p[name + ".b"])
+            x, relu = relu_forward(x)
+            layers.append((conv, relu))
         x = x.reshape(-1, 1024)
         mu, mu_cache = linear_forward(x, p["mu.w"], p["mu.b"])
         logvar, logvar_cache = linear_forward(x, p["logvar.w"], p["logvar.b"])
-        cache = (conv1, relu1, conv2, relu2, conv3, relu3, conv4, relu4, mu_cache, logvar_cache)
-        return (mu, logvar), cache
+        return (mu, logvar), (layers, mu_cache, logvar_cache)
 
     def _encode_backward(self, dmu: np.ndarray, dlogvar: np.ndarray, cache: tuple, g: dict) -> None:
         """Put the encoder's gradients into g, from dmu and dlogvar (N, Z)."""
-        conv1, relu1, conv2, relu2, conv3, relu3, conv4, relu4, mu_cache, logvar_cache = cache
+        layers, mu_cache, logvar_cache = cache
         dx_logvar, g["logvar.w"], g["logvar.b"] = linear_backward(dlogvar, logvar_cache)
         dx_mu, g["mu.w"], g["mu.b"] = linear_backward(dmu, mu_cache)
         dx = (dx_mu + dx_logvar).reshape(-1, 2, 2, 256)
-        (dx,) = relu_backward(dx, relu4)
-        dx, g["conv4.w"], g["conv4.b"] = conv_backward(dx, conv4)
-        (dx,) = relu_backward(dx, relu3)
-        dx, g["conv3.w"], g["conv3.b"] = conv_backward(dx, conv3)
-        (dx,) = relu_backward(dx, relu2)
-        dx, g["conv2.w"], g["conv2.b"] = conv_backward(dx, conv2)
-        (dx,) = relu_backward(dx, relu1)
-        _, g["conv1.w"], g["conv1.b"] = conv_backward(dx, conv1, need_dx=False)
+        for name, (conv, relu) in zip(CONVS[::-1], layers[::-1], strict=True):
+            (dx,) = relu_backward(dx, relu)
+            need_dx = name != "conv1"
+            dx, g[name + ".w"], g[name + ".b"] = conv_backward(dx, conv, need_dx)
 
     def _decode(self, z: np.ndarray) -> tuple[np.ndarray, tuple]:
         """z (N, Z) -> y (N, 64, 64, 3), in (0, 1)."""
         p = self.params
         x, dense = linear_forward(z, p["dense.w"], p["dense.b"])  # (N, 1024)
         x, deconv1 = linear_forward(x, *_on_one_pixel(p))  # (N, 5 * 5 * 128)
-        x, relu1 = relu_forward(x.reshape(-1, 5, 5, 128))
-        x, deconv2 = conv_transpose_forward(x, p["deconv2.w"], p["deconv2.b"])  # (N, 13, 13, 64)
-        x, relu2 = relu_forward(x)
-        x, deconv3 = conv_transpose_forward(x, p["deconv3.w"], p["deconv3.b"])  # (N, 30, 30, 32)
-        x, relu3 = relu_forward(x)
-        x, deconv4 = conv_transpose_forward(x, p["deconv4.w"], p["deconv4.b"])  # (N, 64, 64, 3)
+        x = x.reshape(-1, 5, 5, 128)
+        layers = []
+        for name in DECONVS:  # -> (N, 13, 13, 64), (N, 30, 30, 32), (N, 64, 64, 3)
+            x, relu = relu_forward(x)
+            x, deconv = conv_transpose_forward(x, p[name + ".w"], p[name + ".b"])
+            layers.append((relu, deconv))
         y, sigmoid = core.sigmoid_forward(x)
-        return y, (dense, deconv1, relu1, deconv2, relu2, deconv3, relu3, deconv4, sigmoid)
+        return y, (dense, deconv1, layers, sigmoid)
 
     def _decode_backward(self, dy: np.ndarray, cache: tuple, g: dict) -> tuple[np.ndarray, tuple]:
         """dy (N, 64, 64, 3) -> dz (N, Z), and deconv1's (h, da); puts the decoder's other gradients into g."""
-        dense, deconv1, relu1, deconv2, relu2, deconv3, relu3, deconv4, sigmoid = cache
+        dense, deconv1, layers, sigmoid = cache
         (dx,) = core.sigmoid_backward(dy, sigmoid)
-        dx, g["deconv4.w"], g["deconv4.b"] = conv_transpose_backward(dx, deconv4)
-        (dx,) = relu_backward(dx, relu3)
-        dx, g["deconv3.w"], g["deconv3.b"] = conv_transpose_backward(dx, deconv3)
-        (dx,) = relu_backward(dx, relu2)
-        dx, g["deconv2.w"], g["deconv2.b"] = conv_transpose_backward(dx, deconv2)
-        (dx,) = relu_backward(dx, relu1)
+        for name, (relu, deconv) in zip(DECONVS[::-1], layers[::-1], strict=True):
+            dx, g[name + ".w"], g[name + ".b"] = conv_transpose_backward(dx, deconv)
+            (dx,) = relu_backward(dx, relu)
         da = dx.reshape(-1, 5 * 5 * 128)
         dh, _, _ = linear_backward(da, deconv1, need_dw=False)
         dz, g["dense.w"], g["dense.b"] = linear_backward(dh, dense)

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shutil
 import time
 import warnings
 from collections.abc import Iterator
@@ -50,19 +49,6 @@ def write(path: Path, content: np.ndarray | dict | list | bytes) -> None:
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """A hidden folder inside, for files that belong together: at the end all of them move up; after an error, none."""
-    sweep_once(folder)
-    beside = folder / f".{mark()}.part"
-    try:
-        yield beside
-        for path in list(beside.iterdir()):
-            path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextmanager

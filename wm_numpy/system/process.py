@@ -64,10 +64,10 @@ def mark() -> str:
     return f"{MARK}{os.getpid()}"
 
 
-def temporary_folder(parent: str | None = None) -> tempfile.TemporaryDirectory:
-    """A TemporaryDirectory that is removed even if this process is killed: by the next one."""
+def temporary_folder(parent: str | Path | None = None) -> tempfile.TemporaryDirectory:
+    """A hidden TemporaryDirectory that is removed even if this process is killed: by the next one."""
     sweep_once(Path(parent or tempfile.gettempdir()))
-    return tempfile.TemporaryDirectory(prefix=f"{mark()}-", dir=parent)
+    return tempfile.TemporaryDirectory(prefix=f".{mark()}-", dir=parent)
 
 
 def sweep(folder: Path | None = None, own: bool = False) -> None:
