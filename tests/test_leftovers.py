@@ -39,8 +39,8 @@ def holder(tmp_path, monkeypatch):
     monkeypatch.setattr(process, "SHARED", str(tmp_path))
     begun = []
 
-    def start(name: str, how: str = "mapped") -> subprocess.Popen:
-        argv = [sys.executable, "-c", HOLD, tmp_path, tmp_path / name, how]
+    def start(name: str, held: str = "mapped") -> subprocess.Popen:
+        argv = [sys.executable, "-c", HOLD, tmp_path, tmp_path / name, held]
         begun.append(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE))
         begun[-1].stdout.readline()
         return begun[-1]
@@ -53,9 +53,9 @@ def holder(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("how", ["mapped", "open"])
-def test_dead_ones_only(how, holder, tmp_path):
-    dead, living = holder("ViZDoomMQCtr1"), holder("ViZDoomMQCtr2", how)
+@pytest.mark.parametrize("held", ["mapped", "open"])
+def test_dead_ones_only(held, holder, tmp_path):
+    dead, living = holder("ViZDoomMQCtr1"), holder("ViZDoomMQCtr2", held)
     (tmp_path / "ViZ").touch()
     another = MARK.replace(platform.node(), "moon")
     for name in (
@@ -82,22 +82,22 @@ def test_an_engine_that_was_killed_while_it_started(tmp_path):
     """Its memory and its folder go when the next one starts."""
     pytest.importorskip("vizdoom")
     start = "from wm_numpy.worlds.envs import make_env; make_env('doom')"
-    how = {"cwd": ROOT, "env": os.environ | {"TMPDIR": str(tmp_path)}}
+    place = {"cwd": ROOT, "env": os.environ | {"TMPDIR": str(tmp_path)}}
     shared = Path("/dev/shm")
 
-    def mine(pid: int) -> set[str]:
-        """What a process has mapped of it."""
+    def mapped(pid: int) -> set[str]:
+        """The shared memory that a process has mapped."""
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
         return {line.split()[-1] for line in lines if "/dev/shm/ViZDoom" in line}
 
-    killed = subprocess.Popen([sys.executable, "-c", start], **how)
-    while not (left := mine(killed.pid)):
+    killed = subprocess.Popen([sys.executable, "-c", start], **place)
+    while not (left := mapped(killed.pid)):
         assert killed.poll() is None
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert any(tmp_path.iterdir()) and left <= set(map(str, shared.iterdir()))
-    subprocess.run([sys.executable, "-c", start], check=True, **how)
+    subprocess.run([sys.executable, "-c", start], check=True, **place)
     assert not any(tmp_path.iterdir()) and not left & set(map(str, shared.iterdir()))
 
 

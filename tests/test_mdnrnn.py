@@ -147,20 +147,6 @@ def test_a_batch_of_none_costs_nothing(m):
     assert not any(losses.values()) and not gradient.any()
 
 
-def test_outputs_are_those_of_every_step(m):
-    batch = make_batch(np.random.default_rng(6))
-    outputs = m.outputs(batch)
-    assert set(outputs) == {"done_logit", "reward", "value"}
-    state = m.initial_state(B)
-    for t in range(T):
-        state = m.step(batch["z"][:, t], batch["action"][:, t], state, batch["restart"][:, t])
-        y = m.predict(state[0])
-        for name, told in outputs.items():
-            assert told.shape == (B, T)
-            np.testing.assert_allclose(told[:, t], getattr(y, name), rtol=1e-10)
-    assert MDNRNN(MDNRNNConfig(hidden=H, mixtures=K), Z, A, dtype=np.float64).outputs(batch) == {}
-
-
 def test_same_bits_on_any_number_of_threads(m, monkeypatch):
     monkeypatch.setattr(mdnrnn, "PIECE", 4)  # 11 sequences: 4 + 4 + 3
     rng = np.random.default_rng(7)

@@ -82,8 +82,8 @@ class MDNRNN:
     def follow(self, z: Array, action: Array, restart: Array) -> Iterator[tuple]:
         """Recorded steps, z (T, n, Z), action (T, n, A), restart (T, n) -> M's state after each, from zeros."""
         state = self.initial_state(z.shape[1])
-        for step in zip(z, action, restart, strict=True):
-            state = self.step(*step[:2], state, step[2])
+        for z_t, action_t, restart_t in zip(z, action, restart, strict=True):
+            state = self.step(z_t, action_t, state, restart_t)
             yield state
 
     def predict(self, h: Array) -> Prediction:
@@ -158,7 +158,10 @@ class MDNRNN:
     def _piece(self, batch: dict, scale: dict[str, float]) -> tuple[dict[str, float], Array]:
         """What b sequences contribute to the losses and to the gradient."""
         grads = Params(self.params.shapes, np.zeros_like(self.params.flat))
-        (h, c), lstm_cache = self._run_batch(batch)  # (T, b, H)
+        z, action = (batch[name].swapaxes(0, 1) for name in ("z", "action"))  # (T, b, ...)
+        restart = batch["restart"].T if "restart" in batch else None
+        start = self.initial_state(z.shape[1])
+        (h, c), lstm_cache = self._run(z, action, restart, start)  # (T, b, H), (b, H)
         rows = h.reshape(-1, h.shape[2])  # (T b, H)
         targets = {}  # (T b, Z) or (T b, 1)
         for name in ("z_next", "z_mask", "value_mask", *self.heads):
@@ -209,17 +212,3 @@ class MDNRNN:
             (dy,) = ops.squared_error_backward(1, loss_cache)
         dh, grads[name + ".w"][...], grads[name + ".b"][...] = linear_backward(dy, linear_cache)
         return loss, dh
-
-    def outputs(self, batch: dict[str, Array]) -> dict[str, Array]:
-        """done_logit, reward, value (B, T) of every step, where M has the head."""
-        (h, _), _ = self._run_batch(batch)
-        y = self.predict(h.reshape(-1, h.shape[2]))
-        heads = {"done_logit": y.done_logit, "reward": y.reward, "value": y.value}
-        return {name: x.reshape(h.shape[:2]).T for name, x in heads.items() if x is not None}
-
-    def _run_batch(self, batch: dict[str, Array]) -> tuple:
-        """_run over whole sequences from a zero state."""
-        z = batch["z"].swapaxes(0, 1)  # (T, B, Z)
-        action = batch["action"].swapaxes(0, 1)  # (T, B, A)
-        restart = batch["restart"].T if "restart" in batch else None
-        return self._run(z, action, restart, self.initial_state(z.shape[1]))
