@@ -283,10 +283,12 @@ def test_a_world_that_ignores_its_seed_is_told_of(tmp_path):
     assert all(not list(examined(find(name))) for name in known())
 
 
-def test_large_rewards_weigh_less(tmp_path):
-    """A landing is worth 100 times a frame; where rewards are small nothing is changed."""
-    weights = [suggested(find(f"gym:{name}")) for name in ("Pendulum-v1", "CartPole-v1")]
-    assert weights == ["mdnrnn.reward_weight=1e-1", "mdnrnn.reward_weight=1e-0"]
+def test_what_random_play_asks_for(tmp_path):
+    """Large rewards weigh less, where they are small nothing is changed; of short episodes there are more."""
+    asked = [suggested(find(f"gym:{name}"), 400) for name in ("Pendulum-v1", "CartPole-v1")]
+    assert asked[0] == ["mdnrnn.reward_weight=1e-1", "collect.episodes=400"]
+    assert asked[1][0] == "mdnrnn.reward_weight=1e-0"
+    assert 1200 < int(asked[1][1].removeprefix("collect.episodes=")) <= 2000
     assert resolve("gym:Pendulum-v1").mdnrnn.reward_weight == 0.1
     assert resolve("gym:Pendulum-v1", "quick", ["mdnrnn.reward_weight=3"]).mdnrnn.reward_weight == 3
 

@@ -227,7 +227,8 @@ def resolve(task: str, preset: str = "quick", settings: Iterable = (), seed: int
         raise SettingError(str(error)) from error
     _, own, _ = read_preset(world.name, preset)
     own |= {"task": world.name, "preset": preset, "seed": seed}
-    return from_flat(own | pairs([*suggested(world), *world.settings.split(), *settings]))
+    more = suggested(world, int(own.get("collect.episodes", 0)))
+    return from_flat(own | pairs([*more, *world.settings.split(), *settings]))
 
 
 def pairs(settings: Iterable[str]) -> dict[str, str]:

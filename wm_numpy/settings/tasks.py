@@ -165,11 +165,11 @@ def _found(name: str) -> Task:
     return task
 
 
-def suggested(task: Task) -> list[str]:
-    """Settings that a world of one's own asks for beyond a preset."""
+def suggested(task: Task, episodes: int) -> list[str]:
+    """Settings that a world of one's own asks for beyond a preset, which has so many random episodes."""
     if task.name in known():
         return []
-    return [import_module("..worlds.unknown", __package__).suggested(task)]
+    return import_module("..worlds.unknown", __package__).suggested(task, episodes)
 
 
 def _of_file(path: Path, attribute: str) -> Task:

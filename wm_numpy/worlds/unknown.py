@@ -15,6 +15,8 @@ from ..settings.tasks import Task, TaskError, known
 from .envs import EnvironmentFailed, failure, made, make_env, seen
 from .policies import random_policy
 
+ENOUGH = 100  # frames of a random episode, for as many of them as a preset has
+
 
 def registered(name: str) -> Task:
     """The world gym:ID or gym:MODULE:ID."""
@@ -131,15 +133,22 @@ def _opening(task: Task) -> bytes:
     return told
 
 
-def suggested(task: Task, frames: int = 300) -> str:
-    """The setting that large rewards ask for, in powers of ten: beside them M would learn nothing else."""
+def suggested(task: Task, episodes: int, frames: int = 300) -> list[str]:
+    """Settings that follow from some random play, where a preset has so many random episodes.
+
+    Large rewards weigh less, in powers of ten: beside them M would learn nothing else. Where random play is short, as
+    CartPole's 20 frames, there are up to five times as many episodes.
+    """
     policy = random_policy(task.name, np.random.default_rng(0), hold=8)
-    rewards = []
+    rewards, ends = [], 0
     with closing(make_env(task)) as env:
         env.reset(seed=0)
         for _ in range(frames):
             _, reward, terminated, truncated, _ = env.step(policy())
             rewards.append(reward)
             if terminated or truncated:
+                ends += 1
                 env.reset()
-    return f"mdnrnn.reward_weight=1e-{round(np.log10(max(1, np.var(rewards))))}"
+    weight = f"mdnrnn.reward_weight=1e-{round(np.log10(max(1, np.var(rewards))))}"
+    more = np.clip(ENOUGH * ends / frames, 1, 5)
+    return [weight, f"collect.episodes={round(episodes * more)}"]
