@@ -690,8 +690,8 @@ def test_recorded_episodes_are_played_here(doom_run, tmp_path, monkeypatch):
     """Not on a cluster, whose disks are others."""
     asked, agent = [], Agent.load(doom_run)
 
-    def processes(function, jobs, *setup, executor=None, **how):
-        asked.append(executor)
+    def processes(function, jobs, shared, retry, log, pool):
+        asked.append(pool)
         return [(i, (np.zeros(1), np.zeros(1, int))) for i in range(len(jobs))]
 
     monkeypatch.setattr(parallel, "processes", processes)
@@ -699,7 +699,7 @@ def test_recorded_episodes_are_played_here(doom_run, tmp_path, monkeypatch):
     for recorded in (None, paths):
         blind_rollouts("doom", np.array([1]), paths=recorded)
         real_rollouts(agent, agent.theta[None], np.array([1]), paths=recorded)
-    assert asked == [None, None, parallel.SPAWN, parallel.SPAWN]
+    assert asked == [None, None, parallel.Local, parallel.Local]
 
 
 def test_a_process_changes_its_environments_with_the_task(monkeypatch):
@@ -711,14 +711,19 @@ def test_a_process_changes_its_environments_with_the_task(monkeypatch):
             self.closed = True
 
     monkeypatch.setattr(envs, "make_env", Env)
-    monkeypatch.setattr(episodes, "_envs", [])
-    monkeypatch.setattr(episodes, "_kind", None)
-    first = episodes._environments("doom", 1, 2, keep=False)
-    assert episodes._environments("doom", 1, 1, keep=True) == first[:1]
+    episodes._kept.cache_clear()
+    with episodes._environments("doom", 1, 2, keep=False) as first:
+        pass
+    with episodes._environments("doom", 1, 1, keep=True) as again:
+        assert again == first[:1] and again[0].keep
     for kind in (("doom", 4), ("carracing", 4)):
-        (env,) = episodes._environments(*kind, 1, keep=False)
-        assert env.env.made == kind and not env.env.closed
-    assert all(env.env.closed for env in first)
+        with episodes._environments(*kind, 1, keep=False) as (env,):
+            assert env.env.made == kind
+    with pytest.raises(envs.EnvironmentDied), episodes._environments("carracing", 4, 1, False):
+        raise envs.EnvironmentDied
+    with episodes._environments("carracing", 4, 1, keep=False) as (new,):
+        assert new is not env and env.env.closed and not new.env.closed
+    episodes._kept.cache_clear()
 
 
 @pytest.mark.parametrize("change", ["vae.updates=4", "evolve.tau=1.0", "collect.episodes=3"])
@@ -840,7 +845,7 @@ def test_seeds_of_different_purposes_never_meet():
 def test_the_score_is_on_seeds_of_its_own(monkeypatch):
     seen = []
 
-    def rollouts(task, seeds, *rest):
+    def rollouts(task, seeds, **how):
         seen.extend(seeds)
         return np.arange(4.0), np.ones(4, int)
 

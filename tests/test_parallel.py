@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -24,20 +24,13 @@ HERE = Path(__file__).resolve().parent
 
 # ------------------------------------------------------------- jobs, importable by name in a spawned worker
 
-_value = None
-
 
 class Retried(RuntimeError):
     pass
 
 
-def set_value(value):
-    global _value
-    _value = value
-
-
-def times(x):
-    return x * _value
+def times(value, x):
+    return x * value
 
 
 def square(x):
@@ -52,8 +45,8 @@ def die_once(marker: Path, x):
     return x * x
 
 
-def die_once_after_setup(marker: Path, x):
-    return die_once(marker, x) * _value
+def die_once_times(value, marker: Path, x):
+    return die_once(marker, x) * value
 
 
 def die_always(marker: Path, x):
@@ -258,22 +251,31 @@ def test_at_least_one_worker(workers):
 # ----------------------------------------------------------------------------------------------- processes
 
 
-def thread_pool(max_workers, initializer, initargs):
+class Threads(ThreadPoolExecutor):
     """In place of processes, which take a second to start."""
-    return ThreadPoolExecutor(max_workers)
+
+    def __init__(self, count: int, shared: tuple):
+        super().__init__(count)
+        self.shared = shared
+
+    def submit(self, function, *job):
+        return super().submit(function, *self.shared, *job)
+
+    def kill(self):
+        self.shutdown(cancel_futures=True)
 
 
-def test_results_by_index_after_setup(workers):
+def test_results_by_index_with_what_is_shared(workers):
     workers(2)
     jobs = [(i,) for i in range(33)]
-    assert dict(parallel.processes(times, jobs, set_value, (10,))) == {i: 10 * i for i in range(33)}
+    assert dict(parallel.processes(times, jobs, (10,))) == {i: 10 * i for i in range(33)}
     assert list(parallel.processes(square, [])) == []
 
 
-def test_the_start_of_a_worker_carries_no_setup():
+def test_the_start_of_a_worker_does_not_carry_what_is_shared():
     """Ctrl-C would wait for it: an agent has 25 MB, a pipe takes 64 kB."""
-    pool = parallel.SPAWN(1, set_value, (bytes(10**6),))
-    assert len(pickle.dumps(pool._initargs)) < 1000
+    pool = parallel.Local(1, (bytes(10**6),))
+    assert len(pickle.dumps((pool._initargs, pool._shared))) < 1000
     assert len(pool.submit(times, 2).result()) == 2 * 10**6
     pool.shutdown()
 
@@ -294,8 +296,8 @@ def test_pieces_are_nearly_equal_even_in_number_or_one(n, size, whole, sizes):
     assert sorted(s.stop - s.start for s in pieces) == sizes
 
 
-def test_any_executor(workers):
-    assert dict(parallel.processes(square, [(2,), (3,)], executor=thread_pool)) == {0: 4, 1: 9}
+def test_any_pool(workers):
+    assert dict(parallel.processes(times, [(2,), (3,)], (2,), pool=Threads)) == {0: 4, 1: 6}
 
 
 def test_a_killed_worker_is_replaced(tmp_path, workers):
@@ -321,9 +323,7 @@ def test_a_job_that_always_dies_ends_it(others, tmp_path, workers):
 def test_chosen_exceptions_are_retried(tmp_path, workers):
     workers(1)
     lines = []
-    play = partial(
-        parallel.processes, fail, retry=(Retried,), log=lines.append, executor=thread_pool
-    )
+    play = partial(parallel.processes, fail, retry=(Retried,), log=lines.append, pool=Threads)
     assert dict(play([(tmp_path / "a", 2)])) == {0: "done"}
     assert len(lines) == 2 and "the game is gone" in lines[0]
     with pytest.raises(WorkerError, match="3 times: the game is gone"):
@@ -334,7 +334,7 @@ def test_chosen_exceptions_are_retried(tmp_path, workers):
 def test_other_exceptions_are_raised(workers):
     workers(1)
     with pytest.raises(KeyError, match="boom"):
-        list(parallel.processes(boom, [()], retry=(Retried,), executor=thread_pool))
+        list(parallel.processes(boom, [()], retry=(Retried,), pool=Threads))
 
 
 def test_an_error_does_not_wait_for_other_jobs(tmp_path, workers):
@@ -410,17 +410,24 @@ def test_signals_that_are_ignored_stay_so():
 
 # ------------------------------------------------------------------------------------------------ a cluster
 
-_setups = 0
+_arrivals = 0
 
 
-def count_setups(value):
-    global _setups
-    _setups += 1
-    set_value(value)
+class Counted(int):
+    """Counts in each process how often it arrived there."""
+
+    def __reduce__(self):
+        return arrived, (int(self),)
 
 
-def setups_here(x):
-    return os.getpid(), _setups, x * _value, threads.workers()
+def arrived(value):
+    global _arrivals
+    _arrivals += 1
+    return Counted(value)
+
+
+def arrivals(value, x):
+    return os.getpid(), _arrivals, int(x * value), threads.workers()
 
 
 @pytest.fixture(scope="module")
@@ -438,19 +445,24 @@ def dask_cluster():
 @pytest.fixture
 def on_cluster(dask_cluster):
     """Sets Dask's workers to be what `processes` uses, for one test."""
-    before = parallel._executor
-    parallel.use_cluster(dask_cluster)
-    client = parallel._executor.args[0]
+    with cluster(dask_cluster):
+        yield
+
+
+@contextmanager
+def cluster(address: str):
+    before = parallel._pool
+    parallel.use_cluster(address)
+    client = parallel._pool.args[0]
     yield
-    parallel._executor = before
+    parallel._pool = before
     client.close()
 
 
-def test_setup_travels_once_to_each_worker_of_a_cluster(on_cluster):
+def test_what_is_shared_travels_once_to_each_worker_of_a_cluster(on_cluster):
     for call, value in enumerate((10, 20), 1):
-        found = dict(
-            parallel.processes(setups_here, [(i,) for i in range(40)], count_setups, (value,))
-        )
+        jobs = [(i,) for i in range(40)]
+        found = dict(parallel.processes(arrivals, jobs, (Counted(value),)))
         products = {i: product for i, (_, _, product, _) in found.items()}
         assert products == {i: value * i for i in range(40)}
         pids = {pid for pid, *_ in found.values()}
@@ -478,38 +490,32 @@ def test_a_generation_on_a_cluster_equals_one_here(on_cluster, workers):
     vectors = np.random.default_rng(0).standard_normal((3, len(agent.theta)))
     seeds = np.array([3, 1, 4])  # 9 episodes: a group of 8, and one
     there = episodes.real_rollouts(agent, vectors, seeds)
-    parallel._executor = parallel.SPAWN
+    parallel._pool = parallel.Local
     here = episodes.real_rollouts(agent, vectors, seeds)
     assert all(np.array_equal(a, b) for a, b in zip(there, here, strict=True))
     assert len(set(here[0].flat)) > 5
 
 
 def test_the_only_worker_of_a_cluster_dies(tmp_path):
-    """And with it what setup had brought there; another one takes its place."""
+    """And with it what is shared; another one takes its place."""
     distributed = pytest.importorskip("distributed")
     alone = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
     jobs = [(tmp_path / "died", x) for x in (1, 3, 5)]
-    with distributed.LocalCluster(**alone) as local:
-        executor = parallel.cluster(local.scheduler_address)
-        play = partial(parallel.processes, die_once_after_setup, jobs, executor=executor)
-        found = dict(play(set_value, (10,)))
-        executor.args[0].close()
+    with distributed.LocalCluster(**alone) as local, cluster(local.scheduler_address):
+        found = dict(parallel.processes(die_once_times, jobs, (10,)))
     assert found == {0: 10, 1: 90, 2: 250} and (tmp_path / "died").exists()
 
 
 def test_the_scheduler_of_a_cluster_dies(tmp_path):
-    class Cancelled(ThreadPoolExecutor):
+    class Cancelled(Threads):
         def submit(self, *job):
             future = Future()
             future.cancel()
             future.set_running_or_notify_cancel()
             return future
 
-    def executor(max_workers, initializer, initargs):
-        return Cancelled(max_workers)
-
     with pytest.raises(WorkerError, match="scheduler is gone"):
-        list(parallel.processes(square, [(2,)], executor=executor))
+        list(parallel.processes(square, [(2,)], pool=Cancelled))
 
 
 @pytest.mark.parametrize(
@@ -528,17 +534,17 @@ def test_a_worker_of_a_cluster_that_cannot_be_used(found, said):
             return {"tcp://good:1": function(), "tcp://bad:2": found}
 
     with pytest.raises(WorkerError, match=f"worker tcp://bad:2 .*{said}"):
-        parallel._Cluster(Client(), "tcp://there:8786", 2, set_value, (1,))
+        parallel.Cluster(Client(), "tcp://there:8786", 2, (1,))
 
 
 def test_a_cluster_without_workers(monkeypatch):
     distributed = pytest.importorskip("distributed")
     monkeypatch.setattr(parallel, "PATIENCE", 0.1)
     with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as local:
-        executor = parallel.cluster(local.scheduler_address)
-        with pytest.raises(WorkerError, match=f"start `dask worker {local.scheduler_address}"):
-            list(parallel.processes(square, [(2,)], executor=executor))
-        executor.args[0].close()
+        address = local.scheduler_address
+        told = pytest.raises(WorkerError, match=f"start `dask worker {address}")
+        with cluster(address), told:
+            list(parallel.processes(square, [(2,)]))
 
 
 def test_without_dask_a_sentence(monkeypatch):

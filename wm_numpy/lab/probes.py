@@ -162,7 +162,7 @@ class Replay(NamedTuple):
 def replays(agent: Agent, series: list[np.ndarray], seeds: np.ndarray) -> list[Replay]:
     """Recorded episodes of C, played again from their seeds on all processes."""
     jobs = [(int(seed), s) for seed, s in zip(seeds, series, strict=True)]
-    found = dict(parallel.processes(_replay, jobs, _set_agent, (agent,)))
+    found = dict(parallel.processes(_replay, jobs, (agent,)))
     return [found[i] for i in range(len(jobs))]
 
 
@@ -219,17 +219,9 @@ def telling(name: str) -> Task:
     return replace(task, make=getattr(import_module(module), kind))
 
 
-_agent: Agent | None = None  # in a worker process
-
-
-def _set_agent(agent: Agent) -> None:
-    global _agent
-    _agent = agent
-
-
-def _replay(seed: int, series: np.ndarray) -> Replay:
+def _replay(agent: Agent, seed: int, series: np.ndarray) -> Replay:
     """An episode, in a worker process."""
-    agent, c = _agent, _agent.config
+    c = agent.config
     env = make_env(telling(c.task), repeat=c.repeat)
     truth = getattr(env.game.unwrapped, "truth", dict)
     rng = np.random.default_rng(seed)
