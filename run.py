@@ -12,100 +12,79 @@ def parser() -> argparse.ArgumentParser:
     # Allowed before the command or after it: SUPPRESS keeps the subparser's default from overwriting the global flag.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    common.add_argument(
-        "--workers", type=int, metavar="N", help="threads and processes (default: all cores)"
-    )
-    address = "a Dask scheduler whose workers play the real episodes: tcp://HOST:8786"
-    common.add_argument("--executor", metavar="ADDRESS", help=address)
+    text = "threads and processes (default: all cores)"
+    common.add_argument("--workers", type=int, metavar="N", help=text)
+    text = "a Dask scheduler whose workers play the real episodes: tcp://HOST:8786"
+    common.add_argument("--executor", metavar="ADDRESS", help=text)
     about = "World Models (Ha & Schmidhuber 2018) in NumPy."
     main = argparse.ArgumentParser("run.py", description=about, parents=[common])
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, help: str, run: bool = True) -> argparse.ArgumentParser:
+    def command(name: str, help: str, run: bool = True):
         sub = commands.add_parser(name, help=help, description=help, parents=[common])
         if run:
             sub.add_argument("run", help="a run folder, or the name of shipped weights")
-        return sub
+        return sub.add_argument
 
     file = {"type": Path, "metavar": "FILE"}
     changes = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+    changes["help"] = "change a setting; `settings` lists them"
 
-    train = command(
-        "train", "collect, V, encode, M, C, evaluate; resumes where it was stopped", run=False
+    add = command(
+        "train", "collect, V, encode, M, C, evaluate; resumes what was stopped", run=False
     )
-    train.add_argument("task", help="doom, carracing, FILE.py:NAME or gym:ID")
-    train.add_argument(
-        "--preset",
-        default="quick",
-        help="smoke, quick, laptop, paper; also ahead (Doom), reality (CarRacing) (default: quick)",
-    )
-    train.add_argument("--out", type=Path, help="the run folder (default: runs/TASK)")
-    train.add_argument(
-        "--stage", default="evaluate", help="the last stage to run (default: evaluate)"
-    )
-    settings = command("settings", "every setting for --set, with the paper's value", run=False)
-    settings.add_argument(
-        "task", nargs="?", default="carracing", help="as for train (default: carracing)"
-    )
-    settings.add_argument("--preset", help="shows its values, too, and why")
+    add("task", help="doom, carracing, FILE.py:NAME or gym:ID")
+    text = "smoke, quick, laptop, paper; also ahead (Doom), reality (CarRacing) (default: quick)"
+    add("--preset", default="quick", help=text)
+    add("--out", type=Path, help="the run folder (default: runs/TASK)")
+    add("--stage", default="evaluate", help="the last stage to run (default: evaluate)")
+    add("--seed", type=int, default=0)
+    add("--set", **changes)
 
-    sweep = command("sweep", "evolve C at several temperatures on one V and M: the paper's table 2")
-    sweep.add_argument("--tau", default="0.1,0.5,1.0,1.15,1.3", help="comma-separated temperatures")
-    sweep.add_argument(
-        "--seed", type=int, help="of the evolution and its episodes (default: that of RUN)"
-    )
-    sweep.add_argument(
-        "--out", type=Path, help="folder of the runs (default: runs/RUN-sweep[-SEED])"
-    )
+    add = command("settings", "every setting for --set, with the paper's value", run=False)
+    add("task", nargs="?", default="carracing", help="as for train (default: carracing)")
+    add("--preset", help="also show its values, and the reasons")
 
-    judge = command("judge", "M on held-out episodes; the same policies in dream and reality")
-    judge.add_argument("--episodes", type=int, default=50)
-    judge.add_argument("--tau", default="0.5,1.0,1.15,1.3", help="comma-separated temperatures")
+    add = command("sweep", "evolve C at several temperatures on one V and M: the paper's table 2")
+    add("--tau", default="0.1,0.5,1.0,1.15,1.3", help="comma-separated temperatures")
+    add("--seed", type=int, help="of the evolution and its episodes (default: that of RUN)")
+    add("--out", type=Path, help="folder of the runs (default: runs/RUN-sweep[-SEED])")
+    add("--set", **changes)
 
-    evaluate = command("evaluate", "play real episodes on held-out seeds")
-    evaluate.add_argument("--episodes", type=int, default=100)
-    evaluate.add_argument("--random", action="store_true", help="play the random policy instead")
-    help = "the agent before it was adapted to the real environment"
-    evaluate.add_argument("--unadapted", action="store_true", help=help)
-    evaluate.add_argument("--json", **file, help="write the score there too")
+    add = command("judge", "M on held-out episodes; the same policies in dream and reality")
+    add("--episodes", type=int, default=50)
+    add("--tau", default="0.5,1.0,1.15,1.3", help="comma-separated temperatures")
 
-    play = command("play", "play in M's dream or reality, in a browser; or watch C play", run=False)
-    play.add_argument(
-        "run", nargs="?", default="doom", help="a run folder or shipped weights (default: doom)"
-    )
-    play.add_argument("--port", type=int, default=0, help="of the page (default: any that is free)")
-    play.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines visit")
-    play.add_argument("--png", **file, help="write a moving picture: reality, V's view, dream")
-    play.add_argument(
-        "--tau", type=float, help="temperature of the dream (default: that of C's evolution)"
-    )
-    play.add_argument(
-        "--seed", type=int, help="of the first dream (default: a new one at each visit)"
-    )
-    for sub in (train, evaluate):
-        sub.add_argument("--seed", type=int, default=0)
-    for sub in (train, sweep):
-        sub.add_argument("--set", **changes, help="change a setting; `settings` lists them")
+    add = command("evaluate", "play real episodes on held-out seeds")
+    add("--episodes", type=int, default=100)
+    add("--random", action="store_true", help="play the random policy instead")
+    add("--unadapted", action="store_true", help="the agent before it was adapted to reality")
+    add("--seed", type=int, default=0)
+    add("--json", **file, help="write the score there, too")
 
-    export = command("export", "write a run's weights in float16, to keep, ship or share")
-    export.add_argument("folder", type=Path, help="where to write; every command takes it as RUN")
-    report = command("report", "the scores of a run, and its pictures in one HTML file")
-    report.add_argument(
-        "--all",
-        action="store_true",
-        help="also play real episodes, minutes of them: can its dream be trusted?",
-    )
-    report.add_argument(
-        "--episodes",
-        type=int,
-        default=24,
-        help="real episodes of each policy, with --all (default: 24)",
-    )
+    add = command("play", "play in M's dream or reality, in a browser; or watch C play", run=False)
+    add("run", nargs="?", default="doom", help="a run folder or shipped weights (default: doom)")
+    add("--port", type=int, default=0, help="of the page (default: any free one)")
+    add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines visit")
+    add("--png", **file, help="write a moving picture instead: reality, V's view, dream")
+    add("--tau", type=float, help="temperature of the dream (default: that of C's evolution)")
+    add("--seed", type=int, help="of the first dream (default: a new one at each visit)")
+
+    add = command("export", "write a run's weights in float16, to keep, ship or share")
+    add("folder", type=Path, help="where to write; every command takes it as RUN")
+
+    add = command("report", "the scores of a run, and its pictures in one HTML file")
+    text = "also play real episodes, minutes of them: can its dream be trusted?"
+    add("--all", action="store_true", help=text)
+    text = "real episodes of each policy, with --all (default: 24)"
+    add("--episodes", type=int, default=24, help=text)
+
     command("gradcheck", "check every hand-written gradient", run=False)
-    bench = command("bench", "time the hot paths beside PyTorch, pycma and Gymnasium", run=False)
-    bench.add_argument("--json", **file)
-    bench.add_argument("--only", type=lambda names: names.split(","), metavar="NAME,...")
-    bench.add_argument("--scaling", action="store_true", help="how the cost grows with each size")
+
+    add = command("bench", "time the hot paths beside PyTorch, pycma and Gymnasium", run=False)
+    add("--json", **file)
+    add("--only", type=lambda names: names.split(","), metavar="NAME,...")
+    add("--scaling", action="store_true", help="how the cost grows with each size")
     return main
 
 
@@ -114,19 +93,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv, argparse.Namespace(debug=False, workers=None, executor=None))
     if argv is None:  # a process of its own
         process.open_streams()
-        process.stop_on_signals(quiet=args.command == "play")  # whose end it is
+        process.stop_on_signals(quiet=args.command == "play")  # it has no other end
     try:
         code = perform(args) or 0
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # who read the output has gone, as `| head` does
+    except BrokenPipeError:  # the reader of the output is gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        told = "\nstopped"
-        if args.command in ("train", "sweep"):
-            told += "; the same command goes on from here"
-        print(told, file=sys.stderr)
+        resumes = "; the same command resumes" if args.command in ("train", "sweep") else ""
+        print(f"\nstopped{resumes}", file=sys.stderr)
         return 1
     except Exception as error:
         if args.debug:
@@ -143,8 +120,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def perform(args: argparse.Namespace) -> int | None:
     """Carry out a command -> exit code. `settings` and `gradcheck` need only NumPy."""
-    from wm_numpy.lab import cases as gradcases
-    from wm_numpy.settings import config
+    from wm_numpy.lab import cases
+    from wm_numpy.settings import config, tasks
     from wm_numpy.system import files, threads
     from wm_numpy.training import parallel
 
@@ -157,39 +134,38 @@ def perform(args: argparse.Namespace) -> int | None:
     if args.executor is not None:
         parallel.use_cluster(args.executor)
     if getattr(args, "tau", None) is not None:
-        settings = [f"evolve.tau={tau}" for tau in str(args.tau).split(",")]
-        taus = [config.from_flat(config.pairs([one])).evolve.tau for one in settings]
+        changes = [config.pairs([f"evolve.tau={tau}"]) for tau in str(args.tau).split(",")]
+        taus = [config.from_flat(change).evolve.tau for change in changes]
 
     if args.command == "settings":
         print(config.help_text(args.task, args.preset))
         return 0
     if args.command == "gradcheck":
-        return gradcases.main()
+        return cases.main()
 
     from wm_numpy.lab import judge, lecture, report
     from wm_numpy.models import agent
-    from wm_numpy.settings import tasks
     from wm_numpy.training import episodes, experiment, log
     from wm_numpy.worlds import unknown
 
-    mine = Path("runs") / str(getattr(args, "run", "")) / "config.json"
-    if mine.exists() and agent.run_folder(args.run).parent == agent.SHIPPED:
-        what = f"{args.run}: the weights that come with the package"
-        print(f"{what}; your own run is {mine.parent}", flush=True)
+    own = Path("runs") / str(getattr(args, "run", "")) / "config.json"
+    if own.exists() and agent.run_folder(args.run).parent == agent.SHIPPED:
+        shipped = f"{args.run}: the weights that come with the package"
+        print(f"{shipped}; your own run is {own.parent}", flush=True)
     match args.command:
         case "train":
-            if args.stage not in experiment.STAGES:
-                stages = ", ".join(experiment.STAGES)
-                raise config.SettingError(f"unknown stage {args.stage!r}: choose from {stages}")
+            stages = experiment.STAGES
+            if args.stage not in stages:
+                fault = f"unknown stage {args.stage!r}"
+                raise config.SettingError(f"{fault}: choose from {', '.join(stages)}")
             settings = config.resolve(args.task, args.preset, args.set, args.seed)
-            run = experiment.Experiment(
-                settings, args.out or Path("runs") / tasks.find(settings.task).folder
-            )
+            task = tasks.find(settings.task)
+            run = experiment.Experiment(settings, args.out or Path("runs") / task.folder)
             print(report.plan(settings, run.folder, run.disk_needed()), flush=True)
             if not run.episodes.exists():
-                for line in unknown.examined(tasks.find(settings.task)):
+                for line in unknown.examined(task):
                     print(line, flush=True)
-            run.run(experiment.STAGES[: experiment.STAGES.index(args.stage) + 1])
+            run.run(stages[: stages.index(args.stage) + 1])
             if args.stage == "evaluate":
                 print(report.table(run.folder))
                 lecture.write_page(run.folder, run.folder)
@@ -208,11 +184,11 @@ def perform(args: argparse.Namespace) -> int | None:
                 run.run(("mdnrnn", "evolve", "evaluate"))
             print(report.sweep_table(folders))
         case "evaluate":
-            player = agent.Agent.load(args.run, adapted=not args.unadapted)
-            who = None if args.random else player
-            task = player.config.task
-            result = episodes.evaluate(task, who, args.episodes, args.seed, log.Log())
-            print(report.score_line("random policy" if args.random else "agent", result))
+            loaded = agent.Agent.load(args.run, adapted=not args.unadapted)
+            name, player = ("random policy", None) if args.random else ("agent", loaded)
+            task = loaded.config.task
+            result = episodes.evaluate(task, player, args.episodes, args.seed, log.Log())
+            print(report.score_line(name, result))
             if "alone" in result:
                 print(report.score_line("C alone", result["alone"]))
                 print(report.gain(result))
@@ -220,17 +196,16 @@ def perform(args: argparse.Namespace) -> int | None:
                 files.write(args.json, result)
         case "judge":
             judge.judge(agent.Agent.load(args.run), args.episodes, taus)
+        case "play" if args.png:
+            from wm_numpy.lab import film
+
+            player = agent.Agent.load(args.run)
+            moments = film.film(player, args.seed or 0, args.tau)
+            files.write(args.png, film.animated(player, moments))
         case "play":
-            if args.png:
-                from wm_numpy.lab import film
+            from wm_numpy.demo import play
 
-                player = agent.Agent.load(args.run)
-                moments = film.film(player, args.seed or 0, args.tau)
-                files.write(args.png, film.animated(player, moments))
-            else:
-                from wm_numpy.demo import play
-
-                play.serve(args.run, args.host, args.port, seed=args.seed, tau=args.tau)
+            play.serve(args.run, args.host, args.port, seed=args.seed, tau=args.tau)
         case "report":
             folder = agent.run_folder(args.run)
             out = Path(args.run)

@@ -169,9 +169,7 @@ def test_interrupt(monkeypatch, capsys, command):
     assert run.main(command.split()) == 1
     said = capsys.readouterr().err
     assert said.startswith("\nstopped")
-    assert ("the same command goes on from here" in said) == (
-        command in ("train doom", "sweep doom")
-    )
+    assert ("the same command resumes" in said) == (command in ("train doom", "sweep doom"))
 
 
 # --------------------------------------------------------------------------------------------- damaged files

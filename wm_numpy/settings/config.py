@@ -1,14 +1,14 @@
-"""Every setting of a run in one place: frozen dataclasses, each field with its help; and how presets are read.
+"""Every setting of a run: frozen dataclasses, each field with its help; and how presets are read.
 
 The defaults are the paper's CarRacing experiment and, where the paper is silent, the authors' code. A run has phases:
-its first round; `later` rounds, of the agent's own episodes; and `real`, the evolution of C in reality after the last.
-A setting may differ in a phase, as `later.mdnrnn.updates=750`. `Config.phase` gives what holds in one, a Config without
-phases, and that is all that the code that trains ever sees.
+its first round; `later` rounds, with the agent's own episodes; and `real`, where C evolves on in reality after the
+last. A setting may differ in a phase, as in `later.mdnrnn.updates=750`. The code that trains sees one phase at a time:
+`Config.phase` gives it as a plain Config.
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
@@ -24,25 +24,21 @@ class SettingError(ValueError):
 
 
 def setting(default, help: str, low: float | None = None, high: float = math.inf, choices=()):
-    """A dataclass field with its help text and its range, both ends included; or one of the choices, or either."""
+    """A dataclass field with its help text, and the range (both ends included) or the choices of its values."""
     metadata = {"help": help, "low": low, "high": high, "choices": choices}
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Episodes for V and M to learn from: random ones in the first round, later the agent's own, with noise."""
+    """Episodes to train V and M on: random ones in the first round, later the agent's own, with noise."""
 
     episodes: int = setting(10_000, "episodes of a round", 1)
     min_length: int = setting(1, "a random episode of fewer steps is replaced by another", 1)
     hold: int = setting(10, "a random action of Doom is held for at most this many steps", 1)
     long_hold: int = setting(0, "the same in about every other episode; 0: as in the rest", 0)
-    swing: int = setting(
-        0, "in a third an action and its opposite by turns, each for up to this", 0
-    )
-    more: int = setting(
-        0, "random episodes more, for M alone: V encodes them, no frames are kept", 0
-    )
+    swing: int = setting(0, "a third of episodes alternate opposite actions, each up to this", 0)
+    more: int = setting(0, "further random episodes, for M alone; no frames are kept", 0)
     noise: float = setting(0.3, "std of the smooth noise on the agent's actions", 0)
     spread: float = setting(0.0, "std of noise on C's parameters in every third own episode", 0)
 
@@ -56,7 +52,7 @@ class Training:
     updates: int = setting(0, "updates of a round; 0: by epochs", 0)
     learning_rate: float = setting(1e-4, "Adam's, at the start; 0: nothing is learnt", 0)
     final_rate: float = setting(0.0, "what the learning rate falls to", 0)
-    clip: ClassVar[float | None] = None  # every entry of a gradient is cut to +-clip
+    clip: ClassVar[float | None] = None  # every entry of a gradient is clipped to +-clip
     falls = "how it falls: by half a cosine, or by a factor per update, such as 0.99999"
     schedule: str = setting("constant", falls, 0, 1, choices=("constant", "cosine"))
 
@@ -67,7 +63,7 @@ class VAEConfig(Training):
 
     z_size: int = setting(32, "latent dimensions", 1)
     kl_tolerance: float = setting(0.5, "free nats per latent dimension, all of them together", 0)
-    kl_weight: float = setting(1.0, "weight of the KL; twice the pixel variance V allows for", 0)
+    kl_weight: float = setting(1.0, "weight of the KL: twice the pixel variance V assumes", 0)
     foreground: float = setting(0.0, "a pixel counts 1 + this * (distance from mean frame)^2", 0)
     start: str = setting("glorot", "initial weights; he: larger ones", choices=("glorot", "he"))
 
@@ -79,11 +75,9 @@ class MDNRNNConfig(Training):
     hidden: int = setting(256, "LSTM units", 1)
     mixtures: int = setting(5, "Gaussians per latent dimension", 1)
     restart_input: bool = setting(False, "the restart flag is an input too (Doom)")
-    done_weight: float = setting(
-        0.0, "M foretells ends, an end weighs this much; 0: it does not", 0
-    )
-    reward_weight: float = setting(0.0, "M foretells rewards, their loss weighs this; 0: not", 0)
-    value_weight: float = setting(0.0, "and the discounted reward still to come, its value", 0)
+    done_weight: float = setting(0.0, "M predicts ends, an end weighs this much; 0: it does not", 0)
+    reward_weight: float = setting(0.0, "M predicts rewards, their loss weighs this; 0: not", 0)
+    value_weight: float = setting(0.0, "and the discounted reward to come, the value", 0)
     gamma: float = setting(0.95, "discount of the value, per step", 0, 1)
     window: int = setting(1000, "steps per window", 2)
     clip: ClassVar[float | None] = 1.0  # authors' code
@@ -105,13 +99,13 @@ class EvolveConfig:
     episodes: int = setting(16, "episodes per candidate", 1)
     generations: int = setting(200, "generations of a round", 1)
     sigma: float = setting(0.1, "initial step size of CMA-ES", 1e-9)
-    shrink: float = setting(1.0, "a later round's C begins from the last one's times this", 0, 1)
+    shrink: float = setting(1.0, "a later round's C starts from the last one times this", 0, 1)
     tau: float = setting(1.0, "temperature of the dream", 1e-3)
     memories: float = setting(0.0, "share of dreams that begin at any recorded moment", 0, 1)
     horizon: int = setting(0, "steps after which a dream is cut; 0: the task's limit", 0)
-    ends = "how a dream ends: where M finds that likelier; by chance; never, rewards weigh less"
+    ends = "how a dream ends: cutoff, where M's odds exceed 1; drawn; weighted, rewards count less"
     ending: str = setting("cutoff", ends, choices=("cutoff", "drawn", "weighted"))
-    odds: float = setting(1.0, "M's odds of an end count this many times", 1e-9)
+    odds: float = setting(1.0, "M's odds of an end are multiplied by this", 1e-9)
     enough: float = setting(0.0, "a dream's return counts up to this; 0: all of it", 0)
     penalty: float = setting(0.01, "fitness = mean return - penalty * mean(w^2) (authors' code)", 0)
     check_every: int = setting(25, "generations between checks of the mean in reality; 0: none", 0)
@@ -125,9 +119,7 @@ class AheadConfig:
 
     horizon: int = setting(0, "steps dreamt before each action; 0: it does not look ahead", 0)
     samples: int = setting(6, "dreams of each plan", 1)
-    margin: float = setting(
-        0.1, "a better plan brings more by this for each step of the horizon", 0
-    )
+    margin: float = setting(0.1, "how much better a plan must be, per step of the horizon", 0)
     go_on: bool = setting(False, "without a better plan: the last action again, not C's")
 
 
@@ -140,13 +132,13 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A run: everything that decides its result. `phases`: what differs, {"later.mdnrnn.updates": 750, ...}."""
+    """Everything that decides the result of a run. phases: what differs in them, {"later.mdnrnn.updates": 750}."""
 
     task: str = setting("", "the environment")
     preset: str = setting("quick", "where the numbers come from")
     seed: int = setting(0, "of everything random", 0, 2**31 - 1)
     rounds: int = setting(1, "how often to collect and train V, M, C; older data is kept", 1)
-    repeat: int = setting(1, "frames an action lasts: one step; only its last is drawn", 1, 100)
+    repeat: int = setting(1, "frames an action lasts, one step; only the last is drawn", 1, 100)
     collect: CollectConfig = CollectConfig()
     vae: VAEConfig = VAEConfig()
     mdnrnn: MDNRNNConfig = MDNRNNConfig()
@@ -166,14 +158,16 @@ class Config:
         return "real.evolve.generations" in self.phases
 
     def phase(self, phase: int | str) -> "Config":
-        """What holds in a round, counted from 1, or in "later" ones, or in "real", which goes on from the last."""
-        layers = {"later": ["later"], "real": ["later"] * (self.rounds > 1) + ["real"]}
-        if isinstance(phase, int):
-            phase = "later" if phase > 1 else "first"
+        """What holds in a round, counted from 1, or in "first", "later" or "real", which goes on from the last."""
+        layers = []
+        if phase == "later" or (isinstance(phase, int) and phase > 1):
+            layers = ["later."]
+        elif phase == "real":
+            layers = ["later."] * (self.rounds > 1) + ["real."]
         values = flat(replace(self, phases={}))
-        for layer in layers.get(phase, []):
-            own = {key: v for key, v in self.phases.items() if key.startswith(f"{layer}.")}
-            values |= {key.partition(".")[2]: value for key, value in own.items()}
+        for layer in layers:
+            own = {key: v for key, v in self.phases.items() if key.startswith(layer)}
+            values |= {key.removeprefix(layer): v for key, v in own.items()}
         if phase == "real":
             values["evolve.world"] = "real"
         return _built(values)
@@ -185,7 +179,7 @@ _FIELDS |= {f"{name}.{f.name}": f for name, section in _SECTIONS.items() for f i
 ARGUMENTS = ("task", "preset", "seed")  # of the command line
 SETTINGS = {key: f for key, f in _FIELDS.items() if key not in ARGUMENTS}  # such as "evolve.tau"
 
-# What cannot differ in later rounds, and all that can when C evolves on in reality.
+# What cannot differ in later rounds; and all that can differ when C evolves on in reality.
 SAME = (
     "rounds", "repeat", "collect.min_length", "collect.hold", "collect.long_hold", "vae.z_size",
     "vae.start", "mdnrnn.hidden", "mdnrnn.mixtures", "mdnrnn.restart_input", "mdnrnn.gamma",
@@ -199,24 +193,23 @@ REAL = (
 
 
 def preset_names(task: str) -> list[str]:
-    """The presets of a task; one without files of its own takes those of `world`."""
-    names = sorted(path.stem for path in PRESETS.glob("*.txt"))
-    own = [name for name in names if name.startswith(f"{task}-")]
-    own = own or [name for name in names if name.startswith("world-")]
-    return [name.partition("-")[2] for name in own]
+    """The presets of a task; one without files of its own has those of `world`."""
+    names = sorted(path.stem.partition("-")[::2] for path in PRESETS.glob("*.txt"))
+    own = [name for world, name in names if world == task]
+    return own or [name for world, name in names if world == "world"]
 
 
 def read_preset(task: str, name: str) -> tuple[str, dict[str, str], dict[str, str]]:
-    """What a preset is, its settings, and their reasons, by name; SettingError: there is none."""
+    """What a preset is for, its settings, and their reasons, by name; SettingError: there is none."""
     if name not in preset_names(task):
         raise SettingError(f"unknown preset {name!r}: choose from {', '.join(preset_names(task))}")
     path = PRESETS / f"{task}-{name}.txt"
     path = path if path.exists() else PRESETS / f"world-{name}.txt"
     lines = [line.partition("#")[::2] for line in path.read_text(encoding="utf-8").splitlines()]
     about = " ".join(comment.strip() for text, comment in lines if not text)
-    lines = [(text.strip(), comment.strip()) for text, comment in lines if text]
-    reasons = {text.partition("=")[0]: comment for text, comment in lines if comment}
-    return about.strip(), pairs(text for text, _ in lines), reasons
+    values = pairs(text.strip() for text, _ in lines if text)
+    reasons = {key.partition("=")[0]: why.strip() for key, why in lines if key and why}
+    return about.strip(), values, reasons
 
 
 def resolve(task: str, preset: str = "quick", settings: Iterable = (), seed: int = 0) -> Config:
@@ -248,25 +241,22 @@ def from_flat(values: dict) -> Config:
     """A Config from {"evolve.tau": 1.15, ...}, values or their text; what is missing has its default."""
     config = _built(values)
     first, later = config.phase("first"), config.phase("later")
-    for name in ("done", "reward", "value"):
-        key = f"mdnrnn.{name}_weight"
+    for key in ("mdnrnn.done_weight", "mdnrnn.reward_weight", "mdnrnn.value_weight"):
         if bool(flat(first)[key]) != bool(flat(later)[key]):
             raise SettingError(f"later.{key}: 0 in all rounds or in none, M being one network")
-    ahead, m = config.ahead, config.mdnrnn
-    if ahead.horizon and not (m.done_weight or m.reward_weight):
-        what = "ahead.horizon needs M to foretell the end or the reward"
+    m, v_learns_on = config.mdnrnn, config.rounds > 1 and later.vae.learning_rate
+    if config.ahead.horizon and not (m.done_weight or m.reward_weight):
+        fault = "ahead.horizon needs M to foretell the end or the reward"
         mend = "set mdnrnn.done_weight or mdnrnn.reward_weight, or ahead.horizon=0"
-        raise SettingError(f"{what}: {mend}")
-    frameless = first.collect.more or later.collect.more
-    if frameless and config.rounds > 1 and later.vae.learning_rate:
-        what = "collect.more keeps no frames that a later V could encode"
-        raise SettingError(f"{what}: set later.vae.learning_rate=0, or collect.more=0")
-    if config.evolve.finalists and config.rounds > 1:
-        checked = first.evolve.check_every and later.evolve.check_every
-        if not checked or later.vae.learning_rate:
-            what = "evolve.finalists are chosen by checks, of rounds with one V"
-            mend = "set evolve.check_every and later.vae.learning_rate=0, or evolve.finalists=0"
-            raise SettingError(f"{what}: {mend}")
+        raise SettingError(f"{fault}: {mend}")
+    if v_learns_on and (first.collect.more or later.collect.more):
+        fault = "collect.more keeps no frames that a later V could encode"
+        raise SettingError(f"{fault}: set later.vae.learning_rate=0, or collect.more=0")
+    unchecked = config.rounds > 1 and not (first.evolve.check_every and later.evolve.check_every)
+    if config.evolve.finalists and (unchecked or v_learns_on):
+        fault = "evolve.finalists are chosen by checks, of rounds with one V"
+        mend = "set evolve.check_every and later.vae.learning_rate=0, or evolve.finalists=0"
+        raise SettingError(f"{fault}: {mend}")
     return config
 
 
@@ -276,15 +266,15 @@ def flat(config: Config) -> dict:
 
 
 def help_text(task: str, preset: str | None = None) -> str:
-    """A line per setting: name, the paper's value, that of a preset where it is another, what it is or its reason."""
-    papers = resolve(task, "paper") if "paper" in preset_names(task) else Config()
-    papers, chosen = flat(papers), flat(resolve(task, preset)) if preset else {}
+    """A line per setting: its name, the paper's value, the preset's if that differs, its help; then the reason."""
+    paper = resolve(task, "paper") if "paper" in preset_names(task) else Config()
+    papers, chosen = flat(paper), flat(resolve(task, preset)) if preset else {}
     reasons = read_preset(task, preset)[2] if preset else {}
     rows = [("", "paper", preset or "", "")]
-    for key in [*SETTINGS, *(key for key in chosen if key not in _FIELDS)]:
-        paper, here = (str(values.get(key, "")) for values in (papers, chosen))
+    for key in dict.fromkeys([*SETTINGS, *(key for key in chosen if key not in ARGUMENTS)]):
+        usual, own = str(papers.get(key, "")), str(chosen.get(key, ""))
         text = SETTINGS[key].metadata["help"] if key in SETTINGS else ""
-        rows.append((key, paper, here if here != paper else "", text))
+        rows.append((key, usual, own if own != usual else "", text))
         if key in reasons:
             rows.append(("", "", "", f"-> {reasons[key]}"))
     line = "  {:29} {:9} {:9} {}" if preset else "  {:29} {:9} {}{}"
@@ -293,13 +283,12 @@ def help_text(task: str, preset: str | None = None) -> str:
 
 def _built(values: dict) -> Config:
     parsed = {key: _parsed(key, value) for key, value in values.items()}
-    sections = {name: {} for name in _SECTIONS}
-    for key in [key for key in parsed if key in _FIELDS and "." in key]:
-        section, _, name = key.partition(".")
-        sections[section][name] = parsed.pop(key)
-    phases = {key: parsed.pop(key) for key in [*parsed] if key not in _FIELDS}
-    made = {name: replace(_SECTIONS[name], **own) for name, own in sections.items()}
-    return Config(**parsed, **made, phases=phases)
+    own = {name: {} for name in ("", *_SECTIONS)}
+    for key in parsed.keys() & _FIELDS.keys():
+        section, _, name = key.rpartition(".")
+        own[section][name] = parsed.pop(key)
+    sections = {name: replace(default, **own[name]) for name, default in _SECTIONS.items()}
+    return Config(**own[""], **sections, phases=parsed)
 
 
 def _parsed(key: str, value):
@@ -320,11 +309,16 @@ def _parsed(key: str, value):
         raise SettingError(f"{key} cannot be: {name} is the same in all rounds")
     if phase == "real" and name not in REAL:
         raise SettingError(f"{key} cannot be: C alone evolves in reality, by its {', '.join(REAL)}")
-    kind, limits = type(known[name].default), known[name].metadata
-    low, high, choices = limits["low"], limits["high"], limits["choices"]
-    text = str(value)
+    return _converted(key, str(value), known[name])
+
+
+def _converted(key: str, text: str, setting: Field):
+    """The text as a value of the setting's type and within its range, or one of its choices."""
+    kind = type(setting.default)
+    low, high, choices = (setting.metadata[name] for name in ("low", "high", "choices"))
     if text in choices:
         return text
+    span = f"at least {low}" if high == math.inf else f"{low} to {high}"
     try:
         if choices and low is None:
             raise ValueError
@@ -332,10 +326,10 @@ def _parsed(key: str, value):
         value = flags[text.lower()] if kind is bool else kind(text)
         inside = low is None or (low <= float(value) <= high and float(value) < math.inf)
     except (ValueError, KeyError):
-        wanted = [*choices, *([f"{low} to {high}"] if choices and low is not None else [])]
-        wanted = f"one of {', '.join(wanted)}" if wanted else kind.__name__
+        wanted = kind.__name__
+        if choices:
+            wanted = f"one of {', '.join([*choices, *[span] * (low is not None)])}"
         raise SettingError(f"{key} takes {wanted}, not {text!r}") from None
     if not inside:  # nan, too
-        allowed = f"at least {low}" if high == math.inf else f"{low} to {high}"
-        raise SettingError(f"{key} = {value} is out of range: {allowed}")
+        raise SettingError(f"{key} = {value} is out of range: {span}")
     return value

@@ -35,7 +35,7 @@ def whole(name: str, number: int, least: int = 1) -> int:
 class Task:
     """How to make an environment, and what is worth knowing before one is made. Only `make` is needed.
 
-    What is None is asked of the environment itself, which is made once for that.
+    Where a field is None, the environment itself is asked; it is made once for that.
     """
 
     make: Callable  # () or (render_mode="rgb_array") -> an environment of Gymnasium
@@ -43,16 +43,10 @@ class Task:
 
     # Actions. C gives A numbers in [-1, 1].
     actions: int | None = None  # A
-    discrete: bool | None = (
-        None  # of A actions that with C's largest output is taken, M hears it one-hot
-    )
+    discrete: bool | None = None  # the largest of C's outputs chooses an action; M gets it one-hot
     act: Callable | None = None  # (A,) -> what the environment takes; by its action space
-    explore: Callable | None = (
-        None  # (A, rng, frames a step) -> actions that collect data; held at random
-    )
-    swing: int = (
-        60  # frames for which the blind baseline holds an action, before it holds its opposite
-    )
+    explore: Callable | None = None  # (A, rng, frames a step) -> actions that collect data
+    swing: int = 60  # frames for which the blind baseline holds an action, then its opposite
 
     # The picture: what V sees, shrunk to 64 x 64.
     picture: str | None = None  # "observation" or "render"
@@ -61,43 +55,34 @@ class Task:
     shows_end: bool = True  # the frame after an end is one like others; ViZDoom's is black
 
     # Time, in frames.
-    max_steps: int | None = (
-        None  # after which an episode is cut; the environment's own limit, or 1,000
-    )
+    max_steps: int | None = None  # an episode is cut there: the environment's limit, or 1,000
     fps: float | None = None  # of real play
     skips: bool = False  # the environment's step(action, count) plays `count` frames of one action
-    lengths: tuple[int, int] | None = (
-        None  # about those of an episode, random and C's: for the disk
-    )
+    lengths: tuple[int, int] | None = None  # of episodes, random and C's, roughly: for the disk
     strip_from: int = 0  # where a strip of pictures begins: little happens before
 
     # What M learns.
     reward: str = "reward"  # what its reward head predicts: info["reward"], else the reward
-    reward_range: tuple[float, float] = (
-        -np.inf,
-        np.inf,
-    )  # of a frame: a dream pays no more and no less
+    reward_range: tuple[float, float] = (-np.inf, np.inf)  # of a frame, in dreams
     ends: bool = True  # an episode can end before it is cut
-    settings: str = ""  # what differs here from a preset: "repeat=2 vae.z_size=16"
+    settings: str = ""  # what differs from a preset: "repeat=2 vae.z_size=16"
 
     # The demo.
-    keys: Mapping[str, tuple] | None = (
-        None  # left, right, up, down, 1 ... 9 -> what each adds to `rest`
-    )
+    keys: Mapping[str, tuple] | None = None  # left, right, up, down, 1 ... 9 -> added to `rest`
     rest: tuple[float, ...] | None = None  # the action while no key is held
     labels: tuple[str, ...] | None = None  # of the A numbers: what C would do
     unit: str = "points"  # of a return
     hint: str = "play"  # what a visitor is to do
-    died: str = "It is over."  # what a visitor is told of an end before the time is up
+    died: str = "It is over."  # said at an end before the time is up
 
-    # Scores to compare with; nothing of it is needed.
+    # Scores to compare with, all optional.
     solved_at: float | None = None  # mean return over 100 episodes
     paper: str = ""  # the paper's agent
     random: str = ""  # the paper's random policy
     blind: str = ""  # the blind baseline
-    # Scores of a preset's agents, one for each seed that was run
+    # Scores of a preset's agents, one per seed.
     expected: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    # Mean fitness of the population in the authors' own training logs, by generation
+    # Mean fitness of the population in the authors' own training logs, by generation.
     authors: Mapping[int, float] = field(default_factory=dict)
     # Table 2: temperature -> score in the dream, score in reality.
     table2: Mapping[float, tuple[str, str]] = field(default_factory=dict)
@@ -105,9 +90,7 @@ class Task:
     # For the rest of the package.
     packages: str = ""  # what pip installs for the environment
     face: str = ""  # its id in Gymnasium, with 64 x 64 frames: wm_numpy/FACE
-    telling: str = (
-        ""  # MODULE:CLASS, a `make` of games that tell their `truth`: what probes.py asks for
-    )
+    telling: str = ""  # MODULE:CLASS, a `make` of games with a method `truth`, for probes.py
     name: str = ""  # by which it is found, anywhere on this machine
 
     def __post_init__(self):
@@ -123,7 +106,7 @@ class Task:
         return Path(self.name.rpartition(":")[2]).name
 
     def taken(self, actions: np.ndarray) -> np.ndarray:
-        """What C wants (..., A) -> what is done, and what M hears: the same in [-1, 1], or one-hot."""
+        """C's outputs (..., A) -> the action taken, which M gets, too: clipped to [-1, 1], or one-hot."""
         if self.discrete:
             return np.eye(self.actions, dtype=np.float32)[actions.argmax(axis=-1)]
         return np.clip(actions, -1, 1)
@@ -135,19 +118,19 @@ def known() -> list[str]:
 
 
 def absolute(name: str) -> str:
-    """The name of a world as config.json keeps it: of a file, its whole path."""
+    """The name of a world as config.json keeps it: with the whole path of a file."""
     path, colon, attribute = name.rpartition(":")
     return f"{Path(path).resolve()}:{attribute}" if colon and path.endswith(".py") else name
 
 
 def find(name: str) -> Task:
-    """The world of that name, whole; TaskError says what is wrong with it."""
+    """The world of that name, complete; TaskError says what is wrong with it."""
     return _found(absolute(name))
 
 
 @lru_cache
 def _found(name: str) -> Task:
-    """The same. A world is a plug-in: what declares it is imported only when it is asked for."""
+    """A world is a plug-in: the module that declares it is imported only here."""
     path, colon, attribute = name.rpartition(":")
     if name in known():
         task = import_module(f"..worlds.{name}", __package__).TASK
@@ -173,7 +156,7 @@ def suggested(task: Task, episodes: int) -> list[str]:
 
 
 def _of_file(path: Path, attribute: str) -> Task:
-    """What a file of the user's declares under a name."""
+    """What a user's file declares under a name."""
     if not path.is_file():
         mend = "this world is declared there, put it back"
         raise TaskError(f"{path} is missing on {node()}: {mend}")
