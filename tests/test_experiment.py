@@ -651,9 +651,9 @@ def test_a_resumed_run_says_where_it_goes_on(doom_run, copy_of, capsys):
     (folder / "controller.npz").unlink()
     Experiment(tiny_config(), folder).run(STAGES[:5])
     out = capsys.readouterr().out
-    assert out.startswith("4 of 5 stages are done: goes on with evolve\n5 of 5  evolve ")
+    assert out.startswith("4 of 5 stages are done: resumes with evolve\n5 of 5  evolve ")
     Experiment(tiny_config("doom", "rounds=2"), folder).run(STAGES[:1])
-    assert "1 of 2 stages are done: goes on with collect, round 2" in capsys.readouterr().out
+    assert "1 of 2 stages are done: resumes with collect, round 2" in capsys.readouterr().out
 
 
 def test_what_explores_is_c_with_noise_that_lasts(doom_run):

@@ -386,7 +386,7 @@ def test_a_signal_ends_the_workers_too(task, number, times, tmp_path):
         assert train.wait(10) in ((1,) if times == 1 else (1, -signal.SIGINT))
         wait_until(lambda: not members(train.pid), 5)
         rest = train.stderr.read()
-        assert rest == "\nstopped; the same command goes on from here\n" or times == 2 and not rest
+        assert rest == "\nstopped; the same command resumes\n" or times == 2 and not rest
     finally:
         with suppress(ProcessLookupError):
             os.killpg(train.pid, signal.SIGKILL)

@@ -52,22 +52,6 @@ def test_lines_of_a_file_have_no_returns(capsys, monkeypatch):
     assert "\r" not in out and out.count("\n") == 3
 
 
-def test_stages_say_where_they_are(capsys):
-    log = Log()
-    names = ["collect", "vae", "encode", "mdnrnn"]
-    places = []
-    for name in log.stages(names, done=2):
-        with log.progress(name, 1, 1, "files") as report:
-            report(1)
-        places.append(name)
-    assert places == names[2:]
-    out = capsys.readouterr().out.splitlines()
-    assert out[0] == "2 of 4 stages are done: goes on with encode"
-    assert out[1].startswith("3 of 4  encode  ") and out[2].startswith("4 of 4  mdnrnn  ")
-    assert list(log.stages(names, done=0)) == names and list(log.stages(names, done=4)) == []
-    assert capsys.readouterr().out == ""
-
-
 def test_no_standard_output(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     Log().line("nobody hears it")

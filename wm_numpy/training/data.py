@@ -4,8 +4,8 @@ The one time convention: an episode of T steps has T+1 frames and T actions. act
 reward[t] and done[t] are what that very action brought, and frame[t+1] is what it led to. A file is one structured
 array of T+1 records; the last has only a frame.
 
-Nothing is held in memory but file names and lengths. A batch is drawn at random, and is a pure function of
-(seed, update): so training goes on after a kill without any generator to restore.
+Only file names and lengths are held in memory. A batch is random, but a function of (seed, update) alone: training
+resumes after a kill without a generator to restore.
 """
 
 from collections.abc import Callable
@@ -16,27 +16,25 @@ import numpy as np
 from ..core.ops import reparameterize_forward
 from ..system.files import MEND, DataError, write
 
-LIVELY = 8  # steps: if they brought nothing, the episode may be lost
-TRIES = 100  # draws of a moment before any is taken
+LIVELY = 8  # steps; where they brought no reward, all may be lost: a car far out on the grass
+TRIES = 100  # draws of another moment instead
+UNKNOWN = 0.05  # share of the reward to come that may lie beyond a cut
 
 
 def frame_dtype(action_size: int) -> np.dtype:
-    """A record of an episode. `seen` is false for a frame that never was: ViZDoom's after death."""
+    """A record of an episode. `seen` is false where there was no frame to see: ViZDoom's after death."""
     outcome = [("reward", "f4"), ("done", "?"), ("seen", "?")]
     return np.dtype([("frame", "u1", (64, 64, 3)), ("action", "f4", (action_size,)), *outcome])
 
 
 def series_dtype(z_size: int, action_size: int, value: bool = False) -> np.dtype:
     """A record of a series, an episode with its frames encoded; `value`: with the discounted returns."""
-    fields = [("mu", "f4", (z_size,)), ("logvar", "f4", (z_size,))]
-    fields += frame_dtype(action_size).descr[1:]
-    if value:
-        fields.append(("value", "f4"))
-    return np.dtype(fields)
+    latent = [("mu", "f4", (z_size,)), ("logvar", "f4", (z_size,))]
+    return np.dtype([*latent, *frame_dtype(action_size).descr[1:], *[("value", "f4")] * value])
 
 
 def encoded(episode: np.ndarray, dtype: np.dtype, encode: Callable, gamma: float = 0) -> np.ndarray:
-    """The series of an episode, of a series_dtype; encode: V's, frames -> mu, logvar; gamma: discount of the value."""
+    """An episode -> its series, of a series_dtype; encode: V's, frames -> mu, logvar; gamma: the value's discount."""
     series = np.zeros(len(episode), dtype)
     series["mu"], series["logvar"] = encode(episode["frame"])
     for name in episode.dtype.names[1:]:
@@ -46,23 +44,23 @@ def encoded(episode: np.ndarray, dtype: np.dtype, encode: Callable, gamma: float
     return series
 
 
-def discounted(reward: np.ndarray, gamma: float, ended: bool, least: float = 0.05) -> np.ndarray:
+def discounted(reward: np.ndarray, gamma: float, ended: bool) -> np.ndarray:
     """reward (T,) -> value (T + 1,): value[t] = reward[t] + gamma value[t + 1], what is still to come at frame t.
 
-    Nothing comes after an end. Where an episode was cut, the future is not known: NaN for the last frames, those at
-    which more than a share `least` of a steady reward would still be missing.
+    Nothing comes after an end. If the episode was cut instead, the value is NaN at the last frames, where more than a
+    share UNKNOWN of a steady reward would come after the cut.
     """
     value = np.zeros(len(reward) + 1)
     for t in reversed(range(len(reward))):
         value[t] = reward[t] + gamma * value[t + 1]
     if not ended:
-        missing = gamma ** np.arange(len(reward), -1, -1)  # (T + 1,)
-        value[missing > least] = np.nan
+        beyond = gamma ** np.arange(len(reward), -1, -1)  # (T + 1,)
+        value[beyond > UNKNOWN] = np.nan
     return value
 
 
 class Recorder:
-    """An environment that can save its running episode, if `keep` is true from the first step."""
+    """An environment that can save its episode, if `keep` is true from the first step."""
 
     def __init__(self, env):
         self.env = env
@@ -76,7 +74,7 @@ class Recorder:
         return frame, info
 
     def step(self, action: np.ndarray):
-        """As the environment's. What is kept as reward is what M learns to predict: info["reward"], if it is there."""
+        """As the environment's. The reward kept is the one M learns to predict: info["reward"], if there is one."""
         frame, reward, terminated, truncated, info = self.env.step(action)
         if self.keep:
             self._frames.append(frame)
@@ -98,7 +96,7 @@ class Recorder:
 
 
 class Records:
-    """The .npy files of a folder, sorted by name, records of one dtype; slices are read when asked for."""
+    """The .npy files of a folder, sorted by name, with records of one dtype; slices are read when asked for."""
 
     def __init__(self, folder: Path, dtype: np.dtype):
         self.dtype = dtype
@@ -135,21 +133,18 @@ class Records:
 
 
 class FrameBatches:
-    """update -> (batch, 64, 64, 3) uint8: frames drawn at random.
+    """update -> (batch, 64, 64, 3) uint8: frames drawn at random."""
 
-    weights (files,): how much the frames of a file count; all alike when None.
-    """
-
-    def __init__(self, episodes: Records, batch: int, seed: tuple[int, ...], weights=None):
+    def __init__(self, episodes: Records, batch: int, seed: tuple[int, ...]):
         self.episodes = episodes
         self.batch = batch
         self.seed = seed
         self.per_epoch = max(1, int(episodes.frames.sum()) // batch)
-        self.ends = _cumulative(episodes.frames, weights)
+        self.shares = _cumulative(episodes.frames)
 
     def __call__(self, update: int) -> np.ndarray:
         rng = np.random.default_rng([*self.seed, update])
-        files = np.searchsorted(self.ends, rng.random(self.batch), side="right")
+        files = np.searchsorted(self.shares, rng.random(self.batch), side="right")
         at = rng.integers(self.episodes.frames[files])
         frames = [self.episodes.read(i, t, t + 1)["frame"] for i, t in zip(files, at, strict=True)]
         return np.concatenate(frames)
@@ -159,19 +154,20 @@ class SeriesBatches:
     """update -> a batch for MDNRNN.loss_and_grad: windows of `window` steps, z drawn anew (authors' rnn.py).
 
     A window begins anywhere in an episode. Where that ends, the beginning of another follows, with the restart flag 1.
-    weights (files,): how much the steps of a file count; all alike when None.
+    weights (files,): how much the steps of a file count (default: all alike).
     """
 
     def __init__(
-        self, series: Records, batch: int, window: int, seed: tuple[int, ...], weights=None
+        self, series: Records, batch: int, window: int, seed: tuple[int, ...], weights=1.0
     ):
         self.series = series
         self.batch = batch
         self.window = window
         self.seed = seed
         self.per_epoch = max(1, int(series.steps.sum()) // (batch * window))
-        self.by_steps = _cumulative(series.steps, weights)  # for the first episode of a window
-        self.by_files = _cumulative(np.ones(len(series.steps)), weights)  # for those that follow
+        # A window's first episode is drawn by its steps; one that follows another, as often as any.
+        self.by_steps = _cumulative(series.steps * weights)
+        self.by_files = _cumulative(np.ones(len(series.steps)) * weights)
 
     def __call__(self, update: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng([*self.seed, update])
@@ -199,41 +195,37 @@ class SeriesBatches:
             start = 0
         return parts
 
-    def memories(self, n: int, steps: int) -> dict[str, np.ndarray]:
-        """n recorded moments with the steps before each, to warm M by -> arrays (n, steps + 1, ...).
+    def memories(self, n: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """n recorded moments, each the last of (n, steps + 1) records; and restart (n, steps + 1).
 
-        mu and logvar of the moment itself are the last. Where an episode is too young, zeros come before its first
-        step, and restart is 1 at that step. Nothing can be learnt where all is lost (a car far out on the grass), so
-        a moment is drawn again when the LIVELY steps before it brought nothing.
+        Where an episode is younger than `steps`, zeros come before its first record, at which restart is 1. A moment
+        is drawn again if the LIVELY steps before it brought no reward: nothing can be learnt where all is lost.
         """
         rng = np.random.default_rng([*self.seed, 1])
-        arrays = {name: [] for name in ("mu", "logvar", "action", "restart")}
-        for _ in range(n):
+        moments = np.zeros((n, steps + 1), self.series.dtype)
+        restart = np.zeros((n, steps + 1), np.float32)
+        for i in range(n):
             for _ in range(TRIES):
                 file, at = self.moment(rng)
                 first = max(0, at - steps)
                 records = self.series.read(file, first, at + 1)
                 if at < LIVELY or records["reward"][-1 - LIVELY : -1].any():
                     break
-            restart = np.zeros(len(records), np.float32)
-            restart[0] = first == 0
-            missing = steps + 1 - len(records)
-            for name, kept in arrays.items():
-                x = restart if name == "restart" else records[name]
-                kept.append(np.concatenate([np.zeros((missing, *x.shape[1:]), np.float32), x]))
-        return {name: np.stack(kept) for name, kept in arrays.items()}
+            moments[i, -len(records) :] = records
+            restart[i, -len(records)] = first == 0
+        return moments, restart
 
 
-def _cumulative(sizes: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """Sizes and weights of files (files,) -> cumulative shares: a uniform number in [0, 1) draws a file."""
-    shares = np.cumsum(sizes if weights is None else sizes * weights)
-    return shares / shares[-1]
+def _cumulative(sizes: np.ndarray) -> np.ndarray:
+    """Sizes (n,) -> cumulative shares (n,): `searchsorted` of a uniform number in [0, 1) draws by size."""
+    ends = np.cumsum(sizes)
+    return ends / ends[-1]
 
 
 def transitions(records: np.ndarray, rng: np.random.Generator, restart: bool) -> dict:
-    """T+1 records of a series -> T transitions: the arrays of MDNRNN.loss_and_grad without the batch axis.
+    """T+1 records of a series -> T transitions: the arrays of MDNRNN.loss_and_grad, without the batch axis.
 
-    z is drawn from N(mu, exp(logvar)); `restart`: the first step begins an episode.
+    z ~ N(mu, exp(logvar)); restart: the first step begins an episode.
     """
     noise = rng.standard_normal(records["mu"].shape, np.float32)
     z, _ = reparameterize_forward(records["mu"], records["logvar"], noise)
@@ -249,7 +241,7 @@ def transitions(records: np.ndarray, rng: np.random.Generator, restart: bool) ->
         "z_mask": records["seen"][1:].astype(np.float32),
     }
     if "value" in records.dtype.names:
-        value = records["value"][1:]  # of the frame that the step led to
+        value = records["value"][1:]  # of the frame that the step leads to
         parts["value"] = np.nan_to_num(value)
         parts["value_mask"] = np.isfinite(value).astype(np.float32)
     return parts

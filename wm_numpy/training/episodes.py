@@ -61,17 +61,17 @@ def evaluate(
 
 
 def play(
-    task: str, agent: Agent | None, seeds: np.ndarray, log, stage: str, round_: int, done=0, **how
+    task: str, agent: Agent | None, seeds: np.ndarray, log, stage: str, round_: int, done=0, **more
 ) -> Rollouts:
-    """Real episodes, with progress, of the agent, or of the random policy if it is None -> returns, lengths.
+    """Real episodes of the agent, or of the random policy if it is None, with progress -> returns, lengths.
 
-    done: episodes that were played before; how: further arguments of real_rollouts or blind_rollouts.
+    done: episodes that were played before; more: arguments of real_rollouts or blind_rollouts.
     """
     with log.progress(stage, round_, done + len(seeds), "episodes") as report:
-        how |= {"log": log.line, "progress": lambda n: report(done + n)}
+        more |= {"log": log.line, "progress": lambda n: report(done + n)}
         if agent is None:
-            return blind_rollouts(task, seeds, **how)
-        return real_rollouts(agent, agent.theta[None], seeds, **how)
+            return blind_rollouts(task, seeds, **more)
+        return real_rollouts(agent, agent.theta[None], seeds, **more)
 
 
 def collecting_policy(config: Config) -> Callable:
@@ -195,13 +195,7 @@ def _kept(task: str, repeat: int) -> list[Recorder]:
     return []
 
 
-def _play_group(
-    agent: Agent,
-    actor: Callable | None,
-    thetas: np.ndarray,
-    seeds: np.ndarray,
-    paths: list[Path] | None,
-) -> Rollouts:
+def _play_group(agent: Agent, actor, thetas: np.ndarray, seeds: np.ndarray, paths) -> Rollouts:
     """One episode of each row of thetas, recorded if paths are given."""
     c = agent.config
     with _environments(c.task, c.repeat, len(seeds), keep=bool(paths)) as envs:
@@ -214,13 +208,7 @@ def _play_group(
 
 
 def _play_blind(
-    task: str,
-    repeat: int,
-    min_length: int,
-    make_policy: Callable,
-    encode: Callable | None,
-    seed: int,
-    path: Path | None,
+    task: str, repeat: int, min_length: int, make_policy, encode, seed: int, path: Path | None
 ) -> tuple[float, int]:
     """One episode of at least min_length steps, if there is one in 100 attempts."""
     world = find(task)

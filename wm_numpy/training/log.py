@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,65 +16,59 @@ class Log:
     def __init__(self, folder: Path | None = None):
         self.path = folder and folder / "log.jsonl"
         self.terminal = sys.stdout is not None and sys.stdout.isatty()
-        self.place = ""  # "3 of 7  "
-        self._shown = 0  # characters of a line that the next one replaces
+        self.place = ""  # before every line of progress: "3 of 7  "
+        self._shown = 0  # characters of the line that the next one replaces
         if self.path and self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
             self.path.open("a").write("\n")  # a kill cut the last line short
 
-    def line(self, text: str, end: str = "\n") -> None:
-        """A line for people; with another end it is cut to the terminal's width, and the next line replaces it."""
-        if end != "\n":
+    def line(self, text: str, replaced: bool = False) -> None:
+        """Print a line; one to be replaced by the next is cut to the width of the terminal."""
+        if replaced:
             text = text[: shutil.get_terminal_size().columns - 1]
         back = "\r" if self._shown else ""
-        print(f"{back}{text:{self._shown}}", end=end, flush=True)
-        self._shown = 0 if end == "\n" else len(text)
+        print(f"{back}{text:{self._shown}}", end="" if replaced else "\n", flush=True)
+        self._shown = len(text) if replaced else 0
 
     def record(self, **values) -> None:
-        """A line of log.jsonl; the time is added."""
+        """Append to log.jsonl; the time is added."""
         if self.path:
             with named(self.path), open(self.path, "a") as file:
                 file.write(json.dumps({"time": round(time.time(), 1)} | values) + "\n")
 
-    def stages(self, names: Sequence[str], done: int) -> Iterator[str]:
-        """The stages that are left, in turn: says how many are done, and puts "3 of 7" before the progress of each."""
-        count = len(names)
-        if 0 < done < count:
-            self.line(f"{done} of {count} stages are done: goes on with {names[done]}")
-        for i, name in enumerate(names[done:], done + 1):
-            self.place = f"{i} of {count}  "
-            yield name
-        self.place = ""
-
     @contextmanager
     def progress(self, stage: str, round_: int, total: int, unit: str):
-        """Gives `report(done, **figures)`, which prints twice a second on a terminal, now and then in a log."""
+        """Yield `report(done, **figures)`, which prints twice a second on a terminal, every 15 s elsewhere."""
         start = time.monotonic()
-        shown = 0.0
-        kept = 0.0
+        shown = recorded = 0.0
         text = ""
-        pace = ""
         first = None
 
         def report(done: int, /, **figures) -> None:
-            nonlocal shown, kept, text, pace, first
+            nonlocal shown, recorded, text, first
             now = time.monotonic()
             last = done >= total
-            first = first or (done, now)  # a resumed stage's pace counts from here
-            if done > first[0]:
-                each = max(now - first[1], 1e-9) / (done - first[0])  # seconds
-                speed = f"{1 / each:.1f} {unit}/s"
-                if each > 1:
-                    speed = f"{each:.1f} s per {unit.removesuffix('s')}"
-                pace = f"{speed}  {(total - done) * each:.0f} s left  "
-            told = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
+            first = first or (done, now)  # the pace of a resumed stage counts from here
+            pace = _pace(done - first[0], total - done, now - first[1], unit)
+            told = "  ".join(f"{name} {x:.4g}" for name, x in figures.items())
             text = f"{self.place}{stage:9} {done:,}/{total:,} {unit}  {pace}{told}"
             if now - shown > (0.5 if self.terminal else 15) and not last:
-                self.line(text, end="" if self.terminal else "\n")
+                self.line(text, replaced=self.terminal)
                 shown = now
-            if figures and (now - kept > 1 or last or "check" in figures):
+            if figures and (now - recorded > 1 or last or "check" in figures):
                 self.record(stage=stage, round=round_, step=done, **figures)
-                kept = now
+                recorded = now
 
         yield report
         if text:
             self.line(f"{text.rstrip()}  ({time.monotonic() - start:.0f} s)")
+
+
+def _pace(done: int, left: int, seconds: float, unit: str) -> str:
+    """Rate and time left, once something is done."""
+    if not done:
+        return ""
+    each = max(seconds, 1e-9) / done
+    rate = f"{1 / each:.1f} {unit}/s"
+    if each > 1:
+        rate = f"{each:.1f} s per {unit.removesuffix('s')}"
+    return f"{rate}  {left * each:.0f} s left  "

@@ -1,7 +1,6 @@
-"""Two loops: gradient descent for V and for M, evolution for C. Both go on, to the bit, where they were killed.
+"""Two loops: gradient descent for V and M, evolution for C. Both resume, to the bit, where they were killed.
 
-In both, `state` is a file to resume from, which the caller removes when the result is safe, and
-`report(done, **figures)` hears how far they have come.
+state: a file to resume from, which the caller removes when the result is safe; report(done, **figures): progress.
 """
 
 import time
@@ -20,7 +19,7 @@ SAVE_SECONDS = 20.0  # between saves of the state
 
 
 class RunError(RuntimeError):
-    """A run that cannot start or go on; the sentence says why."""
+    """A run that cannot start or go on."""
 
 
 def learning_rate(settings: Training, update: int, updates: int) -> float:
@@ -42,8 +41,7 @@ def fit(
 ) -> None:
     """Adam, in place, by loss_and_grad: update -> losses by name, gradient (params.size,).
 
-    What loss_and_grad draws must depend on the update alone. RunError: a loss or the gradient is not finite; the
-    weights in `state`, if there are any yet, are older, and good.
+    What loss_and_grad draws must depend on the update alone. RunError: a loss or the gradient is not finite.
     """
     adam = Adam(params.size, clip=settings.clip)
     if state.exists():
@@ -55,14 +53,12 @@ def fit(
     saved_at = time.monotonic()
     for update in range(first, updates):
         losses, gradient = loss_and_grad(update)
-        wrong = "gradient" * (not np.isfinite(gradient).all())
-        wrong = wrong if np.isfinite([*losses.values()]).all() else "loss"
-        if wrong:
-            kept = f"; the last good weights are kept in {state}" if state.exists() else ""
-            raise RunError(
-                f"the {wrong} of update {update + 1} is not finite (losses: {losses}){kept}: "
-                "try a smaller learning_rate in a new run folder"
-            )
+        for name, values in (("loss", [*losses.values()]), ("gradient", gradient)):
+            if not np.isfinite(values).all():
+                fault = f"the {name} of update {update + 1} is not finite (losses: {losses})"
+                kept = f"; the last good weights are kept in {state}" if state.exists() else ""
+                mend = "try a smaller learning_rate in a new run folder"
+                raise RunError(f"{fault}{kept}: {mend}")
         if update == first or time.monotonic() - saved_at > SAVE_SECONDS:  # their loss is finite
             write(state, {"weights": params.flat} | adam.state_dict())
             saved_at = time.monotonic()
@@ -78,17 +74,17 @@ def evolve(
     report: Callable,
     check: Callable[[np.ndarray, int], float],
     check_every: int,  # generations between checks, and one at the end; 0: none
-    log: Callable[[str], None] = print,  # is told why it ended early
-    check_first: bool = False,  # the mean that it begins from, too, which may stay the best
+    log: Callable[[str], None] = print,  # gets a line if it ends early
+    check_first: bool = False,  # also the mean that it begins from, which may stay the best
 ) -> tuple[np.ndarray, int, float]:
     """Evolve C -> the theta to deploy, its generation and its check (0.0 without checks).
 
     fitness: candidates (P, n), generation -> (P, E), in the same E episodes, whose mean counts; check: mean (n,),
     generation -> its score. Larger is better.
-    The distribution mean is deployed, never the luckiest sample: the mean of the best check, or the last mean when
-    there are no checks. It ends early where CMA-ES has a reason to stop.
+    The distribution mean is deployed, never the luckiest sample: the mean of the best check, or the last mean without
+    checks. It ends early if CMA-ES has a reason to stop.
     """
-    lowest = float(np.finfo(np.float64).min)  # finite, as everything in a state file must be
+    lowest = float(np.finfo(np.float64).min)  # in a state file all must be finite
     best = {"theta": cma.mean.copy(), "score": lowest, "best_generation": 0}
     if state.exists():
         saved = read_arrays(state, theta=cma.mean.shape, score=(), best_generation=())
@@ -127,17 +123,13 @@ def evolve(
 
 
 def reliability(fitness: np.ndarray) -> float:
-    """How much of the candidates' fitness (P, E) is their own and not the luck of the episodes: all of it at 1.
+    """How much of the candidates' fitness (P, E) is their own, and not the luck of their episodes: 0 to 1.
 
-    The correlation of their means over even and over odd episodes, stepped up from half of the episodes to all
+    The correlation of their means over even and odd episodes, stepped up from half of the episodes to all
     (Spearman-Brown). Near 0 CMA-ES selects noise: it needs more episodes, a larger sigma, or a C of smaller weights.
-    It is 0, too, where it cannot be told: of one episode, of equal candidates, of values that are not finite.
     """
-    if fitness.shape[1] < 2 or not np.isfinite(fitness).all():
+    if fitness.shape[1] < 2:
         return 0.0
-    even = fitness[:, ::2].mean(axis=1)
-    odd = fitness[:, 1::2].mean(axis=1)
-    if not even.std() * odd.std():
-        return 0.0
-    r = np.corrcoef(even, odd)[0, 1]
+    with np.errstate(divide="ignore", invalid="ignore"):  # equal candidates, infinite fitness
+        r = np.corrcoef(fitness[:, ::2].mean(axis=1), fitness[:, 1::2].mean(axis=1))[0, 1]
     return float(2 * r / (1 + r)) if r > 0 else 0.0

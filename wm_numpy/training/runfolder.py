@@ -1,6 +1,6 @@
-"""A run folder: which run it holds, how far that has come, and what it needs of the disk.
+"""A run folder: which run it holds, how far that has come, and how much disk it needs.
 
-config.json; episodes/; series/ROUND/; vae.npz, mdnrnn.npz, controller.npz, *.ROUND.state.npz to resume from;
+config.json; episodes/; series/ROUND/; vae.npz, mdnrnn.npz, controller.npz, and *.ROUND.state.npz to resume them from;
 finalists/ROUND/; adapted.npz; results.json; log.jsonl
 """
 
@@ -21,10 +21,7 @@ from .loops import RunError
 
 
 class RunFolder:
-    """A run folder, made if missing.
-
-    RunError: it holds another run. More rounds may follow, and what has not begun may become another.
-    """
+    """A run folder, made if missing; RunError: it holds another run, or something else."""
 
     def __init__(self, config: Config, folder: Path):
         self.config = config
@@ -32,10 +29,9 @@ class RunFolder:
         self.episodes = folder / "episodes"
         path = folder / "config.json"
         if path.exists():
-            other = differences(flat(load_config(folder)), flat(config))
-            if other:
-                what = ", ".join(f"{key} is {a} there and {b} here" for key, a, b in other[:3])
-                raise RunError(f"{folder} holds another run ({what}): choose another --out")
+            if differences := changed(flat(load_config(folder)), flat(config)):
+                told = ", ".join(differences[:3])
+                raise RunError(f"{folder} holds another run ({told}): choose another --out")
         elif not is_empty(folder):
             raise RunError(f"{folder} is not empty and not a run folder: choose another --out")
         else:
@@ -56,16 +52,16 @@ class RunFolder:
         return Records(self.episodes, self.frame_dtype)
 
     def series(self, round_: int) -> Path:
-        """The folder of all episodes as V of that round encodes them."""
+        """The folder of all episodes as that round's V encodes them."""
         return self.folder / "series" / str(round_)
 
     def round_of(self, result: str) -> int:
-        """The round that a result file is of; 0: there is no file."""
+        """The round of a result file; 0: it is missing."""
         path = self.folder / result
         return int(read_arrays(path, round=())["round"]) if path.exists() else 0
 
     def state(self, result: str, round_: int) -> Path:
-        """The file that a stage resumes from: one per round, so that no later round picks it up."""
+        """The file that a stage resumes from: one per round, so that no later round takes it for its own."""
         return (self.folder / result).with_suffix(f".{round_}.state.npz")
 
     def finish(self, result: str, round_: int, **arrays: np.ndarray) -> None:
@@ -89,30 +85,35 @@ class RunFolder:
 
     def require_space(self) -> None:
         """RunError: the disk is too small."""
-        here = sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file())
-        needed = self.disk_needed() / 1e9
-        free = (shutil.disk_usage(self.folder).free + here) / 1e9
-        if needed > free:
-            what = f"this run needs about {needed:.1f} GB in {self.folder}"
+        used = sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file())
+        free = shutil.disk_usage(self.folder).free + used
+        if self.disk_needed() > free:
+            needs = f"this run needs about {self.disk_needed() / 1e9:.1f} GB in {self.folder}"
             mend = "choose another --out, or fewer collect.episodes"
-            raise RunError(f"{what}, where {free:.1f} GB are free: {mend}")
+            raise RunError(f"{needs}, where {free / 1e9:.1f} GB are free: {mend}")
 
 
-def differences(theirs: dict, ours: dict) -> list[tuple]:
-    """(setting, its value there, its value here) for all that makes another run than the one begun."""
+def changed(old: dict, new: dict) -> list[str]:
+    """The settings that make `new` another run than `old`, which has begun: "seed is 0 there and 1 here".
+
+    More rounds may follow, and a phase that has not begun may change.
+    """
     free = {"preset", "evaluate.episodes"}  # a name, and what only scores
-    if ours["rounds"] > theirs["rounds"]:
+    if new["rounds"] > old["rounds"]:
         free.add("rounds")
-    # what has not begun
-    phases = ("later.",) * (theirs["rounds"] == 1)
-    phases += ("real.",) * ("real.evolve.generations" not in theirs)
-    keys = [key for key in {**theirs, **ours} if key not in free and not key.startswith(phases)]
-    both = [(key, *(values.get(key, "not set") for values in (theirs, ours))) for key in keys]
-    return [(key, a, b) for key, a, b in both if a != b]
+    phases = ("later.",) * (old["rounds"] == 1) + ("real.",) * (
+        "real.evolve.generations" not in old
+    )
+    pairs = {key: (old.get(key, "not set"), new.get(key, "not set")) for key in old | new}
+    return [
+        f"{key} is {before} there and {now} here"
+        for key, (before, now) in pairs.items()
+        if before != now and key not in free and not key.startswith(phases)
+    ]
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder, or a link to one: what it leads to may be another's."""
+    """Remove a folder, or a link to one, whose target may belong to another run."""
     if folder.is_symlink():
         folder.unlink()
     else:
@@ -120,25 +121,19 @@ def remove(folder: Path) -> None:
 
 
 def read_results(path: Path) -> dict:
-    """results.json of a run, as far as the run has come; DataError: its figures are not all numbers."""
+    """results.json, as far as the run has come; DataError: it is missing, or its figures are not all numbers."""
     try:
         results = json.loads(path.read_text())
         if not isinstance(results["task"], str):
             raise ValueError("not the results of a run")
-        for who in results.keys() & {"random", "unadapted", "agent", "dream"}:
-            if not (isinstance(results[who], dict) and _are_numbers(results[who])):
-                raise ValueError(f"{who}: {results[who]}"[:200])
+        for name in results.keys() & {"random", "unadapted", "agent", "dream"}:
+            for score in (results[name], results[name].get("alone", {})):
+                figures = [x for k, x in score.items() if k not in ("ci95", "alone", "difference")]
+                figures += [*score.get("ci95", ()), *score.get("difference", {}).values()]
+                if not all(type(x) in (int, float) and isfinite(x) for x in figures):
+                    raise ValueError(f"{name}: {score}"[:200])
         return results
     except FileNotFoundError:
         raise DataError(f"{path} is missing: `train` has not reached its last stage yet") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it and repeat `train`") from None
-
-
-def _are_numbers(figures: dict) -> bool:
-    """Whether figures are finite numbers: their interval's, and those of C alone and the difference, too."""
-    parts = [figures[name] for name in ("alone", "difference") if name in figures]
-    plain = [x for name, x in figures.items() if name not in ("alone", "difference", "ci95")]
-    plain += figures.get("ci95", [])
-    numbers = all(type(x) in (int, float) and isfinite(x) for x in plain)
-    return numbers and all(isinstance(part, dict) and _are_numbers(part) for part in parts)
