@@ -75,7 +75,7 @@ class VAE:
 
         With start "he", conv1 is set to give zero for the mean colour: V learns faster from there.
         """
-        self.mean_frame = frames.mean(axis=0, dtype=np.float32) / 255
+        self.mean_frame = _unit(frames.mean(axis=0, dtype=np.float32), np.float32)
         if self.config.start == "he":
             colour = self.mean_frame.mean(axis=(0, 1))
             w = self.params["conv1.w"]  # (4, 4, 3, 32)
@@ -101,7 +101,7 @@ class VAE:
         """Frames as encode takes them -> floats in [0, 1]."""
         dtype = self.params.flat.dtype
         if frames.dtype == np.uint8:
-            return np.divide(frames, 255, dtype=dtype)
+            return _unit(frames, dtype)
         return frames.astype(dtype, copy=False)
 
     # ----------------------------------------------------------------------------------------------- training
@@ -230,6 +230,11 @@ class VAE:
         dz, g["dense.w"], g["dense.b"] = linear_backward(dh, dense)
         h, _ = deconv1
         return dz, (h, da)
+
+
+def _unit(pixels: np.ndarray, dtype: type) -> np.ndarray:
+    """0 to 255 -> [0, 1]."""
+    return np.divide(pixels, 255, dtype=dtype)
 
 
 def _check(frames: np.ndarray) -> None:

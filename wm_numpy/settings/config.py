@@ -62,7 +62,7 @@ class VAEConfig(Training):
     """V and its training."""
 
     z_size: int = setting(32, "latent dimensions", 1)
-    kl_tolerance: float = setting(0.5, "free nats per latent dimension, all of them together", 0)
+    kl_tolerance: float = setting(0.5, "free nats per latent dimension, summed over all", 0)
     kl_weight: float = setting(1.0, "weight of the KL: twice the pixel variance V assumes", 0)
     foreground: float = setting(0.0, "a pixel counts 1 + this * (distance from mean frame)^2", 0)
     start: str = setting("glorot", "initial weights; he: larger ones", choices=("glorot", "he"))
@@ -103,7 +103,7 @@ class EvolveConfig:
     tau: float = setting(1.0, "temperature of the dream", 1e-3)
     memories: float = setting(0.0, "share of dreams that begin at any recorded moment", 0, 1)
     horizon: int = setting(0, "steps after which a dream is cut; 0: the task's limit", 0)
-    ends = "how a dream ends: cutoff, where M's odds exceed 1; drawn; weighted, rewards count less"
+    ends = "how a dream ends: where M's odds exceed 1; by chance; never, but rewards count less"
     ending: str = setting("cutoff", ends, choices=("cutoff", "drawn", "weighted"))
     odds: float = setting(1.0, "M's odds of an end are multiplied by this", 1e-9)
     enough: float = setting(0.0, "a dream's return counts up to this; 0: all of it", 0)
