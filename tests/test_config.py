@@ -85,7 +85,7 @@ ALL = [(task, preset) for task in known() for preset in config.preset_names(task
 
 @pytest.mark.parametrize("task, preset", ALL)
 def test_round_trip(task, preset):
-    settings = ["evolve.tau=0.123456789", "evolve.bias=false"]
+    settings = ["evolve.tau=0.123456789", "evolve.bias=false", "later.vae.learning_rate=0"]
     settings += ["rounds=3", "later.mdnrnn.updates=7", "real.evolve.generations=2"]
     c = resolve(task, preset, settings, seed=5)
     assert flat(c)["later.mdnrnn.updates"] == 7
