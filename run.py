@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "train", "collect, V, encode, M, C, evaluate; resumes what was stopped", run=False
     )
     add("task", help="doom, carracing, FILE.py:NAME or gym:ID")
-    text = "smoke, quick, laptop, paper; also ahead (Doom), reality (CarRacing) (default: quick)"
+    text = "smoke, quick, laptop, paper; also reality (CarRacing) (default: quick)"
     add("--preset", default="quick", help=text)
     add("--out", type=Path, help="the run folder (default: runs/TASK)")
     add("--stage", default="evaluate", help="the last stage to run (default: evaluate)")
