@@ -312,7 +312,7 @@ def test_m_hears_the_action_that_was_taken(kind):
     heard, step = [], agent.m.step
     agent.m.step = lambda z, action, *args: (heard.append(action), step(z, action, *args))[1]
     world.reset(seed=3)
-    world.step(np.array([[-0.9, -0.5, -0.8], [0.2, 0.1, 0.3]]))
+    world.advance(np.array([[-0.9, -0.5, -0.8], [0.2, 0.1, 0.3]]))
     assert heard[0].tolist() == [[0, 1, 0], [0, 0, 1]]
 
 

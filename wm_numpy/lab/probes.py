@@ -94,7 +94,7 @@ def replay(agent: Agent, m: Moments, act: Callable | None = None) -> tuple[np.nd
     z, (paid, ended) = [], np.zeros((2, T, n))
     for t in range(T):
         action = np.tile(m.steps["action"][t], (DREAMS, 1)) if act is None else act(features)
-        features, reward, *_ = world.step(action)
+        features, reward, *_ = world.advance(action)
         z.append(features[:, : agent.config.vae.z_size].reshape(DREAMS, n, -1))
         paid[t] = reward.reshape(DREAMS, n).mean(axis=0)
         ended[t] = 1 - world.survival.reshape(DREAMS, n).mean(axis=0)

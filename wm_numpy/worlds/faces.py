@@ -3,6 +3,8 @@
 VectorDream and VectorReality are vector environments whose observations are C's features; DreamEnv is a single dream.
 """
 
+from collections.abc import Sequence
+
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
@@ -15,7 +17,7 @@ from .world import Dream, RealWorld, World
 
 
 class VectorWorld(World, VectorEnv):
-    """A world with the spaces, errors and closing of a Gymnasium vector environment."""
+    """A world as a Gymnasium vector environment without autoreset: `reset` takes a mask of those to begin anew."""
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
     reset_needed = gym.error.ResetNeeded
@@ -27,6 +29,35 @@ class VectorWorld(World, VectorEnv):
         self.single_action_space = Box(-1, 1, (self.m.action_size,))
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.np_random = np.random.default_rng()  # for seeds that are not given
+
+    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict | None = None):
+        """Begin all anew, or those of options["reset_mask"] (n,) bool; a seed that is None is drawn."""
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        needed = f"reset_mask must be an array ({self.num_envs},) of bool, some of them true"
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool:
+            raise TypeError(f"{needed}, not {mask!r}")
+        if mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(f"{needed}, not {mask!r}")
+        return super().reset(seed=seed, rows=np.flatnonzero(mask))
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> np.ndarray:
+        """Those that are None are drawn, reproducibly if an earlier reset had a seed."""
+        if seed is None:
+            seed = [None] * self.num_envs
+        drawn = np.array([s is None for s in seed] if np.ndim(seed) else [False] * self.num_envs)
+        seeds = super()._seeds([0 if s is None else s for s in seed] if np.ndim(seed) else seed)
+        if not drawn.all():
+            self.np_random = np.random.default_rng(seeds[~drawn].tolist())
+        return np.where(drawn, self.np_random.integers(2**31, size=self.num_envs), seeds)
+
+    def step(self, actions: np.ndarray):
+        """As `advance`, but all must be alive."""
+        if 0 < len(self.rows) < self.num_envs:
+            ended = np.setdiff1d(np.arange(self.num_envs), self.rows).tolist()
+            fault = f"environments {ended} have ended"
+            raise gym.error.ResetNeeded(f"{fault}: reset them before the next step")
+        return self.advance(actions)
 
 
 class VectorDream(VectorWorld, Dream):

@@ -21,9 +21,8 @@ from .noise import Noise
 class World:
     """What both worlds share: M's state, C's features, and which rows of the batch are alive.
 
-    The methods are those of a Gymnasium vector environment without autoreset: an environment that has ended waits until
-    `reset` begins it anew, with all others or with those of a mask. `step` needs all to be alive; `advance` steps those
-    that are, the others get reward 0 and cost nothing. The agent's C is not used.
+    A row that has ended waits until `reset` begins it anew; until then its reward is 0, and it costs nothing. The
+    agent's C is not used.
 
     Of a subclass, for the rows given or alive:
         _first(rows, seeds) -> z (rows, Z), M's state, fresh (rows,): does M hear that the episode begins?
@@ -37,7 +36,6 @@ class World:
         self.agent, self.m, self.num_envs = agent, agent.m, num_envs
         self.task = find(agent.config.task)
         self._features = np.zeros((num_envs, feature_size(agent.config)), np.float32)
-        self.np_random = np.random.default_rng()  # for seeds that are not given
         self.normal = Noise(num_envs, np.random.Generator.standard_normal, self.m.z_size)
         self.steps = 0  # since all began
         self.born = np.zeros(num_envs, int)  # the step at which each began
@@ -45,13 +43,13 @@ class World:
         self.rows, self.z = np.arange(0), np.zeros((0, self.m.z_size), np.float32)
         self.state, self.fresh = self.m.initial_state(0), np.zeros(0, bool)
 
-    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict | None = None):
-        """Begin all n anew, or those of options["reset_mask"], (n,) bool -> features (n, F), {}.
+    def reset(self, *, seed: int | Sequence[int], rows: np.ndarray | None = None):
+        """Begin all n anew, or some rows -> features (n, F), {}.
 
-        seed: one per row, or an int: row i's is seed + i. It decides all that is random in that row's episode; if None
-        it is drawn, reproducibly if an earlier reset had one.
+        seed: one per environment, or an int: that of row i is seed + i. It decides all that is random in an episode.
         """
-        rows, seeds = np.flatnonzero(self._mask(options)), self._seeds(seed)
+        seeds = self._seeds(seed)
+        rows = np.arange(self.num_envs) if rows is None else rows
         if len(rows) == self.num_envs:
             self.steps = 0
         self._keep(~np.isin(self.rows, rows))
@@ -65,47 +63,24 @@ class World:
         self._observe()
         return self._features.copy(), {}
 
-    def _mask(self, options: dict | None) -> np.ndarray:
-        """Which environments begin anew (n,); the errors are those of Gymnasium's own vector environments."""
-        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
-        needed = f"reset_mask must be an array ({self.num_envs},) of bool, some of them true"
-        if not isinstance(mask, np.ndarray) or mask.dtype != bool:
-            raise TypeError(f"{needed}, not {mask!r}")
-        if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(f"{needed}, not {mask!r}")
-        return mask
-
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> np.ndarray:
+    def _seeds(self, seed: int | Sequence[int]) -> np.ndarray:
         """A seed for each row (n,)."""
         n = self.num_envs
-        if seed is None:
-            seed = [None] * n
         seeds = list(seed) if np.ndim(seed) else [seed + i for i in range(n)]
         if len(seeds) != n:
             raise ValueError(f"{len(seeds)} seeds were given for {n} environments")
-        given = [index(s) for s in seeds if s is not None]
-        if any(not 0 <= s < 2**63 for s in given):
+        seeds = [index(s) for s in seeds]
+        if min(seeds) < 0 or max(seeds) >= 2**63:
             raise ValueError(f"seeds are whole numbers from 0 to 2**63 - 1, not {seed}")
-        if given:
-            self.np_random = np.random.default_rng(given)
-        drawn = self.np_random.integers(2**31, size=n)
-        return np.array([d if s is None else index(s) for s, d in zip(seeds, drawn, strict=True)])
+        return np.array(seeds)
 
-    def step(self, actions: np.ndarray):
+    def advance(self, actions: np.ndarray):
         """Actions (n, A) -> features (n, F), rewards, terminations, truncations (n,), {}.
 
         Raises:
-            RuntimeError: an environment has ended, or not begun.
+            RuntimeError: all environments have ended, or not begun.
             ValueError: the actions are not finite numbers of that shape.
         """
-        if 0 < len(self.rows) < self.num_envs:
-            ended = np.setdiff1d(np.arange(self.num_envs), self.rows).tolist()
-            fault = f"environments {ended} have ended"
-            raise self.reset_needed(f"{fault}: reset them before the next step")
-        return self.advance(actions)
-
-    def advance(self, actions: np.ndarray):
-        """Like `step`, but environments that have ended stand still; RuntimeError if none is left."""
         if not len(self.rows):
             fault = "all environments have ended, or not begun"
             raise self.reset_needed(f"{fault}: call reset before step")
