@@ -24,7 +24,7 @@ from wm_numpy.lab import pictures
 SLOWER, FPS = 5, 7
 WIDTH, HEIGHT = 760, 470
 CHANGE = 12  # of a colour, that one need not see
-SEED = 123456789  # of a dream in which who runs to the wall dies soon
+SEED = 123456789  # of a dream in which a player at the wall dies soon
 
 
 class Film:
@@ -85,7 +85,7 @@ def main(path: Path) -> None:
             browser.script("begin(8, 'dream', 'C')")
             browser.wait("last.seed == 8 && last.steps > 5", 60)
             film.roll(2.2, "$('tau').value = 1.15 - 1.05 * Math.sin(4 * part); heat(0);")
-            browser.script("change({ tau: 1.15 }); $('p-tau').open = $('p-who').open = false; 1")
+            browser.script("change({ tau: 1.15 }); $('p-tau').open = $('p-player').open = false; 1")
             film.roll(0.6)
             film.roll(2, drag + "s.dispatchEvent(new Event('input'));")
             film.roll(0.6)

@@ -1,6 +1,7 @@
 """The demo: the page in a real browser, its orders and requests that no browser sends by hand, and moving pictures."""
 
 import base64
+import contextlib
 import errno
 import hashlib
 import json
@@ -27,6 +28,7 @@ from wm_numpy.demo import play, serve
 from wm_numpy.lab import film
 from wm_numpy.models.agent import Agent
 from wm_numpy.system import files
+from wm_numpy.worlds.ahead import LookAhead
 from wm_numpy.worlds.world import Dream
 
 
@@ -125,20 +127,20 @@ def test_a_dream_is_sent_step_by_step(page):
     assert page.hello["z"] == 64 and page.hello["keys"] == {"left": [-1], "right": [1]}
     assert page.hello["known"]["agent"]["mean"] > 0
     facts, raw = page.until(lambda m: m["steps"] == 3)
-    assert facts["world"] == "dream" and facts["who"] == "C" and 0 <= facts["end"] <= 1
+    assert facts["world"] == "dream" and facts["player"] == "C" and 0 <= facts["end"] <= 1
     assert 0 < facts["certainty"] <= 1
     assert facts["pictures"] == [["dream", 64, 64]] and len(raw) == 64 * 64 * 3
     assert len(facts["z"]) == 64 and len(facts["C"]) == 1
 
 
 def test_seed_and_keys_make_the_dream(page):
-    first = page.life(seed=3, who="C", world="dream")
-    again = page.life(seed=3, who="C", world="dream")
-    other = page.life(seed=4, who="C", world="dream")
+    first = page.life(seed=3, player="C", world="dream")
+    again = page.life(seed=3, player="C", world="dream")
+    other = page.life(seed=4, player="C", world="dream")
     assert [raw for _, raw in first] == [raw for _, raw in again]
     assert [raw for _, raw in first] != [raw for _, raw in other]
-    left, right = (page.life(seed=3, who="you", action=[x], world="dream") for x in (-1, 1))
-    assert left[0][1] != right[0][1] and left[0][0]["who"] == "you"
+    left, right = (page.life(seed=3, player="you", action=[x], world="dream") for x in (-1, 1))
+    assert left[0][1] != right[0][1] and left[0][0]["player"] == "you"
 
 
 def test_the_temperature_changes_while_a_dream_runs(page):
@@ -154,7 +156,7 @@ def test_a_slow_page_is_waited_for(port):
     """It gets a few pictures that it has not asked for, then beats alone, until it says that it got them."""
     page = Page(port, world="dream", seed=0)
     facts = {"n": 0}
-    while facts["n"] < play.AHEAD + 1:
+    while facts["n"] < play.IN_FLIGHT + 1:
         facts, _ = page.message()
     began = time.monotonic()
     assert page.read(12) == bytes(12)  # three beats
@@ -210,16 +212,94 @@ def test_m_is_warmed_by_the_steps_before(doom_run):
 def test_reality(task, request):
     with served(request.getfixturevalue(f"{task}_run")) as port:
         page = Page(port)
-        page.order(who="blind", seed=2, world="reality")
+        page.order(player="blind", seed=2, world="reality")
         facts, raw = page.until(lambda m: m.get("world") == "reality" and m["steps"] == 6)
         (reality, height, width), (view, *size) = facts["pictures"]
         assert (reality, view, size) == ("reality", "V's view", [64, 64])
-        assert facts["who"] == "blind"
+        assert facts["player"] == "blind"
         assert len(raw) == 3 * (height * width + 64 * 64)
         assert np.frombuffer(raw, np.uint8)[: 3 * height * width].std() > 5
         page.order(take=1, seed=2, world="here")
         assert page.until(lambda m: m.get("world") == "here" and m["steps"] == 2)
         page.close()
+
+
+@pytest.fixture(scope="module")
+def ahead():
+    """An agent that looks ahead, in its page."""
+    with served("doom-ahead") as port:
+        page = Page(port)
+        page.order(pause=1)
+        yield page
+        page.close()
+
+
+@pytest.mark.parametrize("world", ["dream", "reality"])
+def test_an_agent_that_looks_ahead_acts_as_when_it_is_evaluated(ahead, world):
+    """Step by step the same life; beside each picture what M expects of every plan, before the action."""
+    agent = film.mortal(Agent.load("doom-ahead"))
+    seen = ahead.life(12, seed=7, player="ahead", tau=1.0, world=world)
+    with contextlib.closing(film.Worlds(agent, None)) as worlds:
+        life = film.Life(worlds.go(world, 7, 1.0), 7)
+        act = LookAhead(life.world, agent.controller(), [7])
+        for facts, _ in seen:
+            life.step(act(life.features))
+            np.testing.assert_allclose(facts["z"], life.features[0, :64], atol=6e-4)
+            assert facts["player"] == "ahead" and facts["total"] == life.total
+        act(life.features)
+    first, worth, chosen, _ = act.decision
+    assert facts["plans"] == first[0].tolist() and facts["chosen"] == chosen[0]
+    np.testing.assert_allclose(facts["worth"], worth[0], atol=6e-3)
+    assert ahead.hello["most"] * ahead.hello["ahead"]["horizon"] == 64 >= max(facts["worth"])
+
+
+def test_looking_ahead_is_switched_off_and_its_dreams_are_shown_on_request(ahead):
+    facts, raw = ahead.life(4, seed=7, player="ahead", world="dream")[-1]
+    assert len(raw) == 3 * 64 * 64 and facts["strip"] == []
+    ahead.order(strips=1, show=1)
+    with_strips, more = ahead.until(lambda m: m.get("strip"))
+    steps, plans = with_strips["strip"], with_strips["plans"]
+    assert plans == facts["plans"] and with_strips["worth"] == facts["worth"]
+    assert steps[0] == 1 and steps[-1] == 16 and len(plans) == 3
+    pictures = np.frombuffer(more[len(raw) :], np.uint8).reshape(len(steps), 3, 64, 64, 3)
+    now = np.frombuffer(raw, np.uint8).reshape(64, 64, 3)
+    away = np.abs(pictures.astype(float) - now).mean(axis=(2, 3, 4))  # (S, K)
+    assert away[0].max() < away[-1].max() and np.ptp(pictures[-1], axis=0).max() > 50
+    ahead.order(strips=0, player="C", show=1)
+    alone, _ = ahead.until(lambda m: m["player"] == "C")
+    assert "plans" not in alone and alone["steps"] == 4
+    assert len(ahead.life(3, seed=7, player="C", world="dream")) == 3
+    ahead.order(player="ahead", show=1)
+    assert ahead.until(lambda m: m["player"] == "ahead")[0]["plans"]
+
+
+def test_one_goes_on_as_the_player_before(ahead):
+    """The plan of what it would do anyway is the visitor's last action, after the keys changed hands."""
+    for action in (-1, 1):
+        ahead.life(2, seed=7, player="you", action=[action], world="dream")
+        ahead.order(player="ahead", show=1)
+        assert ahead.until(lambda m: m["player"] == "ahead")[0]["plans"][0] == [action]
+
+
+def test_a_moment_of_the_real_game_is_shared(ahead):
+    """Played again from its seed and actions, whoever gave them, the very same game and memory of M."""
+    for player, action in (("C", 0), ("you", -1)):
+        ahead.life(5, seed=11, player=player, action=[action], world="reality")
+    ahead.order(player="ahead", show=1)
+    ahead.until(lambda m: m["player"] == "ahead")
+    for t in range(6, 20):
+        ahead.order(step=1)
+        facts, raw = ahead.until(lambda m, t=t: m["steps"] == t)
+    ahead.order(share=1)
+    moment = ahead.until(lambda m: "moment" in m)[0]["moment"]
+    ahead.order(world="dream")
+    ahead.order(replay=moment, seed=11, world="reality")
+    again, same = ahead.until(lambda m: m["world"] == "reality")
+    assert same == raw and again | {"n": 0} == facts | {"n": 0}
+    ahead.order(replay=moment[:4], seed=11, world="reality")
+    ahead.order(replay="AADAfw==", seed=11, world="reality")  # NaN
+    for _ in range(2):
+        assert "another world" in ahead.until(lambda m: "says" in m)[0]["says"]
 
 
 def test_a_world_of_ones_own(monkeypatch, tmp_path):
@@ -238,7 +318,7 @@ def test_a_world_of_ones_own(monkeypatch, tmp_path):
         assert page.hello["keys"]["right"] == page.hello["keys"]["3"] == [0, 0, 1]
         assert page.hello["recorded"] == [] and page.hello["known"]["agent"] == {}
         page.until(lambda m: m.get("world") == "here")
-        page.order(who="you", action=[0, 0, 1], seed=1, world="reality")
+        page.order(player="you", action=[0, 0, 1], seed=1, world="reality")
         facts, raw = page.until(lambda m: m.get("world") == "reality" and m["steps"] > 5)
         assert facts["pictures"][0] == ["reality", 96, 96] and len(raw) == 3 * (96 * 96 + 64 * 64)
         page.close()
@@ -257,7 +337,7 @@ def test_a_world_that_cannot_be_had(page, monkeypatch):
 
 def test_z_is_held(page):
     """The picture is that of the new z at once, and the dream goes on from it."""
-    facts, raw = page.life(3, seed=1, who="C", world="dream")[-1]
+    facts, raw = page.life(3, seed=1, player="C", world="dream")[-1]
     z = facts["z"]
     page.order(z=[*z[:29], -3.0, *z[30:]])
     held, other = page.until(lambda m: m["n"] > facts["n"])
@@ -512,7 +592,8 @@ def test_the_page_runs_its_own_script_alone(port):
         "", "7", "{}", "[7]", "[{", "null", "[{}", "[" * 9000, '[{"fly": 1}]', '[{"pause": 2}]',
         '[{"got": -1}]', '[{"at": -1}]', '[{"at": "x"}]', '[{"at": 1.5}]', '[{"tau": 0}]',
         '[{"tau": "hot"}]', '[{"tau": NaN}]', '[{"tau": 1e400}]', '[{"tau": true}]',
-        '[{"who": "me"}]', '[{"who": {}}]', '[{"world": "../etc"}]', '[{"world": []}]',
+        '[{"player": "me"}]', '[{"player": "ahead"}]', '[{"player": {}}]', '[{"replay": 1}]',
+        '[{"world": "../etc"}]', '[{"world": []}]',
         '[{"seed": -1}]', '[{"seed": 2147483648}]', '[{"seed": []}]', '[{"action": [2]}]',
         '[{"action": []}]', '[{"action": [0, 0]}]', '[{"action": 1}]', '[{"action": [[1]]}]',
         '[{"action": null}]', '[{"z": [1]}]', '[{"z": 1}]', '[{"moment": "?"}]',
@@ -633,16 +714,18 @@ def test_the_page_in_a_browser():
     with browsing("doom", "?seed=5") as browser:
         browser.wait("last && last.steps > 10")
         assert "every picture here is 64 numbers" in browser.script("$('card').innerText")
-        assert browser.script("last.who") == "C"
+        assert browser.script("last.player") == "C"
         browser.key("keyDown", "ArrowLeft")
         # it clears the stage
-        browser.wait("last.who == 'you' && $('card').className == '' && last.steps > 5")
+        browser.wait("last.player == 'you' && $('card').className == '' && last.steps > 5")
         assert browser.script("last.seed") == 5 and browser.script("sent") == "-1"
         light = browser.script(
             "shown[0].context.getImageData(0, 0, 64, 64).data.reduce((sum, x) => sum + x, 0)"
         )
         assert 64 * 64 * (255 + 3 * 20) < light < 64 * 64 * (255 + 3 * 200)
-        browser.wait("last.over", 90)  # who runs to a wall and stays does not live long
+        browser.wait(
+            "last.over", 90
+        )  # a player who runs to a wall and stays there does not live long
         browser.key("keyUp", "ArrowLeft")
         assert browser.script("last.total") < 1000
         card = browser.script("$('card').innerText")
@@ -654,7 +737,7 @@ def test_the_page_in_a_browser():
         browser.press("Space")
         browser.wait("last.steps > 3 && !last.over && last.seed != 5")
         browser.press("KeyK")
-        browser.wait("last.who == 'C'")
+        browser.wait("last.player == 'C'")
         slide(browser, "tau", 0.1)
         browser.wait("last.tau == 0.1 && $('says').innerText.includes('2086')")
         browser.press("NumpadAdd")
@@ -671,7 +754,7 @@ def test_the_page_in_a_browser():
         slide(browser, "at", 200)
         browser.wait("last.steps == 200 && paused")
         browser.press("KeyF")
-        browser.wait("last.world == 'here' && last.who == 'you' && last.steps > 3")
+        browser.wait("last.world == 'here' && last.player == 'you' && last.steps > 3")
 
 
 @IN_CHROMIUM
@@ -707,7 +790,7 @@ def test_a_reload_goes_on_as_it_was():
         browser.script("give('blind'); change({ tau: 0.7 }); $('p-mind').open = false")
         browser.wait("location.search.includes('0.7')")
         browser.script("window.old = true; location.reload()")
-        browser.wait(f"{LOADED} && last.tau == 0.7 && last.who == 'blind'")
+        browser.wait(f"{LOADED} && last.tau == 0.7 && last.player == 'blind'")
         assert browser.script("$('p-mind').open") is False
         assert browser.script("$('p-z').open") is True
         browser.script(
@@ -750,6 +833,62 @@ def test_a_server_that_freezes_or_dies_is_told_of(tmp_path):
 
 
 @IN_CHROMIUM
+def test_a_slow_line_is_told_of():
+    """Within two seconds, and no longer than it is slow."""
+    with browsing("doom", "?seed=5") as browser:
+        browser.wait("last && last.steps > 3")
+        slow = {"offline": False, "downloadThroughput": -1, "uploadThroughput": -1}
+        browser.call("Network.enable")
+        browser.call("Network.emulateNetworkConditions", latency=1500, **slow)
+        began = time.monotonic()
+        browser.wait("$('trouble').textContent.includes('A slow line: an order takes')")
+        assert time.monotonic() - began < 2
+        browser.call("Network.emulateNetworkConditions", latency=0, **slow)
+        browser.wait("$('trouble').textContent == ''")
+
+
+@IN_CHROMIUM
+def test_looking_ahead_in_a_browser():
+    """A bar for each plan, the chosen one marked; L switches it off and on; a button shows what it dreams."""
+    with browsing("doom-ahead") as browser:
+        browser.wait("last && last.steps > 3 && last.plans")
+        assert "M drives, looking ahead" in browser.script("$('card').textContent")
+        rows = "[...document.querySelectorAll('#plans .meter')].map(row => row.innerText)"
+        names = [row.replace("▸", "").split()[0] for row in browser.script(rows)]
+        assert names == ["left", "stay", "right"]
+        marked = browser.script("document.querySelector('#plans .chosen').innerText")
+        chosen = browser.script("called(last.plans[last.chosen])")
+        assert marked.startswith(f"▸ {chosen}")
+        browser.press("KeyL")
+        browser.wait("last.player == 'C' && !last.plans && $('plans').children.length == 0")
+        assert browser.script("$('look').ariaPressed") == "false"
+        assert browser.script("[agent, $('holder').innerText]") == ["C", "C alone · dream"]
+        browser.script("$('look').click()")
+        browser.wait("last.player == 'ahead' && last.plans && $('look').ariaPressed == 'true'")
+        browser.script("$('strips').click()")
+        browser.wait("document.querySelectorAll('.strip').length == 3")
+        browser.press("KeyP")
+        browser.press("KeyK")
+        browser.wait("last.player == 'you' && document.querySelectorAll('.strip').length == 0")
+        browser.press("KeyK")
+        browser.wait("last.player == 'ahead' && document.querySelectorAll('.strip').length == 3")
+        browser.script("copy = address => window.copied = address; begin(4, 'reality', 'ahead')")
+        browser.wait("last.world == 'reality' && last.steps > 8")
+        browser.press("KeyP")
+        time.sleep(0.5)  # what was on its way comes
+        browser.script("share()")
+        link = browser.wait("window.copied")
+        steps = browser.script("last.steps")
+        browser.call("Page.navigate", url="about:blank")
+        browser.call("Page.navigate", url=link)
+        browser.wait(
+            f"typeof last != 'undefined' && last && last.world == 'reality' && last.steps >= {steps}"
+        )
+        assert browser.script("attract || fair") is False
+        browser.script("pause(); window.copied = ''")
+
+
+@IN_CHROMIUM
 def test_keys_belong_to_the_control_in_focus():
     """Tab moves on, space and arrows act on the slider or button that has the focus, and no game key with them."""
     with browsing("doom", "?seed=5") as browser:
@@ -765,7 +904,7 @@ def test_keys_belong_to_the_control_in_focus():
         before = browser.script("last.tau")
         browser.press("ArrowLeft")
         browser.wait(f"Math.abs(last.tau - {before} + 0.05) < 0.001")
-        assert browser.script("last.who") == "C"
+        assert browser.script("last.player") == "C"
         browser.script("$('pause').focus()")
         browser.press("Space")
         browser.wait("paused")
@@ -815,7 +954,7 @@ def axe(tmp_path_factory) -> str:
 def test_everybody_can_use_it(axe, colours, size):
     """No violation of WCAG 2.2 AA or of axe's best practices: invited, playing, paused, in futures, dead."""
     width, height = size
-    with browsing("doom", width=width, height=height, mobile=width < 500) as browser:
+    with browsing("doom-ahead", width=width, height=height, mobile=width < 500) as browser:
         features = [{"name": "prefers-color-scheme", "value": colours}]
         features.append({"name": "prefers-reduced-motion", "value": "reduce"})
         browser.call("Emulation.setEmulatedMedia", features=features)
@@ -830,6 +969,9 @@ def test_everybody_can_use_it(axe, colours, size):
 
         browser.wait("last && document.querySelectorAll('#hands input').length == 8")
         check("invited")
+        browser.script("strips()")
+        browser.wait("document.querySelectorAll('.strip').length == 3")
+        check("looking ahead")
         browser.script("pause()")
         check("paused")
         browser.script("pause(); futures()")
@@ -841,5 +983,5 @@ def test_everybody_can_use_it(axe, colours, size):
         slide(browser, "at", 200)
         browser.wait("last.steps == 200")
         check("recorded")
-        browser.script("last = { ...last, world: 'dream', over: 'died', who: 'you' }; died()")
+        browser.script("last = { ...last, world: 'dream', over: 'died', player: 'you' }; died()")
         check("dead")

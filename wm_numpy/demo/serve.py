@@ -20,57 +20,45 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from queue import Empty, Full, Queue
 from secrets import token_urlsafe
 from socket import AF_INET6, SHUT_WR, SocketIO, socket
-from threading import BoundedSemaphore
 from urllib.parse import urlsplit
 
 PLACES = 8  # visitors at a time
-PATIENCE = 10  # seconds for a request, whatever the pieces it comes in; and for a visitor to take a message
-BEAT = 0.5  # seconds: the page calls twice as much and more a silence
+PATIENCE = 10  # seconds for a whole request, and for a visitor to take a message
+BEAT = 0.5  # seconds: the page reports a silence of three of them
 HEAD = 16_384  # bytes of a request before its body
-LONGEST = 16_384  # bytes of an order
+LONGEST = 65_536  # bytes of orders
 WAITING = 100  # orders that a visit has not come to yet
 
 
-class Closed(Exception):
-    """The visitor has gone."""
-
-
 class Line:
-    """Messages to one page, orders from it. `put` is for other threads."""
+    """Messages to one page, `orders` from it, which other threads put there."""
 
     def __init__(self, connection: socket):
         self._connection = connection
-        self._orders = Queue(WAITING)
+        self.orders = Queue(WAITING)
         self._sent = time.monotonic()
 
     def send(self, data: bytes) -> None:
-        """Closed: the page has gone, or does not take it."""
+        """ConnectionError: the page has gone, or does not take it."""
         self._connection.settimeout(PATIENCE)
         try:
             self._connection.sendall(len(data).to_bytes(4, "big") + data)
         except OSError as error:
-            raise Closed from error
+            raise ConnectionError from error
         self._sent = time.monotonic()
 
     def beat(self) -> None:
-        """Say that the server is alive, where nothing else did for a while."""
+        """Tell the page that the server is alive, unless it has just heard from it."""
         if time.monotonic() > self._sent + BEAT:
             self.send(b"")
 
-    def put(self, orders: dict) -> bool:
-        """False: too many wait."""
-        with suppress(Full):
-            self._orders.put_nowait(orders)
-            return True
-        return False
-
-    def receive(self, seconds: float) -> dict | None:
+    def receive(self, seconds: float) -> list | None:
         """The next orders; None: none came within so many seconds."""
         until = time.monotonic() + seconds
         while True:
             self.beat()
             with suppress(Empty):
-                return self._orders.get(timeout=min(BEAT, max(until - time.monotonic(), 1e-4)))
+                return self.orders.get(timeout=min(BEAT, max(until - time.monotonic(), 1e-4)))
             if time.monotonic() >= until:
                 return None
 
@@ -84,7 +72,7 @@ class _Connection(SocketIO):
 
 
 class _Request(io.BufferedReader):
-    """What a request says, with one limit to all of its lines."""
+    """A request, with one limit to all of its lines."""
 
     def readline(self, size=-1):
         line = super().readline(min(size, self.room + 1))
@@ -110,7 +98,6 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_one_request(self):
         self.rfile.room = HEAD
         self.rfile.raw.until = time.monotonic() + PATIENCE
-        self.close_connection = True
         try:
             super().handle_one_request()
         except HTTPException as error:  # in the first line; parse_request answers those after it
@@ -122,8 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
         fits = size.isdecimal() and len(size) < 9 and int(size) <= most
         if not fits or "Transfer-Encoding" in self.headers:
             return self.send_error(413, explain="This is longer than an order of the page.")
-        if not self._is_ours():
-            return
+        if not self._is_own():
+            what = "This server answers its own page alone"
+            return self.send_error(403, explain=f"{what}: open its address, or name it by --host.")
         match self.command, self.path.partition("?")[0]:
             case "GET", "/":
                 self._answer(200, self.server.headers, self.server.page)
@@ -138,58 +126,52 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_POST = do_GET
 
-    def _is_ours(self) -> bool:
-        """The request is of this server's own page, or one for it; else it is refused."""
+    def _is_own(self) -> bool:
+        """The request is this server's own page's, or for it."""
         host = self.headers.get("Host", "")
-        origin = self.headers.get("Origin", f"http://{host}")
         known = self.server.names | {self.connection.getsockname()[0]}
-        with suppress(ValueError):  # not an address at all
-            marked = self.command == "GET" or "Visit" in self.headers
-            if urlsplit(f"//{host}").hostname in known and origin == f"http://{host}" and marked:
-                return True
-        what = f"This server answers its own page alone, and not as {host[:80]!r}"
-        self.send_error(403, explain=f"{what}: open its address, or name it by --host.")
+        marked = self.command == "GET" or "Visit" in self.headers
+        with suppress(ValueError):  # no address at all
+            same = self.headers.get("Origin", f"http://{host}") == f"http://{host}"
+            return urlsplit(f"//{host}").hostname in known and same and marked
         return False
 
-    def _play(self, orders: dict) -> None:
-        if not self.server.places.acquire(blocking=False):
+    def _play(self, orders: list) -> None:
+        if len(self.server.lines) >= PLACES:
             return self.send_error(503, explain=f"All {PLACES} places are taken: try again later.")
         visit = token_urlsafe()
         line = self.server.lines[visit] = Line(self.connection)
         try:
-            kind = {"Content-Type": "application/octet-stream", "Connection": "close"}
-            self._answer(200, kind | {"Visit": visit})
+            self._answer(200, {"Connection": "close", "Visit": visit})
             self.server.visit(line, orders)
-        except Closed:  # as most visits end
+        except ConnectionError:  # as most visits end
             pass
         finally:
             del self.server.lines[visit]
-            self.server.places.release()
 
-    def _order(self, orders: dict) -> None:
-        line = self.server.lines.get(self.headers["Visit"])
-        if line is None:
+    def _order(self, orders: list) -> None:
+        try:
+            self.server.lines[self.headers["Visit"]].orders.put_nowait(orders)
+        except KeyError:
             self.send_error(410, explain="This visit is over: load the page again.")
-        elif not line.put(orders):
+        except Full:
             self.send_error(429, explain="The server does not keep up with the orders.")
         else:
             self._answer(204, {})
 
-    def _answer(self, code: int, headers: dict[str, str], body: bytes | None = None):
+    def _answer(self, code: int, headers: dict[str, str], body: bytes = b""):
         self.send_response(code)
-        if body is not None:
-            headers = headers | {"Content-Length": str(len(body))}
         for name, value in (headers | {"Cache-Control": "no-store"}).items():
             self.send_header(name, value)  # `Connection: close` sets close_connection
         self.end_headers()
-        self.wfile.write(body or b"")
+        self.wfile.write(body)
 
     def send_error(self, code, message=None, explain=None):
-        code = {501: 405, 505: 400}.get(code, code)  # a method that is not there; another version
+        code = {501: 405, 505: 400}.get(code, code)  # an unknown method; another version
         super().send_error(code, message, explain)
         self.close_connection = True
         self.rfile.raw.until = time.monotonic() + 1
-        with suppress(OSError):  # the answer would be lost if what still comes met a closed door
+        with suppress(OSError):  # a connection closed with input unread would lose the answer
             self.connection.shutdown(SHUT_WR)
             while self.rfile.raw.read(65536):
                 pass
@@ -201,42 +183,39 @@ class _Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """`page` for everybody, visit(line, orders) for some at a time; read(bytes) -> orders, or ValueError."""
 
-    daemon_threads = True
     request_queue_size = 128
 
     def __init__(self, host: str, port: int, page: bytes, read: Callable, visit: Callable):
         self.address_family = AF_INET6 if ":" in host else self.address_family
         self.page, self.read, self.visit = page, read, visit
         self.headers = {
+            "Content-Length": str(len(page)),
             "Content-Type": "text/html; charset=utf-8",
             "Content-Security-Policy": policy(page),
             "X-Content-Type-Options": "nosniff",
         }
         self.names = {"localhost", "127.0.0.1", "::1", host.lower()}
         self.lines: dict[str, Line] = {}  # by the token of a visit
-        self.places = BoundedSemaphore(PLACES)
         super().__init__((host, port), _Handler)
 
     def get_request(self):
         try:
             return super().get_request()
-        except OSError:  # out of file handles: it would be asked again at once, and for ever
+        except OSError:  # out of file handles: without a pause it would try again at once, for ever
             time.sleep(0.1)
             raise
 
     def handle_error(self, request, client_address):
         error = sys.exc_info()[1]
-        if not isinstance(error, OSError):  # one who has gone needs no word
+        if not isinstance(error, OSError):  # client disconnected
             print(f"a visitor was lost: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def policy(page: bytes) -> str:
-    """A Content-Security-Policy that lets run the page's own script and style, and nothing else."""
-
-    def own(tag: bytes) -> str:
-        inside = re.search(b"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)[1]
-        return f"'sha256-{b64encode(sha256(inside).digest()).decode()}'"
-
-    none = "".join(f"{what} 'none'; " for what in ("base-uri", "form-action", "frame-ancestors"))
-    own_alone = f"script-src {own(b'script')}; style-src {own(b'style')}"
-    return f"default-src 'none'; connect-src 'self'; img-src data: blob:; {none}{own_alone}"
+    """A Content-Security-Policy under which only the page's own script and style run."""
+    none = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    own = [
+        f"{tag.decode()}-src 'sha256-{b64encode(sha256(inside).digest()).decode()}'"
+        for tag, inside in re.findall(rb"<(script|style)>(.*?)</", page, re.DOTALL)
+    ]
+    return "; ".join([none, "connect-src 'self'", "img-src data: blob:", *own])

@@ -163,6 +163,14 @@ def unpack(agent: Agent, data: bytes) -> tuple:
     return z, tuple(state), int(np.clip(steps.item(), 0, agent.config.max_steps - 1))
 
 
+def unpack_actions(agent: Agent, data: bytes) -> np.ndarray:
+    """Actions (T, A) from their bytes, little-endian float32; DataError: they are none of this agent's."""
+    A = agent.m.action_size
+    if len(data) % (4 * A) or not (np.abs(x := np.frombuffer(data, "<f4")) <= 1).all():
+        raise DataError("The actions of this link belong to another world.")
+    return x.reshape(-1, A)
+
+
 class Worlds:
     """Where an agent can be put by name. The real game is started when it is first asked for."""
 
