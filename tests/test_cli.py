@@ -268,8 +268,8 @@ def test_a_foreign_folder(sentence, tmp_path):
     assert "thesis.txt" in sentence(*train(tmp_path / "thesis.txt"), code=1)
 
 
-HOLD = "import sys, time; from pathlib import Path; from wm_numpy.system.files import alone\n\
-with alone(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+HOLD = "import sys, time; from pathlib import Path; from wm_numpy.system.files import locked\n\
+with locked(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
 
 
 def test_two_runs_in_one_folder(sentence, doom_run, copy_of, monkeypatch):

@@ -130,9 +130,9 @@ def test_a_recorder_that_is_not_to_save_holds_no_frames():
 
 def test_a_folder_is_held_by_one_alone(tmp_path):
     me = f"process {os.getpid()} on .* is at work in"
-    with files.alone(tmp_path), pytest.raises(DataError, match=me), files.alone(tmp_path):
+    with files.locked(tmp_path), pytest.raises(DataError, match=me), files.locked(tmp_path):
         pass
-    with files.alone(tmp_path):
+    with files.locked(tmp_path):
         pass
 
 
@@ -141,7 +141,7 @@ def test_a_disk_without_locks(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(files, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4))
-    with pytest.warns(UserWarning, match="no lock on .*not supported"), files.alone(tmp_path):
+    with pytest.warns(UserWarning, match="no lock on .*not supported"), files.locked(tmp_path):
         pass
 
 

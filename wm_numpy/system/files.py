@@ -32,7 +32,7 @@ def write(path: Path, content: np.ndarray | dict | list | bytes) -> None:
 
     If the process is killed, either the old file or the new one is there. DataError: it cannot be written.
     """
-    with named(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_once(path.parent)
         beside = path.with_name(f".{path.name}.{mark()}.part")
@@ -52,7 +52,7 @@ def write(path: Path, content: np.ndarray | dict | list | bytes) -> None:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """An OSError while `path` is written becomes a DataError that names it."""
     try:
         yield
@@ -67,7 +67,7 @@ def is_empty(folder: Path) -> bool:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Lock a folder until this process ends, however it ends; DataError says which process holds it."""
     with open(folder / ".lock", "a+") as file:
         try:
@@ -92,7 +92,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _read(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> Iterator[None]:
     """An error while `path` is read becomes a DataError that names it; a FileNotFoundError stays one."""
     try:
         yield
@@ -104,7 +104,7 @@ def _read(path: Path) -> Iterator[None]:
 
 def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     """All arrays of an .npz; DataError unless the named ones exist, are finite and of this shape (-1: any length)."""
-    with _read(path):
+    with _reading(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file.items())
         for name, shape in shapes.items():
@@ -121,7 +121,7 @@ def read_arrays(path: Path, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
 
 def read_records(path: Path, field: str) -> np.ndarray:
     """The structured array of a .npy; DataError unless it is whole and has this field."""
-    with _read(path):
+    with _reading(path):
         records = np.load(path, allow_pickle=False)
         records[field]
         return records

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..models.agent import load_config, run_folder
 from ..settings.config import SettingError, flat, from_flat
-from ..system.files import alone, read_arrays, write
+from ..system.files import locked, read_arrays, write
 from . import stages
 from .loops import RunError
 from .runfolder import RunFolder
@@ -18,7 +18,7 @@ class Experiment(RunFolder):
 
     def run(self, names: Iterable[str] = STAGES) -> None:
         """Run these stages of every round, as far as they are not complete; one process at a time."""
-        with alone(self.folder):
+        with locked(self.folder):
             write(self.folder / "config.json", flat(self.config))
             if "collect" in names:
                 self.require_space()

@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..system.files import named
+from ..system.files import writing
 
 
 class Log:
@@ -32,7 +32,7 @@ class Log:
     def record(self, **values) -> None:
         """Append to log.jsonl; the time is added."""
         if self.path:
-            with named(self.path), open(self.path, "a") as file:
+            with writing(self.path), open(self.path, "a") as file:
                 file.write(json.dumps({"time": round(time.time(), 1)} | values) + "\n")
 
     @contextmanager
