@@ -48,7 +48,7 @@ def test_the_end_says_whether_it_is_good(tmp_path):
     assert "than expected" in report.table(results_of(tmp_path, 300.0))
     assert "as good as the random policy" in report.table(results_of(tmp_path, 231.0))
     solved = report.table(results_of(tmp_path, 1000.0, "paper", 600.0))
-    assert ": solved" in solved and "has scored" not in solved and "--preset" not in solved
+    assert ": solved" in solved and "have scored" not in solved and "--preset" not in solved
 
 
 def test_a_world_without_scores_to_compare_with(tmp_path, monkeypatch):

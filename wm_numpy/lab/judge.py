@@ -34,10 +34,10 @@ LEGEND = {
     "no change": "the same if z stayed as it is",
     "mean frame": "the same of the mean of all frames",
     "reward": "mean real reward so far",
-    "dreamt": "the same in M's dreams under the same actions",
-    "r": "correlation of the two",
+    "dreamt": "the same in M's dreams, under the same actions",
+    "r": "correlation of real and dreamt reward",
     "ended": "share of the episodes that had ended",
-    "p(end)": "the same as M predicts it",
+    "p(end)": "the same share as M predicts it",
     "AUC": "how often M ranks an episode that ended above one that did not; 0.5 is chance",
     "C acts": "reward so far in dreams where C acts; what exceeds the real reward is exploited",
     "pairs": "how often M prefers the better of two actions from the same moment; 0.5 is chance",
@@ -52,9 +52,7 @@ class Findings(NamedTuple):
     loops: dict[str, list[dict]]  # probes.open_loop
     plans: list[dict]
     facts: list[dict]
-    returns: dict[
-        tuple[str, float], np.ndarray
-    ]  # by policy and temperature of the dream, or REALITY
+    returns: dict[tuple[str, float], np.ndarray]  # by policy and temperature, or REALITY
 
 
 def judge(agent: Agent, episodes: int, taus: Sequence[float]) -> Findings:
@@ -67,10 +65,10 @@ def judge(agent: Agent, episodes: int, taus: Sequence[float]) -> Findings:
     }
     seeds = episode_seeds("check", episodes, 0, 98)
     real = {name: recorded(agent, policy, seeds) for name, policy in policies.items()}
-    learnt_from = ("collecting policy", "C")  # by M: random play first, then C's own
-    steps = {name: probes.one_step(agent, real[name]) for name in learnt_from}
-    loops = {name: probes.open_loop(agent, real[name], closed=name == "C") for name in learnt_from}
-    rows = [{"policy": name} | row for name in learnt_from for row in loops[name]]
+    sources = ("collecting policy", "C")  # M's own data, and where C leads it
+    steps = {name: probes.one_step(agent, real[name]) for name in sources}
+    loops = {name: probes.open_loop(agent, real[name], closed=name == "C") for name in sources}
+    rows = [{"policy": name} | row for name in sources for row in loops[name]]
     show("M one step ahead", [{"policy": name} | row for name, row in steps.items()])
     show("open loop: dreams from recorded moments, under the recorded actions, tau 1", rows)
     games = probes.replays(agent, real["C"], seeds)

@@ -130,33 +130,35 @@ def verdict(folder: Path, rows: dict[str, dict]) -> list[str]:
     config = load_config(folder)
     task = find(config.task)
     mean, sd, n = (rows["agent"][name] for name in ("mean", "sd", "episodes"))
-    told = []
+    sentences = []
     for name in ("random policy", "blind baseline"):
-        if name in rows:
-            other = rows[name]
+        if other := rows.get(name):
             error = np.sqrt(sd**2 / n + other["sd"] ** 2 / other.get("episodes", 100))
-            far = (mean - other["mean"]) / (error + 1e-9)
-            than = "better than" if far > 2 else "worse than" if far < -2 else "about as good as"
-            told.append(f"The agent is {than} the {name}.")
+            lead = (mean - other["mean"]) / (error + 1e-9)
+            than = "about as good as"
+            if abs(lead) > 2:
+                than = "better than" if lead > 0 else "worse than"
+            sentences.append(f"The agent is {than} the {name}.")
     if "blind baseline" in rows:
-        told.append("The blind baseline sees nothing: it alternates left and right.")
+        sentences[-1] += " (It sees nothing, and alternates left and right.)"
     if "difference" in rows["agent"]:
-        told.append(gain(rows["agent"]))
+        sentences.append(gain(rows["agent"]))
     if scores := task.expected.get(config.preset):
         slack = 2 * sd / np.sqrt(n)
-        how = "as expected"
+        verdict = "as expected"
         if mean > max(scores) + slack:
-            how = "better than expected"
+            verdict = "better than expected"
         if mean < min(scores) - slack:
-            how = "worse than expected; another --seed may do better"
+            verdict = "worse than expected; another --seed may do better"
         usual = resolve(config.task, config.preset, (), config.seed)
         other = "" if usual == config else ", though with other settings"
         seeds = ", ".join(short(score) for score in scores)
-        told.append(f"Preset {config.preset} has scored {seeds} by seed: this is {how}{other}.")
+        preset = f"Seeds of preset {config.preset} have scored {seeds}"
+        sentences.append(f"{preset}: {short(mean)} is {verdict}{other}.")
     if task.solved_at:
         solved = "solved" if mean >= task.solved_at else "not solved"
-        told.append(f"Solved means {task.solved_at} on average over 100 episodes: {solved}.")
-    return told
+        sentences.append(f"Solved means {task.solved_at} on average over 100 episodes: {solved}.")
+    return sentences
 
 
 def advice(folder: Path) -> list[str]:
