@@ -287,7 +287,10 @@ def test_verdict():
     found = Findings({"C": {"nll": 1.0, "gaussian": 1.25}}, {"C": rows}, [], [], whole)
     told = verdict(found, "frames survived")
     assert "0.25 nats per dimension better" in told[0] and told[1].endswith("for 20 steps.")
-    assert told[2].startswith("100 steps") and "paid C 735, reality 419" in told[2]
+    assert told[2].startswith("100 steps") and "paid C 735 and reality 419" in told[2]
     assert "kinder than reality by 75 %" in told[2] and "harsher by 50 %" in told[3]
-    assert "-1.67 +- 3.33: too few games" in told[4] and "better" in told[5]
+    assert "1.67 +- 3.33 less than the blind baseline, too few games" in told[4]
+    assert told[5].startswith("In reality C gets 590 +- 5.77 more than the coll")
+    rows[0]["z error"] = 0.9
+    assert verdict(found, "frames survived")[1].endswith("at no horizon.")
     assert kindness(105, 100) == "about right (+5 %)" and kindness(1, 0) == "reality paid nothing"

@@ -174,11 +174,12 @@ def verdict(found: Findings, unit: str) -> list[str]:
         if row["z error"] >= min(row["no change"], row["mean frame"]):
             break
         known = row["steps"]
-    sentences.append(f"Under recorded actions, its dream beats both baselines for {known} steps.")
+    closer = f"for {known} steps" if known else "at no horizon"
+    sentences.append(f"Under recorded actions its dream beats both baselines {closer}.")
     for row in found.loops["C"][-1:]:
         if "reward" in row:
             dream, real = row["C acts"], row["reward"]
-            paid = f"its dream has paid C {short(dream)}, reality {short(real)}"
+            paid = f"its dream has paid C {short(dream)} and reality {short(real)}"
             paid = f"{row['steps']} steps after a recorded moment {paid}"
             sentences.append(f"{paid}: {kindness(dream, real)}.")
     real = found.returns["C", REALITY]
@@ -191,11 +192,9 @@ def verdict(found: Findings, unit: str) -> list[str]:
     for other in ("blind baseline", "collecting policy"):
         lead = real - found.returns[other, REALITY]  # in the same games
         mean, error = lead.mean(), lead.std(ddof=1) / np.sqrt(len(lead))
-        sure = "better" if mean > 0 else "worse"
-        if abs(mean) <= 2 * error:
-            sure = "too few games to tell them apart"
-        lead = f"{short(mean)} +- {short(error)}"
-        sentences.append(f"In reality C leads the {other} by {lead}: {sure}.")
+        gap = f"{short(abs(mean))} +- {short(error)} {'more' if mean > 0 else 'less'}"
+        doubt = ", too few games to be sure" if abs(mean) <= 2 * error else ""
+        sentences.append(f"In reality C gets {gap} than the {other}{doubt}.")
     return sentences
 
 
