@@ -61,11 +61,6 @@ def walk(actions: int, rng: np.random.Generator, repeat: int) -> Iterator[np.nda
     return accumulate(count(), moved, initial=first.astype(np.float32))
 
 
-def fixed_policy(action: np.ndarray, rng: np.random.Generator | None = None) -> Policy:
-    """One action (A,) for the whole episode; rng is not used."""
-    return np.asarray(action, np.float32).copy
-
-
 def blind_baseline(name: str, rng: np.random.Generator, repeat: int = 1) -> Policy:
     """Alternates between the first action and its opposite, or the last one if actions are discrete.
 
