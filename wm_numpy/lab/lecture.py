@@ -39,9 +39,9 @@ CURVES = (
     ("C evolved on in reality", "adapt", "return", FITNESS | {"check": "C"}),
 )
 # Charts of judge's tables: title, y, the columns and their labels
-ERRORS = ("z", "squared error", {"z error": "M", "no change": "no change", "mean frame": "mean"})
+ERRORS = ("error of z", "squared", {"z error": "M", "no change": "no change", "mean frame": "mean"})
 REWARDS = ("reward", "sum so far", {"reward": "real", "dreamt": "dreamt", "C acts": "C acts"})
-CHOICES = ("plans", "share right", {"pairs": "better of two", "AUC": "lived or died"})
+CHOICES = ("choice", "share right", {"pairs": "better of two", "AUC": "lived or died"})
 
 
 def write_page(folder: Path, out: Path, games: int = 0) -> None:
@@ -189,16 +189,20 @@ def lives(found: judge.Findings, tau: float) -> str:
 def followed(found: judge.Findings) -> str:
     """How long dreams from recorded moments stay close to reality, and whether M can tell plans apart."""
     panels = []
-    for rows, moments, (title, y_name, labels) in (
-        *((found.loops["collecting policy"], "of random play", kind) for kind in (ERRORS, REWARDS)),
-        *((found.loops["C"], "of C", kind) for kind in (ERRORS, REWARDS)),
-        *((found.plans, "of C, late", kind) for kind in (REWARDS, CHOICES)),
+    for source, rows, kinds in (
+        ("from random play", found.loops["collecting policy"], (ERRORS, REWARDS)),
+        ("from play of C", found.loops["C"], (ERRORS, REWARDS)),
+        ("of plans", found.plans, (REWARDS, CHOICES)),
     ):
-        steps = [row["steps"] for row in rows]
-        columns = {label: [row.get(name, np.nan) for row in rows] for name, label in labels.items()}
-        lines = [Line(label, steps, y) for label, y in columns.items() if np.isfinite(y).all()]
-        if rows and lines:
-            panels.append(chart(f"{title}, moments {moments}", "steps dreamt", y_name, lines))
+        for title, y_name, labels in kinds:
+            lines = []
+            for name, label in labels.items():
+                known = [(row["steps"], row[name]) for row in rows if name in row]
+                points = [(x, y) for x, y in known if np.isfinite(y)]
+                if points:
+                    lines.append(Line(label, *zip(*points, strict=True)))
+            if lines:
+                panels.append(chart(f"{title} {source}", "steps dreamt", y_name, lines))
     return beside(panels) if panels else ""
 
 
