@@ -5,7 +5,6 @@ seed, the round and its own place in that list, never on what happened before.
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,25 +37,32 @@ def collect(run: RunFolder, round_: int) -> None:
     """
     c = run.config.phase(round_)
     paths = run.new_episodes(round_)
+    if round_ == 1:
+        return _record(run, "collect", round_, paths, key=1, **_random_player(c))
+    agent = Agent.load(run.folder, adapted=False)  # more rounds may follow the last one
+    explorer = partial(episodes.Explorer, noise=c.collect.noise, spread=c.collect.spread)
+    _record(run, "collect", round_, paths, round_, agent, actor=explorer)
+
+
+def _record(
+    run: RunFolder, stage: str, round_: int, paths: list[Path], key: int, agent=None, **player
+) -> None:
+    """Play the episodes whose files are missing, of the agent or of a random player; key: of their seeds."""
     # Agents play in fixed groups, so a group with a missing file is played again as a whole.
-    size = 1 if round_ == 1 else episodes.GROUP
+    size = episodes.GROUP if agent else 1
     groups = [paths[i : i + size] for i in range(0, len(paths), size)]
     whole = [all(path.exists() for path in group) for group in groups]
     missing = [i for i in range(len(paths)) if not whole[i // size]]
-    if round_ == 1:
-        agent, player = None, _random_player(c)
-    else:
-        agent = Agent.load(run.folder, adapted=False)  # more rounds may follow the last one
-        noise = {"noise": c.collect.noise, "spread": c.collect.spread}
-        player = {"actor": partial(episodes.Explorer, **noise)}
-    player["paths"] = [paths[i] for i in missing]
-    seeds = episodes.episode_seeds("collect", len(paths), c.seed, round_)[missing]
-    played = len(paths) - len(missing)
-    episodes.play(c.task, agent, seeds, run.log, "collect", round_, played, **player)
+    if missing:
+        c = run.config
+        seeds = episodes.episode_seeds("collect", len(paths), c.seed, key)[missing]
+        player["paths"] = [paths[i] for i in missing]
+        done = len(paths) - len(missing)
+        episodes.play(c.task, agent, seeds, run.log, stage, round_, done, **player)
 
 
 def _random_player(c: Config) -> dict:
-    """Arguments of blind_rollouts for random episodes that are to be learnt from."""
+    """Arguments of blind_rollouts for random episodes to learn from."""
     policy = episodes.collecting_policy(c)
     return {"min_length": c.collect.min_length, "make_policy": policy, "repeat": c.repeat}
 
@@ -92,7 +98,7 @@ def _keeps_v(run: RunFolder, round_: int) -> bool:
 
 
 def encode(run: RunFolder, round_: int) -> None:
-    """Turn every frame of every episode so far into V's (mu, logvar).
+    """Turn every frame of every episode so far into V's (mu, logvar); play those whose frames are not kept.
 
     Reads vae.npz and episodes/; writes series/; draws the games of collect.more.
     """
@@ -114,19 +120,8 @@ def encode(run: RunFolder, round_: int) -> None:
             for i, done in zip(missing, frames, strict=True):
                 write(folder / recorded.paths[i].name, series(recorded.read(i)))
                 report(done)
-    _play_more(run, round_, series)
-
-
-def _play_more(run: RunFolder, round_: int, series: Callable) -> None:
-    """Random episodes for M alone, which are encoded as they are played; no frames are kept."""
-    c = run.config.phase(round_)
-    paths = [run.series(round_) / f"{FRAMELESS + i}.npy" for i in range(c.collect.more)]
-    missing = [i for i, path in enumerate(paths) if not path.exists()]
-    if missing:
-        player = _random_player(c) | {"paths": [paths[i] for i in missing], "encode": series}
-        seeds = episodes.episode_seeds("collect", len(paths), c.seed, 0)[missing]
-        played = len(paths) - len(missing)
-        episodes.play(c.task, None, seeds, run.log, "encode", round_, played, **player)
+    more = [folder / f"{FRAMELESS + i}.npy" for i in range(c.collect.more)]
+    _record(run, "encode", round_, more, key=0, encode=series, **_random_player(c))
 
 
 def train_m(run: RunFolder, round_: int) -> None:
