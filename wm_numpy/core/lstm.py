@@ -86,38 +86,45 @@ def lstm_backward(dy: tuple[Array, Array], cache: tuple, need_dx: bool = True) -
         first = max(0, last - span)
         da_block = scratch("da", (last - first, B, 4 * H), w.dtype, reuse)
         for t in reversed(range(first, last)):
-            i, f, o, g = _split(gates[t])
             da = da_block[t - first]  # (B, G)
-            di, df, do, dg = _split(da)
             dh = dh_prev + dh_all[t]  # (B, H): from the next step, and from above
-            tanh_c = np.tanh(c[t + 1])
-            np.multiply(dh, tanh_c, out=do)  # h = o tanh(c)
-            dh *= o
-            dc = dc + dh
-            tanh_c *= tanh_c
-            dh *= tanh_c
-            dc -= dh  # d tanh(c) = (1 - tanh(c)^2) dc
-            np.multiply(dc, g, out=di)  # c = f c_prev + i g
-            np.multiply(dc, i, out=dg)
-            np.multiply(dc, c[t], out=df)
+            dc = _step_backward(dh, dc, gates[t], c[t], c[t + 1], da)
             if restart is not None:
-                df[restart[t]] = 0
-            dc *= f
-            ifo = gates[t, :, : 3 * H]  # y = sigmoid(a): da = dy y (1 - y)
-            slope = 1 - ifo
-            slope *= ifo
-            da[:, : 3 * H] *= slope
-            dg *= 1 - g * g  # g = tanh(a)
+                da[restart[t], H : 2 * H] = 0  # of f: it met no c
+                dc[restart[t]] = 0
             dh_prev = da @ w[I:].T  # a = [x h_prev] w + b, the part of h_prev
             if restart is not None:
                 dh_prev[restart[t]] = 0
-                dc[restart[t]] = 0
         da = da_block.reshape(-1, 4 * H)
         dw += xh[first:last].reshape(-1, I + H).T @ da  # a = [x h_prev] w + b, all the rest of it
         db += sum_rows(da)
         if need_dx:
             np.matmul(da, w[:I].T, out=dx[first:last].reshape(-1, I))
     return dx, dh_prev, dc, dw, db
+
+
+def _step_backward(dh: Array, dc: Array, gates: Array, c_prev: Array, c: Array, da: Array) -> Array:
+    """dh, dc (B, H) of one step -> dc of c_prev; writes da (B, G), of the gates before sigmoid and tanh."""
+    H = dc.shape[1]
+    i, f, o, g = _split(gates)
+    di, df, do, dg = _split(da)
+    tanh_c = np.tanh(c)
+    np.multiply(dh, tanh_c, out=do)  # h = o tanh(c)
+    dh *= o
+    dc = dc + dh
+    tanh_c *= tanh_c
+    dh *= tanh_c
+    dc -= dh  # d tanh(c) = (1 - tanh(c)^2) dc
+    np.multiply(dc, g, out=di)  # c = f c_prev + i g
+    np.multiply(dc, i, out=dg)
+    np.multiply(dc, c_prev, out=df)
+    dc *= f
+    ifo = gates[:, : 3 * H]  # y = sigmoid(a): da = dy y (1 - y)
+    slope = 1 - ifo
+    slope *= ifo
+    da[:, : 3 * H] *= slope
+    dg *= 1 - g * g  # g = tanh(a)
+    return dc
 
 
 def _split(a: Array) -> list[Array]:
