@@ -354,3 +354,12 @@ def test_tell_leaves_its_arguments_alone():
 if __name__ == "__main__":  # freeze the peers' constants again
     FIXTURE.parent.mkdir(exist_ok=True)
     np.savez(FIXTURE, **constants_of_peers())
+
+
+@pytest.mark.parametrize("cost", [-np.inf, np.inf, 1.0])
+def test_equal_costs_stop_even_where_they_are_infinite(cost):
+    es = CMAES(np.zeros(3), population=10, seed=0)
+    for _ in range(es.window):
+        assert not es.stop()
+        es.tell(es.ask(), np.full(10, cost))
+    assert "tolfun" in es.stop()

@@ -157,7 +157,8 @@ class CMAES:
         largest = max(np.sqrt(np.abs(np.diag(self.cov))).max(), np.abs(self.p_c).max())
         if self.sigma * largest < 1e-12 * self.sigma0:
             reasons["tolx"] = "no coordinate moves by more than 1e-12 of the first sigma"
-        if len(self.best) == self.window and np.ptp(self.best) < 1e-12:
+        same = np.allclose(self.best, self.best[:1], rtol=0, atol=1e-12)  # infinite ones, too
+        if len(self.best) == self.window and same:
             why = f"the best cost has been the same, to 1e-12, for {self.window} generations"
             reasons["tolfun"] = why
         return reasons
