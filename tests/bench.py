@@ -39,7 +39,7 @@ from wm_numpy.system import files, threads
 from wm_numpy.training import data, parallel
 from wm_numpy.training.episodes import GROUP, real_rollouts
 from wm_numpy.worlds.ahead import LookAhead
-from wm_numpy.worlds.envs import make_env
+from wm_numpy.worlds.envs import Environment
 from wm_numpy.worlds.policies import random_policy
 from wm_numpy.worlds.rollout import dream_rollouts
 from wm_numpy.worlds.world import Dream
@@ -198,7 +198,7 @@ def play(env, seed: int, actions: Sequence) -> int:
 
 def one_env(task: str, bare: bool, episodes: int, limit: int) -> Repeat:
     """Episodes of the random policy in one environment, the same on both sides."""
-    env = bare_env(task) if bare else make_env(task)
+    env = bare_env(task) if bare else Environment(task)
     convert = bare_action if bare else lambda action: action
 
     def repeat(k: int) -> int:

@@ -15,7 +15,7 @@ from gymnasium.utils.env_checker import check_env
 
 from wm_numpy.settings.tasks import TaskError, find, known
 from wm_numpy.worlds import doom, envs, picture, policies
-from wm_numpy.worlds.envs import Environment, EnvironmentDied, make_env
+from wm_numpy.worlds.envs import Environment, EnvironmentDied
 from wm_numpy.worlds.policies import random_policy
 
 both = pytest.mark.parametrize("task", known())
@@ -176,11 +176,11 @@ def test_batches_of_gymnasium(task):
 def test_names():
     assert known() == ["carracing", "doom"]
     for task in known():
-        env = make_env(task)
+        env = Environment(task)
         assert env.task.name == task and env.action_space.shape == (find(task).actions,)
         env.close()
     with pytest.raises(TaskError, match="carracing, doom"):
-        make_env("pong")
+        Environment("pong")
     with pytest.raises(ValueError, match="carracing, doom"):
         random_policy("pong", np.random.default_rng(0))
 
@@ -192,7 +192,7 @@ def test_a_missing_package_is_named_with_its_mend(task, module):
     code = (
         f"import sys; sys.modules[{module!r}] = None\n"
         f"from wm_numpy.worlds import envs\n"
-        f"try: envs.make_env({task!r})\n"
+        f"try: envs.Environment({task!r})\n"
         f"except ImportError as error:\n"
         f"    assert 'pip install' in str(error) and {module!r} in str(error)\n"
         f"else: raise SystemExit('made without {module}')"
@@ -346,8 +346,8 @@ def test_a_killed_engine_is_reported(make):
 @linux
 def test_no_engine_outlives_a_killed_process():
     code = (
-        "import time; from wm_numpy.worlds.envs import make_env\n"
-        "env = make_env('doom'); env.reset(); print(flush=True); time.sleep(60)"
+        "import time; from wm_numpy.worlds.envs import Environment\n"
+        "env = Environment('doom'); env.reset(); print(flush=True); time.sleep(60)"
     )
     python = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environ())
     python.stdout.readline()
@@ -384,7 +384,7 @@ def test_a_temporary_folder_without_programs(tmp_path_factory, elsewhere):
         or subprocess.run(["unshare", "-m", "sh", "-c", mount]).returncode
     ):
         pytest.skip("may not mount")
-    code = "from wm_numpy.worlds import envs; envs.make_env('doom').reset(seed=1); print('runs')"
+    code = "from wm_numpy.worlds import envs; envs.Environment('doom').reset(seed=1); print('runs')"
     if not elsewhere:
         mount += f" && mount -t tmpfs -o noexec none /dev/shm && export HOME={folder}"
     command = f'{mount} && TMPDIR={folder} exec "$0" -c "{code}"'

@@ -709,7 +709,7 @@ def test_a_process_changes_its_environments_with_the_task(monkeypatch):
         def close(self):
             self.closed = True
 
-    monkeypatch.setattr(envs, "make_env", Env)
+    monkeypatch.setattr(envs, "Environment", Env)
     episodes._kept.cache_clear()
     with episodes._environments("doom", 1, 2, keep=False) as first:
         pass

@@ -13,7 +13,7 @@ from wm_numpy.lab.statistics import auc, correlation, r2, ridge
 from wm_numpy.models.mdnrnn import MDNRNN
 from wm_numpy.training.data import series_dtype
 from wm_numpy.training.episodes import episode_seeds
-from wm_numpy.worlds.envs import make_env
+from wm_numpy.worlds.envs import Environment
 
 
 def made_of_noise(rng, steps: int, sd: float = 2.0) -> np.ndarray:
@@ -186,7 +186,7 @@ def held(action: np.ndarray, rng):
 def test_left_in_reality_is_left():
     agent, make = tiny_agent("doom", "repeat=4"), partial(held, np.array([-1.0]))
     seeds = episode_seeds("check", 1, 0, 98)
-    (episode,), env = recorded(agent, make, seeds), make_env("doom", repeat=4)
+    (episode,), env = recorded(agent, make, seeds), Environment("doom", repeat=4)
     env.reset(seed=int(seeds[0]))
     rewards, over = [], False
     while not over:
@@ -206,7 +206,7 @@ def test_rewards_are_those_that_m_learns():
 
 
 def test_what_the_car_knows():
-    env = make_env("carracing")
+    env = Environment("carracing")
     env.reset(seed=3)
     game = env.game
     start = game.truth()

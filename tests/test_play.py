@@ -325,10 +325,10 @@ def test_a_world_of_ones_own(monkeypatch, tmp_path):
 
 
 def test_a_world_that_cannot_be_had(page, monkeypatch):
-    def make_env(task, repeat):
+    def missing(task, repeat):
         raise ImportError("run `pip install vizdoom`")
 
-    monkeypatch.setattr(film, "make_env", make_env)
+    monkeypatch.setattr(film, "Environment", missing)
     page.order(world="reality")
     assert page.until(lambda m: "busy" in m)
     assert page.until(lambda m: "says" in m)[0] == {"says": "run `pip install vizdoom`"}

@@ -6,7 +6,7 @@ from tests.conftest import tiny_agent
 from wm_numpy.lab import probes
 from wm_numpy.lab.fireballs import OpenTakeCover, facts
 from wm_numpy.lab.judge import recorded
-from wm_numpy.worlds.envs import make_env
+from wm_numpy.worlds.envs import Environment
 
 HITS = [
     f"hit in {tics} tics, {where} view"
@@ -47,7 +47,7 @@ def test_probes_know_what_is_there_and_nothing_else():
 
 
 def test_a_car_tells_where_it_is_while_it_drives_along_the_road():
-    env = make_env("carracing")
+    env = Environment("carracing")
     env.reset(seed=3)
     assert set(env.game.truth()) == {"speed", "angle", "distance"}
     assert np.isfinite([*env.game.truth().values()]).all()

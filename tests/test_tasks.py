@@ -18,7 +18,7 @@ from wm_numpy.settings.config import SettingError, resolve
 from wm_numpy.settings.tasks import Task, TaskError, find, known
 from wm_numpy.training.data import Records, frame_dtype
 from wm_numpy.training.experiment import Experiment
-from wm_numpy.worlds.envs import EnvironmentFailed, made, make_env
+from wm_numpy.worlds.envs import Environment, EnvironmentFailed, made
 from wm_numpy.worlds.picture import resizer
 from wm_numpy.worlds.policies import blind_baseline, random_policy
 from wm_numpy.worlds.unknown import completed, examined, suggested
@@ -105,7 +105,7 @@ def test_an_id_of_gymnasium():
     """A picture that is drawn by render, made smaller; the limit is the environment's own."""
     task = find("gym:CartPole-v1")
     assert (task.actions, task.discrete, task.picture, task.max_steps) == (2, True, "render", 500)
-    env = make_env("gym:CartPole-v1", repeat=2)
+    env = Environment("gym:CartPole-v1", repeat=2)
     frame, _ = env.reset(seed=1)
     assert frame.shape == (64, 64, 3) and frame.std() > 5 and env.crop.shape == (400, 600, 3)
     total, over = 0, False
@@ -158,7 +158,7 @@ def declared(game: type, **facts) -> Task:
 
 def fails(sentence: str, game: type, steps: int = 3, **facts) -> None:
     with pytest.raises((EnvironmentFailed, TaskError), match="mine.py:GAME.*" + sentence):
-        env = make_env(declared(game, **facts))
+        env = Environment(declared(game, **facts))
         env.reset(seed=1)
         for _ in range(steps):
             env.step(np.zeros(env.action_space.shape))
@@ -170,7 +170,7 @@ def of(**parts) -> type:
 
 
 def test_a_game_that_never_ends_is_cut():
-    env = make_env(declared(Game, max_steps=5), repeat=2)
+    env = Environment(declared(Game, max_steps=5), repeat=2)
     env.reset(seed=1)
     ends = [env.step(np.eye(3)[2])[2:4] for _ in range(3)]
     assert ends == [(False, False), (False, False), (False, True)] and env.game.actions == [2] * 5
@@ -178,7 +178,7 @@ def test_a_game_that_never_ends_is_cut():
 
 
 def test_a_game_that_ends_at_once():
-    env = make_env(declared(of(over=lambda self: True)), repeat=4)
+    env = Environment(declared(of(over=lambda self: True)), repeat=4)
     for _ in range(2):
         env.reset(seed=1)
         _, reward, terminated, _, _ = env.step(np.zeros(3))
@@ -193,7 +193,7 @@ def test_pictures_of_other_types_are_the_same_picture(dtype, shape):
     unit = np.dtype(dtype).kind in "fb"
     values = np.ones if unit else lambda *args: 255 * np.ones(*args)
     game = of(picture=lambda self: values(shape, dtype))
-    frame, _ = make_env(declared(game, picture="observation")).reset(seed=1)
+    frame, _ = Environment(declared(game, picture="observation")).reset(seed=1)
     assert frame.dtype == np.uint8 and (frame == 255).all()
 
 
@@ -241,7 +241,7 @@ def test_actions_of_every_kind():
         (of(action_space=gym.spaces.MultiDiscrete([2, 2])), [-1, 1], [0, 1]),
     ):
         own = {"act": lambda a: [int(x > 0) for x in a], "actions": 2} if action == [0, 1] else {}
-        env = make_env(declared(game, **own))
+        env = Environment(declared(game, **own))
         env.reset(seed=1)
         env.step(np.array(given))
         assert np.array_equal(env.game.actions, [action])
@@ -249,7 +249,7 @@ def test_actions_of_every_kind():
 
 def test_a_picture_is_cropped_and_what_lies_outside_not_seen():
     grey = lambda self: np.pad(np.full((60, 64, 3), 9, np.uint8), ((10, 0), (0, 16), (0, 0)))  # noqa: E731
-    env = make_env(declared(of(picture=grey), crop=(slice(10, None), slice(64))))
+    env = Environment(declared(of(picture=grey), crop=(slice(10, None), slice(64))))
     assert (env.reset(seed=1)[0] == 9).all() and env.crop.shape == (60, 64, 3)
 
 
@@ -308,7 +308,7 @@ def test_m_hears_the_action_that_was_taken(kind):
     agent = catch_agent()
     world = Dream(agent, 2)
     if kind == "real":
-        world = RealWorld(agent, [make_env(CATCH, repeat=2) for _ in range(2)])
+        world = RealWorld(agent, [Environment(CATCH, repeat=2) for _ in range(2)])
     heard, step = [], agent.m.step
     agent.m.step = lambda z, action, *args: (heard.append(action), step(z, action, *args))[1]
     world.reset(seed=3)

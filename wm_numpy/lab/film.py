@@ -12,7 +12,7 @@ from ..models.agent import Agent
 from ..settings.tasks import find
 from ..system.files import DataError
 from ..training.data import Records
-from ..worlds.envs import make_env
+from ..worlds.envs import Environment
 from ..worlds.world import Dream, RealWorld, World
 from .pictures import animation
 
@@ -187,7 +187,7 @@ class Worlds:
         if name == "reality":
             if self.env is None:
                 with _starting:
-                    self.env = make_env(agent.config.task, repeat=agent.config.repeat)
+                    self.env = Environment(agent.config.task, repeat=agent.config.repeat)
             return RealWorld(agent, [self.env])
         if name == "recorded":
             return Recorded(agent, self._episode(seed))
@@ -232,7 +232,7 @@ def film(agent: Agent, seed: int = 0, tau: float | None = None) -> list[dict[str
     act = agent.controller()
     moments = []
     first = find(agent.config.task).strip_from // agent.config.repeat
-    with closing(make_env(agent.config.task, repeat=agent.config.repeat)) as env:
+    with closing(Environment(agent.config.task, repeat=agent.config.repeat)) as env:
         real = Life(RealWorld(agent, [env]), seed)
         while real.steps < first:
             real.step(act(real.features))

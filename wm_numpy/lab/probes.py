@@ -22,7 +22,7 @@ from ..training import parallel
 from ..training.data import transitions
 from ..worlds.ahead import imagine
 from ..worlds.ahead import plans as alternatives
-from ..worlds.envs import make_env
+from ..worlds.envs import Environment
 from ..worlds.world import Dream
 from .statistics import auc, correlation, r2, ridge
 
@@ -222,7 +222,7 @@ def telling(name: str) -> Task:
 def _replay(agent: Agent, seed: int, series: np.ndarray) -> Replay:
     """An episode, in a worker process."""
     c = agent.config
-    env = make_env(telling(c.task), repeat=c.repeat)
+    env = Environment(telling(c.task), repeat=c.repeat)
     truth = getattr(env.game.unwrapped, "truth", dict)
     rng = np.random.default_rng(seed)
     episode = transitions(series, rng, restart=True)

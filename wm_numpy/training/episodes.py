@@ -174,11 +174,11 @@ def _play_all(play, jobs: list[tuple], shared: tuple, paths, log, progress) -> l
 @contextmanager
 def _environments(task: str, repeat: int, n: int, keep: bool) -> Iterator[list[Recorder]]:
     """n environments of this process; those that died are replaced for the next job."""
-    from ..worlds.envs import EnvironmentDied, make_env
+    from ..worlds.envs import Environment, EnvironmentDied
 
     envs = _kept(task, repeat)
     # One after the other: started on threads, 8 engines need half the time, but ViZDoom has crashed at that.
-    envs += [Recorder(make_env(task, repeat=repeat)) for _ in range(n - len(envs))]
+    envs += [Recorder(Environment(task, repeat=repeat)) for _ in range(n - len(envs))]
     for env in envs:
         env.keep = keep
     try:

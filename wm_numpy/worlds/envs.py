@@ -1,6 +1,6 @@
 """Any declared world as one Gymnasium environment: 64 x 64 x 3 uint8, A actions in [-1, 1], a step of `repeat` frames.
 
-    env = make_env("doom")
+    env = Environment("doom")
     frame, _ = env.reset(seed=1)
     frame, reward, terminated, truncated, _ = env.step(np.zeros(1))
 
@@ -39,6 +39,7 @@ class Environment(gym.Env):
     Episode End: as the game says; truncated after `max_steps` frames.
     Arguments: `task`: its name, or a declaration; `render_mode`: None or "rgb_array", the game's own large picture;
         `max_steps`: in frames; `repeat`: frames that an action lasts. `frames` counts those of the episode.
+        ImportError names the package that a game misses.
     """
 
     metadata = {"render_modes": ["rgb_array"]}
@@ -173,11 +174,6 @@ def made(task: Task, draws: bool = False):
         raise TaskError(f"{task.name}: {error}") from error
     except Exception as error:
         raise failure(task, "make", error) from error
-
-
-def make_env(task: str | Task, render_mode: str | None = None, repeat: int = 1) -> Environment:
-    """The environment of a world; ImportError names the package that it misses."""
-    return Environment(task, render_mode=render_mode, repeat=repeat)
 
 
 for _name in known():

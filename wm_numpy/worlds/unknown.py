@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env
 
 from ..settings.tasks import Task, TaskError, known
-from .envs import EnvironmentFailed, failure, made, make_env, seen
+from .envs import Environment, EnvironmentFailed, failure, made, seen
 from .policies import random_policy
 
 ENOUGH = 100  # frames of a random episode, for as many of them as a preset has
@@ -123,7 +123,7 @@ def examined(task: Task) -> Iterator[str]:
 def _opening(task: Task) -> bytes:
     """Up to 30 random steps of one seed."""
     rng = np.random.default_rng(0)
-    with closing(make_env(task)) as env:
+    with closing(Environment(task)) as env:
         told = env.reset(seed=1)[0].tobytes()
         for _ in range(30):
             frame, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, task.actions))
@@ -141,7 +141,7 @@ def suggested(task: Task, episodes: int, frames: int = 300) -> list[str]:
     """
     policy = random_policy(task.name, np.random.default_rng(0), hold=8)
     rewards, ends = [], 0
-    with closing(make_env(task)) as env:
+    with closing(Environment(task)) as env:
         env.reset(seed=0)
         for _ in range(frames):
             _, reward, terminated, truncated, _ = env.step(policy())
