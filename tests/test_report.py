@@ -268,6 +268,17 @@ def test_an_animation_holds_its_pictures():
         assert (frame[:, 10 : 10 + pictures.GAP] == 255).all()
 
 
+def test_an_animation_may_leave_pixels_as_they_were():
+    """A fourth channel of 0: PNG's colour type 6, and frames that are laid over those before."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 4), dtype=np.uint8)
+    frames[..., 3] = 255
+    frames[1, 2:, :, 3] = 0
+    made = pictures.png(frames, fps=5)
+    assert made[25] == 6 and b"\x00\x64\x01\xf4\x00\x01" in made  # 100/500 s, none cleared, over
+    for shown, frame in zip(frames_of(made), frames, strict=True):
+        assert np.array_equal(shown[:2], frame[:2, :, :3])
+
+
 @pytest.mark.parametrize("task", ["doom", "carracing"])
 def test_a_film(task, monkeypatch):
     """The dream begins at the very moment that reality has come to; an animation shows at most 12 pictures a second."""

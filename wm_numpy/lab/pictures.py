@@ -15,13 +15,14 @@ def png(frames: np.ndarray, fps: float = 0) -> bytes:
     With a fourth channel, 0 or 255: where it is 0, the frame before stays.
     """
     count, height, width, channels = frames.shape
+    colour = {3: 2, 4: 6}[channels]  # RGB, RGBA
 
     def chunk(kind: bytes, form: str = "", *values: int, data: bytes = b"") -> bytes:
         body = kind + struct.pack(">" + form, *values) + data
         return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
     chunks = [b"\x89PNG\r\n\x1a\n"]
-    chunks.append(chunk(b"IHDR", "IIBBBBB", width, height, 8, 2 * channels - 4, 0, 0, 0))
+    chunks.append(chunk(b"IHDR", "IIBBBBB", width, height, 8, colour, 0, 0, 0))
     if count > 1:
         chunks.append(chunk(b"acTL", "II", count, 0))
     for t, frame in enumerate(frames):
@@ -29,8 +30,7 @@ def png(frames: np.ndarray, fps: float = 0) -> bytes:
         if count > 1:
             place = width, height, 0, 0, 100, round(100 * fps), 0, channels - 3
             chunks.append(chunk(b"fcTL", "IIIIIHHBB", number, *place))
-        change = np.diff(frame, axis=0, prepend=np.zeros_like(frame[:1]))  # filter 2: row by row
-        rows = np.insert(change.reshape(height, -1), 0, 2, axis=1)
+        rows = np.insert(frame.reshape(height, -1), 0, 0, axis=1)  # 0: no filter
         data = zlib.compress(rows.tobytes(), 9)
         if t == 0:
             chunks.append(chunk(b"IDAT", data=data))
