@@ -158,7 +158,7 @@ class Config:
         return "real.evolve.generations" in self.phases
 
     def phase(self, phase: int | str) -> "Config":
-        """What holds in a round, counted from 1, or in "first", "later" or "real", which goes on from the last."""
+        """What holds in a round, counted from 1, or in "first", "later" or "real", which continues the last."""
         layers = []
         if phase == "later" or (isinstance(phase, int) and phase > 1):
             layers = ["later."]

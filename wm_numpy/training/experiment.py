@@ -65,6 +65,6 @@ def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:
         if not series:
             raise RunError(f"{parent} has no series to train M on: name a run folder of `train`")
         link.parent.mkdir(exist_ok=True)
-        link.unlink(missing_ok=True)  # to series that are gone
+        link.unlink(missing_ok=True)  # a link whose target is gone
         link.symlink_to(series[0].resolve())
     return experiment

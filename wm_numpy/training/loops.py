@@ -19,7 +19,7 @@ SAVE_SECONDS = 20.0  # between saves of the state
 
 
 class RunError(RuntimeError):
-    """A run that cannot start or go on."""
+    """A run that cannot start or resume."""
 
 
 def learning_rate(settings: Training, update: int, updates: int) -> float:

@@ -47,10 +47,7 @@ def processes(
     while waiting:
         workers = (pool or _pool)(min(threads.workers(), len(waiting)), shared)
         try:
-            # On a thread: Ctrl-C cannot come in between, and the processes it starts inherit that it is blocked.
-            with cf.ThreadPoolExecutor(1, initializer=_block_interrupts) as starter:
-                begin = starmap(partial(workers.submit, function), waiting.values())
-                futures = dict(zip(starter.submit(list, begin).result(), waiting, strict=True))
+            futures = _submitted(workers, function, waiting)
             for future in cf.as_completed(futures):
                 try:
                     result = future.result()
@@ -76,6 +73,14 @@ def processes(
             workers.kill()
             raise
         workers.shutdown()
+
+
+def _submitted(workers, function: Callable, jobs: dict[int, tuple]) -> dict[cf.Future, int]:
+    """Each job's future -> its index."""
+    # On a thread: Ctrl-C cannot come in between, and the processes it starts inherit that it is blocked.
+    with cf.ThreadPoolExecutor(1, initializer=_block_interrupts) as starter:
+        begin = starmap(partial(workers.submit, function), jobs.values())
+        return dict(zip(starter.submit(list, begin).result(), jobs, strict=True))
 
 
 def _block_interrupts() -> None:

@@ -232,7 +232,7 @@ def _best_of(run: RunFolder, round_: int, finalists: list[Path]) -> Path:
 def adapt(run: RunFolder, round_: int) -> None:
     """Evolve the last round's C further in reality; V and M stay as they are.
 
-    Its own score is the first check: C stays as it is if no later mean is better.
+    That C is checked first, and kept if no later mean is better.
     Reads vae.npz, mdnrnn.npz and controller.npz; writes adapted.npz; draws candidates and episodes.
     """
     _evolve(run, "adapt", round_, run.config.phase("real"), run.theta(), check_first=True)
