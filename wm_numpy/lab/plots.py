@@ -60,19 +60,12 @@ def beside(panels: Sequence[str], columns: int = 2) -> str:
     return svg(min(columns, len(panels)) * WIDTH, rows * HEIGHT, *moved)
 
 
-@dataclass
 class Axis:
-    """A range of values on a range of pixels, a little wider than what is on it."""
+    """Values from low to high, and a margin (a share of that) on both sides, on pixels from start to stop."""
 
-    low: float
-    high: float
-    start: float
-    stop: float
-    margin: float
-
-    def __post_init__(self):
-        margin = self.margin * max(self.high - self.low, 1e-9 + 1e-3 * abs(self.high))
-        self.low, self.high = self.low - margin, self.high + margin
+    def __init__(self, low: float, high: float, start: float, stop: float, margin: float):
+        margin *= max(high - low, 1e-9 + 1e-3 * abs(high))
+        self.low, self.high, self.start, self.stop = low - margin, high + margin, start, stop
 
     def __call__(self, values: Sequence[float] | float) -> np.ndarray:
         """Values -> pixels; what is beyond the axis is drawn at its end."""
