@@ -1,7 +1,7 @@
 """The moving picture of the demo in README, from the real page: python -m tests.film .github/play.png
 
-Somebody takes the keys and dies, turns the temperature, drags a number of z, and sees eight futures. The game runs
-SLOWER than it does, so that no picture is missed.
+Somebody takes the keys and dies, turns the temperature, sees what the agent looking ahead dreams, drags a number of z,
+and sees eight futures. The game runs SLOWER than it does, so that no picture is missed.
 """
 
 import io
@@ -21,10 +21,10 @@ from tests.test_play import served
 from wm_numpy.demo import play
 from wm_numpy.lab import pictures
 
-SLOWER, FPS = 5, 7
+SLOWER, FPS = 5, 6
 WIDTH, HEIGHT = 760, 470
-CHANGE = 12  # of a colour, that one need not see
-SEED = 123456789  # of a dream in which a player at the wall dies soon
+CHANGE = 16  # of a colour, that one need not see
+SEED = 113  # of a dream in which a player at the wall dies soon
 
 
 class Film:
@@ -74,7 +74,7 @@ def main(path: Path) -> None:
         try:
             browser.wait("last && document.querySelectorAll('#hands input').length == 8", 90)
             browser.script("$('holder').style.cssText = 'height: 27px; overflow: hidden'; 1")
-            film.roll(1.5)
+            film.roll(1.3)
             browser.script(f"begin({SEED}, 'dream', 'you')")
             browser.wait(f"last.seed == {SEED} && last.steps > 40", 60)
             browser.key("keyDown", "ArrowLeft")
@@ -82,16 +82,24 @@ def main(path: Path) -> None:
                 film.roll(1 / FPS)
             browser.key("keyUp", "ArrowLeft")
             film.roll(1.8)
-            browser.script("begin(8, 'dream', 'C')")
-            browser.wait("last.seed == 8 && last.steps > 5", 60)
+            browser.script("begin(200, 'dream', 'ahead')")
+            browser.wait("last.seed == 200 && last.steps > 5", 60)
             film.roll(2.2, "$('tau').value = 1.15 - 1.05 * Math.sin(4 * part); heat(0);")
-            browser.script("change({ tau: 1.15 }); $('p-tau').open = $('p-player').open = false; 1")
+            browser.script(
+                "change({ tau: 1 }); $('p-tau').open = $('p-player').open = false; strips()"
+            )
+            browser.wait("document.querySelectorAll('.strip').length")
+            browser.script("document.querySelector('aside').scrollTop = 210")
+            film.roll(2)
+            browser.script(
+                "strips(); $('p-ahead').open = false; document.querySelector('aside').scrollTop = 0"
+            )
             film.roll(0.6)
             film.roll(2, drag + "s.dispatchEvent(new Event('input'));")
             film.roll(0.6)
             browser.script("$('back').click(); change({ tau: 1.3 }); futures()")
             browser.wait("last.world == 'futures'")
-            film.roll(3)
+            film.roll(2.4)
         finally:
             browser.close()
     film.write(path)
