@@ -864,7 +864,7 @@ def test_looking_ahead_in_a_browser():
         browser.press("KeyL")
         browser.wait("last.player == 'C' && !last.plans && $('plans').children.length == 0")
         assert browser.script("$('look').ariaPressed") == "false"
-        assert browser.script("[agent, $('holder').innerText]") == ["C", "C alone · dream"]
+        browser.wait("agent == 'C' && $('holder').innerText == 'C alone · dream'")
         browser.script("$('look').click()")
         browser.wait("last.player == 'ahead' && last.plans && $('look').ariaPressed == 'true'")
         browser.script("$('strips').click()")
