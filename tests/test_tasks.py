@@ -18,6 +18,7 @@ from wm_numpy.settings.config import SettingError, resolve
 from wm_numpy.settings.tasks import Task, TaskError, find, known
 from wm_numpy.training.data import Records, frame_dtype
 from wm_numpy.training.experiment import Experiment
+from wm_numpy.training.runfolder import RunFolder
 from wm_numpy.worlds.envs import Environment, EnvironmentFailed, made
 from wm_numpy.worlds.picture import resizer
 from wm_numpy.worlds.policies import blind_baseline, random_policy
@@ -289,6 +290,9 @@ def test_what_random_play_asks_for(tmp_path):
     assert asked[0] == ["mdnrnn.reward_weight=1e-1", "collect.episodes=400"]
     assert asked[1][0] == "mdnrnn.reward_weight=1e-0"
     assert 1200 < int(asked[1][1].removeprefix("collect.episodes=")) <= 2000
+    config = resolve("gym:CartPole-v1")
+    run = RunFolder(config, tmp_path / "run")
+    assert run.disk_needed() < 1.5e9  # not 2,000 episodes of 500 frames
     assert resolve("gym:Pendulum-v1").mdnrnn.reward_weight == 0.1
     assert resolve("gym:Pendulum-v1", "quick", ["mdnrnn.reward_weight=3"]).mdnrnn.reward_weight == 3
 

@@ -58,7 +58,9 @@ class Task:
     max_steps: int | None = None  # an episode is cut there: the environment's limit, or 1,000
     fps: float | None = None  # of real play
     skips: bool = False  # the environment's step(action, count) plays `count` frames of one action
-    lengths: tuple[int, int] | None = None  # of episodes, random and C's, roughly: for the disk
+    lengths: tuple[int, int] | None = (
+        None  # of episodes, random and C's: for the disk; by random play
+    )
     strip_from: int = 0  # where a strip of pictures begins: little happens before
 
     # What M learns.
@@ -142,7 +144,7 @@ def _found(name: str) -> Task:
         fault = f"unknown task {name!r}: choose from {', '.join(known())}"
         raise TaskError(f"{fault}, or name a world of your own, FILE.py:NAME or gym:ID")
     task = replace(task, name=name, title=task.title or name.rpartition(":")[2])
-    may_be_none = {"act", "explore", "solved_at"}
+    may_be_none = {"act", "explore", "lengths", "solved_at"}
     if any(getattr(task, f.name) is None for f in fields(Task) if f.name not in may_be_none):
         task = import_module("..worlds.unknown", __package__).completed(task)
     return task

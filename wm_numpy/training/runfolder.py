@@ -15,6 +15,7 @@ from ..models.agent import load_config, theta_size
 from ..settings.config import Config, flat
 from ..settings.tasks import find
 from ..system.files import DataError, is_empty, read_arrays, write
+from ..worlds.unknown import lengths
 from .data import Records, frame_dtype, series_dtype
 from .log import Log
 from .loops import RunError
@@ -76,7 +77,8 @@ class RunFolder:
 
     def disk_needed(self) -> float:
         """About how many bytes the episodes of all rounds and the series of one take."""
-        random, agent = find(self.config.task).lengths
+        task = find(self.config.task)
+        random, agent = task.lengths or lengths(task)
         first, last = (self.config.phase(round_).collect for round_ in (1, self.config.rounds))
         frames = random * first.episodes + agent * last.episodes * (self.config.rounds - 1)
         series = self.series_dtype.itemsize

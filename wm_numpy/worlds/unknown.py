@@ -5,13 +5,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
-from ..settings.tasks import Task, TaskError, known
+from ..settings.tasks import Task, TaskError, find, known
 from .envs import Environment, EnvironmentFailed, failure, made, seen
 from .policies import random_policy
 
@@ -42,7 +42,6 @@ def completed(task: Task) -> Task:
         defaults = {
             "size": seen(task, game, observation).shape[:2],
             "max_steps": limit,
-            "lengths": (limit, limit),
             "fps": getattr(game, "metadata", {}).get("render_fps") or 30,
             "keys": _keys(task.actions, task.discrete),
             "rest": (0.0,) * task.actions,
@@ -133,15 +132,28 @@ def _opening(task: Task) -> bytes:
     return told
 
 
-def suggested(task: Task, episodes: int, frames: int = 300) -> list[str]:
+def suggested(task: Task, episodes: int) -> list[str]:
     """Settings that follow from some random play, where a preset has so many random episodes.
 
     Large rewards weigh less, in powers of ten: beside them M would learn nothing else. Where random play is short, as
     CartPole's 20 frames, there are up to five times as many episodes.
     """
-    policy = random_policy(task.name, np.random.default_rng(0), hold=8)
+    length, variance = _random_play(task.name)
+    weight = f"mdnrnn.reward_weight=1e-{round(np.log10(max(1, variance)))}"
+    return [weight, f"collect.episodes={round(episodes * np.clip(ENOUGH / length, 1, 5))}"]
+
+
+def lengths(task: Task) -> tuple[float, int]:
+    """Frames of a random episode, and at most of C's, for a declaration without `lengths`."""
+    return _random_play(task.name)[0], task.max_steps
+
+
+@lru_cache
+def _random_play(name: str, frames: int = 300) -> tuple[float, float]:
+    """-> the frames of an episode, the variance of a frame's reward."""
+    policy = random_policy(name, np.random.default_rng(0), hold=8)
     rewards, ends = [], 0
-    with closing(Environment(task)) as env:
+    with closing(Environment(name)) as env:
         env.reset(seed=0)
         for _ in range(frames):
             _, reward, terminated, truncated, _ = env.step(policy())
@@ -149,6 +161,4 @@ def suggested(task: Task, episodes: int, frames: int = 300) -> list[str]:
             if terminated or truncated:
                 ends += 1
                 env.reset()
-    weight = f"mdnrnn.reward_weight=1e-{round(np.log10(max(1, np.var(rewards))))}"
-    more = np.clip(ENOUGH * ends / frames, 1, 5)
-    return [weight, f"collect.episodes={round(episodes * more)}"]
+    return (frames / ends if ends else find(name).max_steps), float(np.var(rewards))
