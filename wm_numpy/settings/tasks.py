@@ -58,9 +58,7 @@ class Task:
     max_steps: int | None = None  # an episode is cut there: the environment's limit, or 1,000
     fps: float | None = None  # of real play
     skips: bool = False  # the environment's step(action, count) plays `count` frames of one action
-    lengths: tuple[int, int] | None = (
-        None  # of episodes, random and C's: for the disk; by random play
-    )
+    lengths: tuple[int, int] | None = None  # of random episodes and C's; by some random play
     strip_from: int = 0  # where a strip of pictures begins: little happens before
 
     # What M learns.
