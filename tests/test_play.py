@@ -23,11 +23,13 @@ import numpy as np
 import pytest
 
 from tests.browser import CHROMIUM, Browser
-from tests.conftest import tiny_agent
+from tests.conftest import ROOT, tiny_agent, tiny_config
 from wm_numpy.demo import play, serve
 from wm_numpy.lab import film
-from wm_numpy.models.agent import Agent
+from wm_numpy.models.agent import Agent, export
+from wm_numpy.settings import tasks
 from wm_numpy.system import files
+from wm_numpy.training.experiment import STAGES, Experiment
 from wm_numpy.worlds.ahead import LookAhead
 from wm_numpy.worlds.world import Dream
 
@@ -333,6 +335,35 @@ def test_a_world_that_cannot_be_had(page, monkeypatch):
     assert page.until(lambda m: "busy" in m)
     assert page.until(lambda m: "says" in m)[0] == {"says": "run `pip install vizdoom`"}
     assert page.until(lambda m: "n" in m)[0]["world"] == "dream"  # which goes on
+
+
+def test_a_dream_outlives_its_world(tmp_path):
+    """Without the file of a world its agent dreams on; the game cannot be had, and the page says so."""
+    path, small = tmp_path / "game.py", tmp_path / "small"
+    path.write_text((ROOT / "tests" / "catch.py").read_text())
+    name = f"{path}:CATCH"
+    run = Experiment(tiny_config(name), tmp_path / "run")
+    run.run(STAGES[: STAGES.index("evolve") + 1])
+    export(run.folder, small)
+    before = json.dumps(tasks.kept(tasks.find(name)))
+    path.unlink()
+    tasks._found.cache_clear()
+    tasks._brought.clear()
+    with pytest.raises(tasks.TaskError, match="missing"):
+        tasks.find(name)
+    agent = Agent.load(small)
+    assert json.dumps(tasks.kept(tasks.find(name))) == before
+    with served(small) as port:
+        page = Page(port)
+        page.life(2, player="C", world="dream")
+        page.order(pause=0, world="reality")
+        assert "game.py is missing" in page.until(lambda m: "says" in m)[0]["says"]
+        assert page.until(lambda m: "n" in m)[0]["world"] == "dream"
+        page.close()
+    assert len(page.hello["labels"]) == agent.m.action_size
+    (small / "world.json").write_text("{}")
+    with pytest.raises(files.DataError, match=r"world.json is damaged"):
+        Agent.load(small)
 
 
 def test_z_is_held(page):

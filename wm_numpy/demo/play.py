@@ -19,7 +19,7 @@ import numpy as np
 
 from ..lab.film import Life, Worlds, ends, mortal, pack, period, to_picture, unpack, unpack_actions
 from ..models.agent import Agent, run_folder
-from ..settings.tasks import find
+from ..settings.tasks import TaskError, find
 from ..system.files import DataError
 from ..training.data import Records, series_dtype
 from ..training.runfolder import read_results
@@ -75,7 +75,7 @@ class Visit:
             do(*args)
         except ConnectionError:
             raise
-        except (ImportError, EnvironmentDied, EnvironmentFailed, DataError) as error:
+        except (ImportError, TaskError, EnvironmentDied, EnvironmentFailed, DataError) as error:
             if isinstance(error, EnvironmentDied):
                 self.worlds.env, self.stuck = None, self.name == "reality"
             self._send({"says": str(error)})

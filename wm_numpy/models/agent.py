@@ -1,6 +1,7 @@
 """The agent: V, M and C together, in a run folder or among the package's own weights.
 
-config.json; vae.npz: weights; mdnrnn.npz: weights, initial_latents, memory_z, memory_h, memory_c; controller.npz: theta
+config.json, and world.json if the world is one's own; vae.npz: weights; mdnrnn.npz: weights, initial_latents, memory_z,
+memory_h, memory_c; controller.npz: theta
 """
 
 import json
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..core.arrays import Params
 from ..settings.config import Config, flat, from_flat
-from ..settings.tasks import find
+from ..settings.tasks import bring, find, kept
 from ..system.files import DataError, is_empty, read_arrays, read_records, write
 from ..system.process import temporary_folder
 from .controller import Controller, controller_size
@@ -113,13 +114,24 @@ def run_folder(run: str | Path) -> Path:
 
 
 def load_config(folder: Path) -> Config:
-    """The configuration that made a run."""
+    """The configuration that made a run, and what that keeps of its world."""
     path = folder / "config.json"
     try:
-        return from_flat(json.loads(path.read_text()))
+        config = from_flat(json.loads(path.read_text()))
+        if (folder / "world.json").exists():
+            path = folder / "world.json"
+            bring(config.task, json.loads(path.read_text()))
+        return config
     except (ValueError, AttributeError) as error:
         mend = "`python -m tests.convert` takes a folder of an older version to this one"
         raise DataError(f"{path} is damaged or of another version ({error}): {mend}") from None
+
+
+def save_config(folder: Path, config: Config) -> None:
+    """Write what load_config reads."""
+    if facts := kept(find(config.task)):
+        write(folder / "world.json", facts)
+    write(folder / "config.json", flat(config))
 
 
 def read_weights(path: Path, params: Params, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -150,6 +162,6 @@ def export(run: str | Path, folder: Path) -> None:
         if series:  # the best of the newest, for `play` to start dreams from
             best = max(series, key=lambda episode: episode["reward"].sum())
             write(new / "recorded" / "000000.npy", best)
-        write(new / "config.json", flat(load_config(source)))
+        save_config(new, load_config(source))
         for path in list(new.iterdir()):
             path.replace(folder / path.name)

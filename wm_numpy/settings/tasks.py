@@ -8,7 +8,7 @@ gym:CartPole-v1      an id that is registered with Gymnasium; gym:MODULE:ID impo
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module, util
 from operator import index
 from pathlib import Path
@@ -18,6 +18,12 @@ from traceback import extract_tb
 import numpy as np
 
 WORLDS = Path(__file__).parents[1] / "worlds"
+# What of a declaration a run folder keeps, so that a dream needs neither the world's file nor its packages.
+KEPT = (
+    "actions", "discrete", "size", "max_steps", "fps", "reward", "reward_range", "keys", "rest",
+    "labels", "title", "unit", "hint", "died", "solved_at",
+)  # fmt: skip
+_brought: dict[str, dict] = {}  # by a run folder: these, by name
 
 
 class TaskError(ValueError):
@@ -124,8 +130,33 @@ def absolute(name: str) -> str:
 
 
 def find(name: str) -> Task:
-    """The world of that name, complete; TaskError says what is wrong with it."""
-    return _found(absolute(name))
+    """The world of that name, complete; TaskError says what is wrong with it.
+
+    If a run of it was loaded, what that kept of it serves while the world is missing; only `make` raises then.
+    """
+    name = absolute(name)
+    try:
+        return _found(name)
+    except (TaskError, ImportError) as error:
+        if name not in _brought:
+            raise
+        return Task(make=partial(_missing, str(error)), name=name, **_brought[name])
+
+
+def _missing(fault: str, **_) -> None:
+    raise TaskError(fault)
+
+
+def kept(task: Task) -> dict:
+    """What a run folder keeps of a world; nothing of those that come with the package."""
+    return {} if task.name in known() else {name: getattr(task, name) for name in KEPT}
+
+
+def bring(name: str, facts: dict) -> None:
+    """Remember what a run folder has `kept`; ValueError: it is damaged."""
+    if facts.keys() != set(KEPT):
+        raise ValueError(f"it does not hold {', '.join(KEPT)}")
+    _brought[name] = facts
 
 
 @lru_cache

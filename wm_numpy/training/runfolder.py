@@ -1,7 +1,7 @@
 """A run folder: which run it holds, how far that has come, and how much disk it needs.
 
-config.json; episodes/; series/ROUND/; vae.npz, mdnrnn.npz, controller.npz, and *.ROUND.state.npz to resume them from;
-finalists/ROUND/; adapted.npz; results.json; log.jsonl
+config.json, world.json; episodes/; series/ROUND/; vae.npz, mdnrnn.npz, controller.npz, and *.ROUND.state.npz to resume
+them from; finalists/ROUND/; adapted.npz; results.json; log.jsonl
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models.agent import load_config, theta_size
+from ..models.agent import load_config, save_config, theta_size
 from ..settings.config import Config, flat
 from ..settings.tasks import find
 from ..system.files import DataError, is_empty, read_arrays, write
@@ -36,7 +36,7 @@ class RunFolder:
         elif not is_empty(folder):
             raise RunError(f"{folder} is not empty and not a run folder: choose another --out")
         else:
-            write(path, flat(config))
+            save_config(folder, config)
         self.log = Log(folder)
         actions = find(config.task).actions
         self.frame_dtype = frame_dtype(actions)

@@ -167,6 +167,8 @@ def made(task: Task, draws: bool = False):
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame needs no display then
     try:
         return task.make(**arguments)
+    except TaskError:
+        raise
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         hint = f"run `pip install {task.packages}`" if task.packages else "install it"
         raise ImportError(f"{task.name} misses a package ({error}): {hint}.") from error
