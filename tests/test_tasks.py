@@ -290,6 +290,8 @@ def test_what_random_play_asks_for(tmp_path):
     assert asked[0] == ["mdnrnn.reward_weight=1e-1", "collect.episodes=400"]
     assert asked[1][0] == "mdnrnn.reward_weight=1e-0"
     assert 1200 < int(asked[1][1].removeprefix("collect.episodes=")) <= 2000
+    gathering = find("gym:vizdoom.gymnasium_wrapper:VizdoomHealthGathering-v1")
+    assert suggested(gathering, 400)[0].endswith("1e-1")  # its -100 comes at the end of 576 frames
     config = resolve("gym:CartPole-v1")
     run = RunFolder(config, tmp_path / "run")
     assert run.disk_needed() < 1.5e9  # not 2,000 episodes of 500 frames

@@ -149,16 +149,17 @@ def lengths(task: Task) -> tuple[float, int]:
 
 
 @lru_cache
-def _random_play(name: str, frames: int = 300) -> tuple[float, float]:
-    """-> the frames of an episode, the variance of a frame's reward."""
+def _random_play(name: str, frames: int = 300, most: int = 3000) -> tuple[float, float]:
+    """At least one episode, if it ends in time -> the frames of an episode, the variance of a frame's reward."""
     policy = random_policy(name, np.random.default_rng(0), hold=8)
     rewards, ends = [], 0
     with closing(Environment(name)) as env:
         env.reset(seed=0)
-        for _ in range(frames):
+        while len(rewards) < (frames if ends else most):
             _, reward, terminated, truncated, _ = env.step(policy())
             rewards.append(reward)
             if terminated or truncated:
                 ends += 1
                 env.reset()
-    return (frames / ends if ends else find(name).max_steps), float(np.var(rewards))
+    length = len(rewards) / ends if ends else find(name).max_steps
+    return length, float(np.var(rewards))
