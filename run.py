@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     add("run", nargs="?", default="doom", help="a run folder or shipped weights (default: doom)")
     add("--port", type=int, default=0, help="of the page (default: any free one)")
     add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines visit")
-    add("--png", **file, help="write a moving picture instead: reality, V's view, dream")
+    add("--png", **file, help="write a moving picture (APNG) instead")
     add("--tau", type=float, help="temperature of the dream (default: that of C's evolution)")
     add("--seed", type=int, help="of the first dream (default: a new one at each visit)")
 
@@ -202,6 +202,7 @@ def perform(args: argparse.Namespace) -> int | None:
             player = agent.Agent.load(args.run)
             moments = film.film(player, args.seed or 0, args.tau)
             files.write(args.png, film.animated(player, moments))
+            print(f"{args.png}: a moving picture of {', '.join(moments[0])}")
         case "play":
             from wm_numpy.demo import play
 

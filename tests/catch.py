@@ -28,4 +28,4 @@ class Catch(gym.Env):  # catch 14 falling balls: go left, stay or go right
         return frame
 
 
-CATCH = Task(make=Catch, labels=("left", "stay", "right"), rest=(0, 0.5, 0))
+CATCH = Task(make=Catch, labels=("left", "stay", "right"), rest=(0, 1, 0))  # rest: no key is held

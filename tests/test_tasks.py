@@ -76,6 +76,7 @@ def test_a_file_and_a_name_in_it(tmp_path, monkeypatch):
         ("x = 1\n\ny = = 2\n", r"mine.py cannot be imported, line 3: SyntaxError"),
         ("import not_there_at_all\n", r"line 1: ModuleNotFoundError: .*not_there_at_all"),
         ("x = 1\n", "mine.py declares no CATCH"),
+        ("CATCHE = 1\n", r"mine.py declares no CATCH: did you mean CATCHE\?"),
         ("from wm_numpy.settings.tasks import Task\nCATCH = Task(max_steps=3)\n", "line 2.*make"),
         (None, "mine.py is missing on .*: this world is declared there, put it back"),
     ],
@@ -93,6 +94,7 @@ def test_a_file_that_declares_nothing(tmp_path, text, sentence):
     "name, sentence",
     [
         ("pong", "choose from carracing, doom, or name a world of your own"),
+        ("mine.py", r"mine.py lacks the name of a world in that file, as in FILE.py:NAME"),
         ("gym:Nothing-v0", "gym:Nothing-v0: .*doesn't exist"),
         ("gym:gymnasium:Nothing-v0", "gym:gymnasium:Nothing-v0: .*doesn't exist"),
     ],
@@ -221,6 +223,25 @@ def test_pictures_of_other_types_are_the_same_picture(dtype, shape):
 )
 def test_a_poor_game_is_named_in_one_sentence(parts, sentence):
     fails(sentence, of(**parts))
+
+
+def test_what_step_returns():
+    env = Environment(declared(Game))
+    env.reset(seed=1)
+    env.game.step = lambda action: (np.zeros((70, 80, 3), np.uint8), 0, False, {})
+    with pytest.raises(EnvironmentFailed, match=r"it returns \(picture, reward, terminated"):
+        env.step(np.zeros(env.task.actions))
+
+
+def test_words_of_every_action(tmp_path):
+    source = (ROOT / "tests" / "catch.py").read_text()
+    for wrong, sentence in (("rest=(0, 1)", "2 rest"), ('labels=("left",), rest=(0,1,0)', "1 lab")):
+        own = write(tmp_path, source.replace("rest=(0, 1, 0)", wrong, 1), f"{len(wrong)}.py")
+        if "labels" in wrong:
+            text = source.replace('labels=("left", "stay", "right"), rest=(0, 1, 0)', wrong)
+            own = write(tmp_path, text, f"{len(wrong)}.py")
+        with pytest.raises(TaskError, match=f"{sentence}.*3 numbers in an action"):
+            find(f"{own}:CATCH")
 
 
 def test_a_declaration_that_cannot_be():
@@ -354,6 +375,7 @@ def test_a_world_of_ones_own_from_its_file_to_its_report(tmp_path):
     told = command(tmp_path, *train)
     assert (
         "random policy" in told
+        and "blind baseline" in told
         and "None" not in told
         and "paper" not in told.partition("real episodes")[2]
     )
@@ -376,8 +398,9 @@ def test_a_world_of_ones_own_from_its_file_to_its_report(tmp_path):
 def test_an_error_in_a_worker_arrives_as_one_sentence(tmp_path):
     source = (ROOT / "tests" / "catch.py").read_text()
     broken = source.replace("self.y += 3", "self.y += 3 + 0 // (self.left - 2)")
-    (tmp_path / "game.py").write_text(broken)
+    (tmp_path / "game.py").write_text(source)
     config = tiny_config(f"{tmp_path}/game.py:CATCH")
+    (tmp_path / "game.py").write_text(broken)  # which this process does not read again
     with pytest.raises(
         EnvironmentFailed, match=r"game.py:CATCH fails in step: .*game.py, line \d+"
     ):

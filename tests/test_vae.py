@@ -224,6 +224,10 @@ def test_the_better_start(rng):
     grey = np.broadcast_to(colour, (1, 64, 64, 3))
     v.centre(grey)
     assert np.abs(v.encode(grey)[0]).max() < 1e-5
+    clear = VAE(VAEConfig(z_size=32, start="clear"), rng)
+    clear.centre(grey)
+    mu, logvar = clear.encode(grey)
+    assert np.abs(mu).max() < 1e-5 and np.abs(logvar + 1).max() < 1e-5
     plain = VAE(VAEConfig(z_size=32), rng)
     plain.centre(grey)
     assert not plain.params["conv1.b"].any()

@@ -190,7 +190,7 @@ class Visit:
         self.sent += 1
         facts = life.thoughts() | {
             "n": self.sent, "world": self.name, "player": self.player, "tau": self.tau,
-            "seed": self.seed, "steps": life.steps, "total": round(life.total, 2), "over": life.over,
+            "seed": self.seed, "steps": life.steps, "total": round(life.total, 2) + 0.0, "over": life.over,
             "C": self.planned[0].round(3).tolist(),
             "z": life.features[0, : self.agent.config.vae.z_size].round(3).tolist(),
             "alive": np.isin(np.arange(life.world.num_envs), life.world.rows).tolist(),

@@ -101,7 +101,7 @@ def compared(folder: Path) -> dict[str, dict]:
     task = find(results["task"])
     rows = {
         "random policy": results["random"],
-        "blind baseline": quoted(task.blind),
+        "blind baseline": results.get("blind") or quoted(task.blind),
         "C of the dream": results.get("unadapted"),
         "C alone": results["agent"].get("alone"),
         "agent": results["agent"],
@@ -122,6 +122,8 @@ def table(folder: Path) -> str:
         length = f"at most {dream['steps']} steps" if "steps" in dream else "whole episodes"
         lines.append(score_line("its own dream", dream))
         lines.append(f"its own dream: {length} at temperature {dream['tau']:g}, in {task.reward}")
+        if "length" in results["agent"]:
+            lines[-1] += f"; real ones last {results['agent']['length']:.0f} steps"
     return "\n".join([*lines, "", *verdict(folder, rows), "", "next:", *advice(folder)])
 
 
@@ -140,7 +142,7 @@ def verdict(folder: Path, rows: dict[str, dict]) -> list[str]:
                 than = "better than" if lead > 0 else "worse than"
             sentences.append(f"The agent is {than} the {name}.")
     if "blind baseline" in rows:
-        sentences[-1] += " (It sees nothing, and alternates left and right.)"
+        sentences[-1] += " (It sees nothing, and alternates opposite actions.)"
     if "difference" in rows["agent"]:
         sentences.append(gain(rows["agent"]))
     if scores := task.expected.get(config.preset):

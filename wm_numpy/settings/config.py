@@ -14,7 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import ClassVar
 
-from .tasks import TaskError, find, suggested
+from .tasks import TaskError, find, known, suggested
 
 PRESETS = Path(__file__).parent / "presets"  # TASK-NAME.txt
 
@@ -35,7 +35,7 @@ class CollectConfig:
 
     episodes: int = setting(10_000, "episodes of a round", 1)
     min_length: int = setting(1, "a random episode of fewer steps is replaced by another", 1)
-    hold: int = setting(10, "a random action of Doom is held for at most this many steps", 1)
+    hold: int = setting(10, "a random action is held for at most this many steps", 1)
     long_hold: int = setting(0, "the same in about every other episode; 0: as in the rest", 0)
     swing: int = setting(0, "a third of episodes alternate opposite actions, each up to this", 0)
     more: int = setting(0, "further random episodes, for M alone; no frames are kept", 0)
@@ -65,7 +65,8 @@ class VAEConfig(Training):
     kl_tolerance: float = setting(0.5, "free nats per latent dimension, summed over all", 0)
     kl_weight: float = setting(1.0, "weight of the KL: twice the pixel variance V assumes", 0)
     foreground: float = setting(0.0, "a pixel counts 1 + this * (distance from mean frame)^2", 0)
-    start: str = setting("glorot", "initial weights; he: larger ones", choices=("glorot", "he"))
+    starts = "initial weights; he: larger ones; clear: and less noise in z"
+    start: str = setting("glorot", starts, choices=("glorot", "he", "clear"))
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,12 @@ def flat(config: Config) -> dict:
 
 
 def help_text(task: str, preset: str | None = None) -> str:
-    """A line per setting: its name, the paper's value, the preset's if that differs, its help; then the reason."""
+    """A line per setting: its name, the paper's value, the preset's if that differs, its help; then the reason.
+
+    preset: that of a world of one's own is quick, unless another is named.
+    """
+    if find(task).name not in known():
+        preset = preset or "quick"
     paper = resolve(task, "paper") if "paper" in preset_names(task) else Config()
     papers, chosen = flat(paper), flat(resolve(task, preset)) if preset else {}
     reasons = read_preset(task, preset)[2] if preset else {}

@@ -8,6 +8,7 @@ gym:CartPole-v1      an id that is registered with Gymnasium; gym:MODULE:ID impo
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from functools import lru_cache, partial
 from importlib import import_module, util
 from operator import index
@@ -61,7 +62,8 @@ class Task:
     shows_end: bool = True  # the frame after an end is one like others; ViZDoom's is black
 
     # Time, in frames.
-    max_steps: int | None = None  # an episode is cut there: the environment's limit, or 1,000
+    # An episode is cut there: at the environment's limit, or 1,000. M learns no other cut, as one made by `truncated`.
+    max_steps: int | None = None
     fps: float | None = None  # of real play
     skips: bool = False  # the environment's step(action, count) plays `count` frames of one action
     lengths: tuple[int, int] | None = None  # of random episodes and C's; by some random play
@@ -170,12 +172,18 @@ def _found(name: str) -> Task:
     elif colon and path.endswith(".py"):
         task = _of_file(Path(path), attribute)
     else:
+        if name.endswith(".py"):
+            raise TaskError(f"{name} lacks the name of a world in that file, as in FILE.py:NAME")
         fault = f"unknown task {name!r}: choose from {', '.join(known())}"
         raise TaskError(f"{fault}, or name a world of your own, FILE.py:NAME or gym:ID")
     task = replace(task, name=name, title=task.title or name.rpartition(":")[2])
     may_be_none = {"act", "explore", "lengths", "solved_at"}
     if any(getattr(task, f.name) is None for f in fields(Task) if f.name not in may_be_none):
         task = import_module("..worlds.unknown", __package__).completed(task)
+    for words in ("labels", "rest"):
+        if len(given := getattr(task, words)) != task.actions:
+            fault = f"{name} declares {len(given)} {words}"
+            raise TaskError(f"{fault}: there are {task.actions} numbers in an action")
     return task
 
 
@@ -204,5 +212,7 @@ def _of_file(path: Path, attribute: str) -> Task:
         raise TaskError(f"{path} cannot be imported, line {line}: {fault}") from error
     declared = getattr(module, attribute, None)
     if declared is None:
-        raise TaskError(f"{path} declares no {attribute}")
+        near = get_close_matches(attribute, vars(module), n=1)
+        mend = f": did you mean {near[0]}?" if near else ""
+        raise TaskError(f"{path} declares no {attribute}{mend}")
     return declared if isinstance(declared, Task) else Task(make=declared)

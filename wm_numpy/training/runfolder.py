@@ -128,7 +128,7 @@ def read_results(path: Path) -> dict:
         results = json.loads(path.read_text())
         if not isinstance(results["task"], str):
             raise ValueError("not the results of a run")
-        for name in results.keys() & {"random", "unadapted", "agent", "dream"}:
+        for name in results.keys() & {"random", "blind", "unadapted", "agent", "dream"}:
             for score in (results[name], results[name].get("alone", {})):
                 figures = [x for k, x in score.items() if k not in ("ci95", "alone", "difference")]
                 figures += [*score.get("ci95", ()), *score.get("difference", {}).values()]

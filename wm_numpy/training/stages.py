@@ -16,7 +16,9 @@ from ..models.agent import Agent, new_mdnrnn, new_vae, read_weights, theta_size
 from ..models.cmaes import CMAES
 from ..models.mdnrnn import MDNRNN
 from ..settings.config import Config, Training, flat
+from ..settings.tasks import find
 from ..system.files import read_arrays, write
+from ..worlds.policies import blind_baseline
 from ..worlds.rollout import dream_rollouts
 from . import episodes
 from .data import FrameBatches, Records, SeriesBatches, encoded
@@ -239,7 +241,7 @@ def adapt(run: RunFolder, round_: int) -> None:
 
 
 def score_all(run: RunFolder, round_: int) -> None:
-    """Score the random policy, the agent (also as it was before it was adapted) and its dream.
+    """Score the random policy, the blind one, the agent (also as it was before it was adapted) and its dream.
 
     Reads the agent; writes results.json; draws held-out games.
     """
@@ -247,7 +249,7 @@ def score_all(run: RunFolder, round_: int) -> None:
     results, missing = _scores(run, round_)
     for name in missing:
         agent = None
-        if name != "random":
+        if name not in ("random", "blind"):
             agent = Agent.load(run.folder, adapted=name != "unadapted")
         if name == "dream":  # the same agent in its own dream
             seeds = episodes.episode_seeds("evaluate", c.evaluate.episodes, c.seed)
@@ -255,6 +257,13 @@ def score_all(run: RunFolder, round_: int) -> None:
             dream = agent.config.evolve
             steps = dream.horizon or c.max_steps
             results[name] = episodes.score(returns) | {"tau": dream.tau, "steps": steps}
+        elif name == "blind":
+            seeds = episodes.episode_seeds("evaluate", c.evaluate.episodes, c.seed)
+            policy = partial(blind_baseline, c.task, repeat=c.repeat)
+            player = {"make_policy": policy, "repeat": c.repeat}
+            stage = "evaluate blind"
+            returns, _ = episodes.play(c.task, None, seeds, run.log, stage, round_, **player)
+            results[name] = episodes.score(returns)
         else:
             n = c.evaluate.episodes
             results[name] = episodes.evaluate(c.task, agent, n, c.seed, run.log, round_, name)
@@ -274,7 +283,8 @@ def _scores(run: RunFolder, round_: int) -> tuple[dict, list[str]]:
     ):  # scored before it was adapted
         results["unadapted"] = results.pop("agent")
         results.pop("dream", None)
-    names = ["random", *["unadapted"] * adapted, "agent", "dream"]
+    blind = not find(run.config.task).blind  # else it is known
+    names = ["random", *["blind"] * blind, *["unadapted"] * adapted, "agent", "dream"]
     return results, [name for name in names if name not in results]
 
 

@@ -104,7 +104,10 @@ class Environment(gym.Env):
         else:
             total = learned = 0.0
             for _ in range(count):
-                observation, reward, terminated, truncated, info = self.game.step(action)
+                told = self.game.step(action)
+                if len(told) != 5:
+                    raise ValueError("it returns (picture, reward, terminated, truncated, info)")
+                observation, reward, terminated, truncated, info = told
                 total += float(reward)
                 learned += float(info.get("reward", reward))
                 if terminated or truncated:
