@@ -312,11 +312,8 @@ def test_a_world_of_ones_own(monkeypatch, tmp_path):
     monkeypatch.setattr(play, "run_folder", lambda run: tmp_path)
     with served("catch") as port:
         page = Page(port, seed=1, world="opening")
-        assert page.hello["labels"] == ["left", "stay", "right"] and page.hello["rest"] == [
-            0,
-            0.5,
-            0,
-        ]
+        assert page.hello["labels"] == ["left", "stay", "right"]
+        assert page.hello["rest"] == [0, 1, 0]
         assert page.hello["keys"]["right"] == page.hello["keys"]["3"] == [0, 0, 1]
         assert page.hello["recorded"] == [] and page.hello["known"]["agent"] == {}
         page.until(lambda m: m.get("world") == "here")

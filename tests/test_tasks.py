@@ -311,8 +311,21 @@ def test_what_random_play_asks_for(tmp_path):
     assert asked[0] == ["mdnrnn.reward_weight=1e-1", "collect.episodes=400"]
     assert asked[1][0] == "mdnrnn.reward_weight=1e-0"
     assert 1200 < int(asked[1][1].removeprefix("collect.episodes=")) <= 2000
-    gathering = find("gym:vizdoom.gymnasium_wrapper:VizdoomHealthGathering-v1")
-    assert suggested(gathering, 400)[0].endswith("1e-1")  # its -100 comes at the end of 576 frames
+    text = "\n".join([
+        "import gymnasium as gym, numpy as np",
+        "class Long(gym.Env):",
+        "    action_space = gym.spaces.Discrete(2)",
+        "    observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)",
+        "    def reset(self, seed=None, options=None):",
+        "        self.t = 0",
+        "        return np.zeros((64, 64, 3), np.uint8), {}",
+        "    def step(self, action):",
+        "        self.t += 1",
+        "        end = self.t == 500",
+        "        return np.zeros((64, 64, 3), np.uint8), -100.0 * end, end, False, {}",
+    ])  # fmt: skip
+    long = find(f"{write(tmp_path, text)}:Long")
+    assert suggested(long, 400)[0].endswith("1e-1")  # what comes at the end counts
     config = resolve("gym:CartPole-v1")
     run = RunFolder(config, tmp_path / "run")
     assert run.disk_needed() < 1.5e9  # not 2,000 episodes of 500 frames
