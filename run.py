@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
     add = command("settings", "every setting for --set, with the paper's value", run=False)
     add("task", nargs="?", default="carracing", help="as for train (default: carracing)")
-    add("--preset", help="also show its values, and the reasons")
+    add("--preset", help="also show its values, and the reasons (a world of your own: quick)")
 
     add = command("sweep", "evolve C at several temperatures on one V and M: the paper's table 2")
     add("--tau", default="0.1,0.5,1.0,1.15,1.3", help="comma-separated temperatures")

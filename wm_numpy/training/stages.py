@@ -241,7 +241,9 @@ def adapt(run: RunFolder, round_: int) -> None:
 
 
 def score_all(run: RunFolder, round_: int) -> None:
-    """Score the random policy, the blind one, the agent (also as it was before it was adapted) and its dream.
+    """Score the random policy, the blind baseline if its score is not declared, the agent and its dream.
+
+    An adapted agent is also scored as it was before.
 
     Reads the agent; writes results.json; draws held-out games.
     """
