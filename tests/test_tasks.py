@@ -14,11 +14,14 @@ import pytest
 from tests.conftest import ROOT, TINY, tiny_config
 from wm_numpy.models import agent as agents
 from wm_numpy.models.agent import Agent
+from wm_numpy.settings import tasks
 from wm_numpy.settings.config import SettingError, help_text, resolve
 from wm_numpy.settings.tasks import Task, TaskError, find, known
 from wm_numpy.training.data import Records, frame_dtype
-from wm_numpy.training.experiment import Experiment
+from wm_numpy.training.experiment import STAGES, Experiment
+from wm_numpy.training.loops import RunError
 from wm_numpy.training.runfolder import RunFolder
+from wm_numpy.worlds import unknown
 from wm_numpy.worlds.envs import Environment, EnvironmentFailed, made
 from wm_numpy.worlds.picture import resizer
 from wm_numpy.worlds.policies import blind_baseline, random_policy
@@ -78,7 +81,7 @@ def test_a_file_and_a_name_in_it(tmp_path, monkeypatch):
         ("x = 1\n", "mine.py declares no CATCH"),
         ("CATCHE = 1\n", r"mine.py declares no CATCH: did you mean CATCHE\?"),
         ("from wm_numpy.settings.tasks import Task\nCATCH = Task(max_steps=3)\n", "line 2.*make"),
-        (None, "mine.py is missing on .*: this world is declared there, put it back"),
+        (None, "mine.py is missing on .*: put it back, or name the new place"),
     ],
 )
 def test_a_file_that_declares_nothing(tmp_path, text, sentence):
@@ -298,9 +301,10 @@ def test_pictures_of_any_size_become_small(size):
         assert resizer(*size)(frame).max() > 25
 
 
-def test_a_world_that_ignores_its_seed_is_told_of(tmp_path):
+def test_a_world_that_ignores_its_seed_is_told_of(monkeypatch):
     luck = np.random.default_rng()
     careless = of(picture=lambda self: luck.integers(0, 255, (70, 80, 3)).astype(np.uint8))
+    monkeypatch.setattr(unknown, "_random_play", lambda name: (9, 1.0, 0))
     for game, told in ((careless, True), (Game, False)):
         lines = list(examined(replace(declared(game), name="mine.py:GAME")))
         assert any("mine.py:GAME ignores its seed" in line for line in lines) == told
@@ -308,6 +312,37 @@ def test_a_world_that_ignores_its_seed_is_told_of(tmp_path):
     odd = of(reward=lambda self: "1")
     assert any("check_env" in line for line in examined(declared(odd)))
     assert all(not list(examined(find(name))) for name in known())
+
+
+def test_a_world_that_truncates_by_itself_is_told_of(tmp_path):
+    """M does not learn such an end; at the declared limit it need not."""
+    text = (ROOT / "tests" / "catch.py").read_text()
+    end = "self.left == 0, False, {}"
+    assert end in text
+    text = text.replace(end, "False, self.left == 0, {}")
+    text += "\nSHORT = Task(make=Catch, max_steps=14 * 28)\n"
+    path = write(tmp_path, text)
+    told = list(examined(find(f"{path}:CATCH")))
+    assert any("truncates an episode after 392 frames, though it may last 1,000" in x for x in told)
+    assert not [x for x in examined(find(f"{path}:SHORT")) if "truncates" in x]
+
+
+def test_a_run_continues_where_its_world_moved_to(tmp_path):
+    """The same name in another file, once the old one is gone; finalists of before are read, too."""
+    text, changes = (ROOT / "tests" / "catch.py").read_text(), ["rounds=2", "evolve.finalists=1"]
+    changes += ["later.vae.learning_rate=0", "evolve.check_every=1", "evolve.check_episodes=2"]
+    old, new = write(tmp_path, text), write(tmp_path, text, "new.py")
+    Experiment(tiny_config(f"{old}:CATCH", *changes), tmp_path / "run").run(STAGES[:-1])
+    (tmp_path / "run" / "selected.npz").unlink()
+    config = tiny_config(f"{new}:CATCH", *changes)
+    with pytest.raises(RunError, match="another run"):
+        Experiment(config, tmp_path / "run")
+    Path(old).unlink()
+    tasks._found.cache_clear()
+    tasks._brought.clear()
+    Experiment(config, tmp_path / "run").run()
+    tasks._brought.clear()
+    assert Agent.load(tmp_path / "run").config.task == f"{new}:CATCH"
 
 
 def test_what_random_play_asks_for(tmp_path):

@@ -197,7 +197,7 @@ def suggested(task: Task, episodes: int) -> list[str]:
 def _of_file(path: Path, attribute: str) -> Task:
     """What a user's file declares under a name."""
     if not path.is_file():
-        mend = "this world is declared there, put it back"
+        mend = "put it back, or name the new place: `train NEW.py:NAME --out RUN` continues a run"
         raise TaskError(f"{path} is missing on {node()}: {mend}")
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # for what it imports from beside it

@@ -101,6 +101,8 @@ def changed(old: dict, new: dict) -> list[str]:
     More rounds may follow, and a phase that has not begun may change.
     """
     free = {"preset", "evaluate.episodes"}  # a name, and what only scores
+    if moved(old["task"], new["task"]):
+        free.add("task")
     if new["rounds"] > old["rounds"]:
         free.add("rounds")
     phases = ("later.",) * (old["rounds"] == 1) + ("real.",) * (
@@ -112,6 +114,12 @@ def changed(old: dict, new: dict) -> list[str]:
         for key, (before, now) in pairs.items()
         if before != now and key not in free and not key.startswith(phases)
     ]
+
+
+def moved(old: str, new: str) -> bool:
+    """Whether a world is declared under the same name in another file, and the old file is gone."""
+    path, _, name = old.rpartition(":")
+    return path.endswith(".py") and not Path(path).exists() and new.endswith(f".py:{name}")
 
 
 def remove(folder: Path) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core.arrays import Params
-from ..models.agent import Agent, new_mdnrnn, new_vae, read_weights, theta_size
+from ..models.agent import Agent, new_mdnrnn, new_vae, read_weights, save_config, theta_size
 from ..models.cmaes import CMAES
 from ..models.mdnrnn import MDNRNN
-from ..settings.config import Config, Training, flat
+from ..settings.config import Config, Training
 from ..settings.tasks import find
 from ..system.files import read_arrays, write
 from ..worlds.policies import blind_baseline
@@ -79,6 +79,7 @@ def train_v(run: RunFolder, round_: int) -> None:
     v = new_vae(c, np.random.default_rng(seed))
     if _keeps_v(run, round_):
         read_weights(run.folder / "vae.npz", v.params)
+        run.log.line(f"{run.log.place}vae       stays as it is")
         return run.finish("vae.npz", round_, weights=v.params.flat)
     recorded = run.all_episodes()
     batches = FrameBatches(recorded, c.vae.batch, seed)
@@ -197,7 +198,7 @@ def select(run: RunFolder, round_: int) -> None:
         newest.mkdir(parents=True, exist_ok=True)
         for name in ("vae.npz", "mdnrnn.npz", "controller.npz"):
             shutil.copy(run.folder / name, newest)
-        write(newest / "config.json", flat(run.config))  # now it is whole
+        save_config(newest, run.config)  # now it is whole
     last = round_ == run.config.rounds
     kept = sorted(finalists.iterdir(), key=_check_of, reverse=True)
     for path in kept[run.config.phase(round_).evolve.finalists :]:
@@ -222,7 +223,7 @@ def _best_of(run: RunFolder, round_: int, finalists: list[Path]) -> Path:
     means = {}
     for path in finalists:
         name = f"select, round {path.name}"
-        agent = Agent.load(path)
+        agent = replace(Agent.load(path), config=run.config.phase(round_))
         returns, _ = episodes.play(run.config.task, agent, seeds, run.log, name, round_)
         means[path] = returns.mean()
     best = max(means, key=means.get)

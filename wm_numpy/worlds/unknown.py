@@ -101,7 +101,10 @@ def _keys(size: int, discrete: bool) -> dict[str, tuple]:
 
 
 def examined(task: Task) -> Iterator[str]:
-    """What Gymnasium's check_env warns of, and whether the seed is ignored; nothing of worlds of the package."""
+    """What Gymnasium's check_env warns of, whether the seed is ignored, and ends that M cannot learn.
+
+    Nothing of worlds of the package.
+    """
     if task.name in known():
         return
     with warnings.catch_warnings(record=True) as caught:
@@ -117,6 +120,11 @@ def examined(task: Task) -> Iterator[str]:
     if _opening(task) != _opening(task):
         fault = "two episodes of one seed differ, and no result can be repeated"
         yield f"{task.name} ignores its seed: {fault}"
+    *_, cut = _random_play(task.name)
+    if cut:
+        fault = f"truncates an episode after {cut} frames, though it may last {task.max_steps:,}"
+        mend = f"declare max_steps={cut}, or let it end `terminated`"
+        yield f"{task.name} {fault}; M does not learn such an end, and its dreams go on: {mend}"
 
 
 def _opening(task: Task) -> bytes:
@@ -138,7 +146,7 @@ def suggested(task: Task, episodes: int) -> list[str]:
     Large rewards weigh less, in powers of ten: beside them M would learn nothing else. Where random play is short, as
     CartPole's 20 frames, there are up to five times as many episodes.
     """
-    length, variance = _random_play(task.name)
+    length, variance, _ = _random_play(task.name)
     weight = f"mdnrnn.reward_weight=1e-{round(np.log10(max(1, variance)))}"
     return [weight, f"collect.episodes={round(episodes * np.clip(ENOUGH / length, 1, 5))}"]
 
@@ -149,10 +157,13 @@ def lengths(task: Task) -> tuple[float, int]:
 
 
 @lru_cache
-def _random_play(name: str, frames: int = 300, most: int = 3000) -> tuple[float, float]:
-    """At least one episode, if it ends in time -> the frames of an episode, the variance of a frame's reward."""
+def _random_play(name: str, frames: int = 300, most: int = 3000) -> tuple[float, float, int]:
+    """At least one episode, if it ends in time -> the frames of an episode, the variance of a frame's reward.
+
+    And the frames after which the longest one that the world itself truncated was cut, before its limit; or 0.
+    """
     policy = random_policy(name, np.random.default_rng(0), hold=8)
-    rewards, ends = [], 0
+    rewards, ends, cut, limit = [], 0, 0, find(name).max_steps
     with closing(Environment(name)) as env:
         env.reset(seed=0)
         while len(rewards) < (frames if ends else most):
@@ -160,6 +171,8 @@ def _random_play(name: str, frames: int = 300, most: int = 3000) -> tuple[float,
             rewards.append(reward)
             if terminated or truncated:
                 ends += 1
+                if truncated and env.frames < limit:
+                    cut = max(cut, env.frames)
                 env.reset()
-    length = len(rewards) / ends if ends else find(name).max_steps
-    return length, float(np.var(rewards))
+    length = len(rewards) / ends if ends else limit
+    return length, float(np.var(rewards)), cut
