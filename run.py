@@ -143,10 +143,10 @@ def perform(args: argparse.Namespace) -> int | None:
     if args.command == "gradcheck":
         return cases.main()
 
+    from wm_numpy.envs import unknown
     from wm_numpy.lab import judge, lecture, report
     from wm_numpy.models import agent
-    from wm_numpy.training import episodes, experiment, log
-    from wm_numpy.worlds import unknown
+    from wm_numpy.training import episodes, experiment, log, runfolder
 
     own = Path("runs") / str(getattr(args, "run", "")) / "config.json"
     if own.exists() and agent.run_folder(args.run).parent == agent.SHIPPED:
@@ -216,7 +216,7 @@ def perform(args: argparse.Namespace) -> int | None:
             lecture.write_page(folder, out, args.episodes if args.all else 0)
             print(f"pictures: {out / 'report.html'}")
         case "export":
-            agent.export(args.run, args.folder)
+            runfolder.export(args.run, args.folder)
         case "bench":
             from tests import bench
 

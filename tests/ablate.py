@@ -9,11 +9,11 @@ from functools import partial
 
 import numpy as np
 
+from wm_numpy.envs.policies import blind_baseline
 from wm_numpy.models.agent import Agent, new_mdnrnn
 from wm_numpy.settings.config import flat, from_flat, pairs
 from wm_numpy.training.episodes import blind_rollouts, episode_seeds, look_ahead, real_rollouts
 from wm_numpy.worlds.ahead import LookAhead, imagine, plans
-from wm_numpy.worlds.policies import blind_baseline
 from wm_numpy.worlds.world import World
 
 

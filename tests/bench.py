@@ -29,6 +29,8 @@ import wm_numpy  # noqa: F401  before numpy: it sets the threads of BLAS
 import numpy as np
 
 from wm_numpy.core.adam import Adam
+from wm_numpy.envs.environment import Environment
+from wm_numpy.envs.policies import random_policy
 from wm_numpy.lab import plots
 from wm_numpy.models import agent as agents
 from wm_numpy.models.cmaes import CMAES
@@ -39,8 +41,6 @@ from wm_numpy.system import files, threads
 from wm_numpy.training import data, parallel
 from wm_numpy.training.episodes import GROUP, real_rollouts
 from wm_numpy.worlds.ahead import LookAhead
-from wm_numpy.worlds.envs import Environment
-from wm_numpy.worlds.policies import random_policy
 from wm_numpy.worlds.rollout import dream_rollouts
 from wm_numpy.worlds.world import Dream
 

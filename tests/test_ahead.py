@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import tiny_agent, tiny_config
 from tests.test_worlds import StubV, Toy
 from wm_numpy.demo import play
+from wm_numpy.envs.policies import random_policy
 from wm_numpy.lab import report
 from wm_numpy.models.agent import Agent, load_config, new_vae, read_weights
 from wm_numpy.settings.config import SettingError
@@ -19,7 +20,6 @@ from wm_numpy.training.experiment import STAGES, Experiment
 from wm_numpy.training.log import Log
 from wm_numpy.training.runfolder import read_results
 from wm_numpy.worlds.ahead import LookAhead, imagine, plans
-from wm_numpy.worlds.policies import random_policy
 from wm_numpy.worlds.rollout import rollout
 from wm_numpy.worlds.world import RealWorld
 

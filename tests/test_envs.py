@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from wm_numpy.envs import doom, environment, picture, policies
+from wm_numpy.envs.environment import Environment, EnvironmentDied
+from wm_numpy.envs.policies import random_policy
 from wm_numpy.settings.tasks import TaskError, find, known
-from wm_numpy.worlds import doom, envs, picture, policies
-from wm_numpy.worlds.envs import Environment, EnvironmentDied
-from wm_numpy.worlds.policies import random_policy
 
 both = pytest.mark.parametrize("task", known())
 
@@ -52,7 +52,7 @@ def engines(pid: int | str = "self") -> list[int]:
 
 def environ() -> dict[str, str]:
     """For a Python that is started in another folder."""
-    return {**os.environ, "PYTHONPATH": str(pathlib.Path(envs.__file__).parents[2])}
+    return {**os.environ, "PYTHONPATH": str(pathlib.Path(environment.__file__).parents[2])}
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -191,8 +191,8 @@ def test_names():
 def test_a_missing_package_is_named_with_its_mend(task, module):
     code = (
         f"import sys; sys.modules[{module!r}] = None\n"
-        f"from wm_numpy.worlds import envs\n"
-        f"try: envs.Environment({task!r})\n"
+        f"from wm_numpy.envs import environment\n"
+        f"try: environment.Environment({task!r})\n"
         f"except ImportError as error:\n"
         f"    assert 'pip install' in str(error) and {module!r} in str(error)\n"
         f"else: raise SystemExit('made without {module}')"
@@ -346,7 +346,7 @@ def test_a_killed_engine_is_reported(make):
 @linux
 def test_no_engine_outlives_a_killed_process():
     code = (
-        "import time; from wm_numpy.worlds.envs import Environment\n"
+        "import time; from wm_numpy.envs.environment import Environment\n"
         "env = Environment('doom'); env.reset(); print(flush=True); time.sleep(60)"
     )
     python = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environ())
@@ -384,7 +384,7 @@ def test_a_temporary_folder_without_programs(tmp_path_factory, elsewhere):
         or subprocess.run(["unshare", "-m", "sh", "-c", mount]).returncode
     ):
         pytest.skip("may not mount")
-    code = "from wm_numpy.worlds import envs; envs.Environment('doom').reset(seed=1); print('runs')"
+    code = "from wm_numpy.envs import environment; environment.Environment('doom').reset(seed=1); print('runs')"
     if not elsewhere:
         mount += f" && mount -t tmpfs -o noexec none /dev/shm && export HOME={folder}"
     command = f'{mount} && TMPDIR={folder} exec "$0" -c "{code}"'

@@ -17,8 +17,10 @@ import pytest
 
 from tests.conftest import ROOT, TINY, tiny_config
 from wm_numpy.core.arrays import Params
+from wm_numpy.envs import environment
+from wm_numpy.envs.policies import random_policy
 from wm_numpy.models import vae
-from wm_numpy.models.agent import Agent, export, load_config
+from wm_numpy.models.agent import Agent, load_config
 from wm_numpy.models.cmaes import CMAES
 from wm_numpy.settings import config
 from wm_numpy.settings.config import SettingError, VAEConfig
@@ -29,8 +31,7 @@ from wm_numpy.training import loops as train
 from wm_numpy.training.episodes import PURPOSES, blind_rollouts, episode_seeds, real_rollouts, score
 from wm_numpy.training.experiment import STAGES, Experiment, branch
 from wm_numpy.training.loops import RunError
-from wm_numpy.worlds import envs
-from wm_numpy.worlds.policies import random_policy
+from wm_numpy.training.runfolder import export
 
 RESULTS = ("vae.npz", "mdnrnn.npz", "controller.npz")
 
@@ -709,7 +710,7 @@ def test_a_process_changes_its_environments_with_the_task(monkeypatch):
         def close(self):
             self.closed = True
 
-    monkeypatch.setattr(envs, "Environment", Env)
+    monkeypatch.setattr(environment, "Environment", Env)
     episodes._kept.cache_clear()
     with episodes._environments("doom", 1, 2, keep=False) as first:
         pass
@@ -718,8 +719,11 @@ def test_a_process_changes_its_environments_with_the_task(monkeypatch):
     for kind in (("doom", 4), ("carracing", 4)):
         with episodes._environments(*kind, 1, keep=False) as (env,):
             assert env.env.made == kind
-    with pytest.raises(envs.EnvironmentDied), episodes._environments("carracing", 4, 1, False):
-        raise envs.EnvironmentDied
+    with (
+        pytest.raises(environment.EnvironmentDied),
+        episodes._environments("carracing", 4, 1, False),
+    ):
+        raise environment.EnvironmentDied
     with episodes._environments("carracing", 4, 1, keep=False) as (new,):
         assert new is not env and env.env.closed and not new.env.closed
     episodes._kept.cache_clear()

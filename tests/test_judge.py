@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_agent
+from wm_numpy.envs.environment import Environment
 from wm_numpy.lab.judge import REALITY, Findings, judge, kindness, lives, recorded, verdict
 from wm_numpy.lab.probes import Replay, moments, one_step, open_loop
 from wm_numpy.lab.statistics import auc, correlation, r2, ridge
 from wm_numpy.models.mdnrnn import MDNRNN
 from wm_numpy.training.data import series_dtype
 from wm_numpy.training.episodes import episode_seeds
-from wm_numpy.worlds.envs import Environment
 
 
 def made_of_noise(rng, steps: int, sd: float = 2.0) -> np.ndarray:

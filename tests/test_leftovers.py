@@ -81,7 +81,7 @@ def test_dead_ones_only(held, holder, tmp_path):
 def test_an_engine_that_was_killed_while_it_started(tmp_path):
     """Its memory and its folder go when the next one starts."""
     pytest.importorskip("vizdoom")
-    start = "from wm_numpy.worlds.envs import Environment; Environment('doom')"
+    start = "from wm_numpy.envs.environment import Environment; Environment('doom')"
     place = {"cwd": ROOT, "env": os.environ | {"TMPDIR": str(tmp_path)}}
     shared = Path("/dev/shm")
 

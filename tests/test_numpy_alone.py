@@ -37,7 +37,7 @@ def run(code: str) -> str:
 
 def test_other_packages_are_out_of_reach():
     with pytest.raises(AssertionError, match="gymnasium is not NumPy"):
-        run("import wm_numpy.worlds.faces")
+        run("import wm_numpy.envs.faces")
 
 
 def test_every_file_of_the_algorithm_is_imported():

@@ -26,10 +26,11 @@ from tests.browser import CHROMIUM, Browser
 from tests.conftest import ROOT, tiny_agent, tiny_config
 from wm_numpy.demo import play, serve
 from wm_numpy.lab import film
-from wm_numpy.models.agent import Agent, export
+from wm_numpy.models.agent import Agent
 from wm_numpy.settings import tasks
 from wm_numpy.system import files
 from wm_numpy.training.experiment import STAGES, Experiment
+from wm_numpy.training.runfolder import export
 from wm_numpy.worlds.ahead import LookAhead
 from wm_numpy.worlds.world import Dream
 

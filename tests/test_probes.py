@@ -3,10 +3,10 @@
 import numpy as np
 
 from tests.conftest import tiny_agent
+from wm_numpy.envs.environment import Environment
 from wm_numpy.lab import probes
 from wm_numpy.lab.fireballs import OpenTakeCover, facts
 from wm_numpy.lab.judge import recorded
-from wm_numpy.worlds.envs import Environment
 
 HITS = [
     f"hit in {tics} tics, {where} view"

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "wm_numpy"
 # Each imports those before it; settings imports none.
-ROOMS = ["system", "core", "settings", "models", "worlds", "training", "lab", "demo"]
+ROOMS = ["system", "core", "settings", "models", "worlds", "envs", "training", "lab", "demo"]
 FILES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("*/*.py"))
 
 

@@ -12,6 +12,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, TINY, tiny_config
+from wm_numpy.envs import unknown
+from wm_numpy.envs.environment import Environment, EnvironmentFailed, made
+from wm_numpy.envs.picture import resizer
+from wm_numpy.envs.policies import blind_baseline, random_policy
+from wm_numpy.envs.unknown import completed, examined, suggested
 from wm_numpy.models import agent as agents
 from wm_numpy.models.agent import Agent
 from wm_numpy.settings import tasks
@@ -21,11 +26,6 @@ from wm_numpy.training.data import Records, frame_dtype
 from wm_numpy.training.experiment import STAGES, Experiment
 from wm_numpy.training.loops import RunError
 from wm_numpy.training.runfolder import RunFolder
-from wm_numpy.worlds import unknown
-from wm_numpy.worlds.envs import Environment, EnvironmentFailed, made
-from wm_numpy.worlds.picture import resizer
-from wm_numpy.worlds.policies import blind_baseline, random_policy
-from wm_numpy.worlds.unknown import completed, examined, suggested
 from wm_numpy.worlds.world import Dream, RealWorld
 
 CATCH = f"{ROOT}/tests/catch.py:CATCH"

@@ -6,12 +6,12 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from tests.conftest import tiny_agent
+from wm_numpy.envs.faces import DreamEnv
+from wm_numpy.envs.faces import VectorDream as Dream
+from wm_numpy.envs.faces import VectorReality as RealWorld
 from wm_numpy.system import threads
 from wm_numpy.system.files import DataError
 from wm_numpy.worlds import rollout as rollouts
-from wm_numpy.worlds.faces import DreamEnv
-from wm_numpy.worlds.faces import VectorDream as Dream
-from wm_numpy.worlds.faces import VectorReality as RealWorld
 from wm_numpy.worlds.rollout import dream_rollouts, rollout
 
 Z, H = 6, 8

@@ -46,7 +46,7 @@ if "numpy" in sys.modules and not _named:
 _ROOMS = {
     "Agent": "models.agent", "Dream": "worlds.world", "RealWorld": "worlds.world",
     "Task": "settings.tasks", "check_pair": "core.gradcheck", "check_vector": "core.gradcheck",
-    "faces": "worlds.faces",
+    "faces": "envs.faces",
 }  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from urllib.parse import urlencode
 
 import numpy as np
 
+from ..envs.environment import EnvironmentDied, EnvironmentFailed
+from ..envs.policies import blind_baseline
 from ..lab.film import Life, Worlds, ends, mortal, pack, period, to_picture, unpack, unpack_actions
 from ..models.agent import Agent, run_folder
 from ..settings.tasks import TaskError, find
@@ -24,8 +26,6 @@ from ..system.files import DataError
 from ..training.data import Records, series_dtype
 from ..training.runfolder import read_results
 from ..worlds.ahead import LookAhead
-from ..worlds.envs import EnvironmentDied, EnvironmentFailed
-from ..worlds.policies import blind_baseline
 from .serve import Line, Server
 
 IN_FLIGHT = 8  # pictures sent but not shown yet: how far a slow line may lag behind

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from ..core.ops import sigmoid
+from ..envs.environment import Environment
 from ..models.agent import Agent
 from ..settings.tasks import find
 from ..system.files import DataError
 from ..training.data import Records
-from ..worlds.envs import Environment
 from ..worlds.world import Dream, RealWorld, World
 from .pictures import animation
 

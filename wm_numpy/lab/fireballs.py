@@ -6,7 +6,7 @@ was thrown, and hits within about 22 units. The view is 90 degrees wide. Letters
 
 import numpy as np
 
-from ..worlds.doom import TakeCover
+from ..envs.doom import TakeCover
 
 REACH = 22  # units within which a fireball hits
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..envs.policies import blind_baseline
 from ..models.agent import Agent
 from ..settings.tasks import find
 from ..system import process
@@ -21,7 +22,6 @@ from ..training.episodes import (
     real_rollouts,
     score,
 )
-from ..worlds.policies import blind_baseline
 from ..worlds.rollout import Rollouts, rollout
 from ..worlds.world import Dream
 from . import probes

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..envs.environment import Environment
 from ..models.agent import Agent
 from ..settings.config import AheadConfig
 from ..settings.tasks import Task, find
@@ -22,7 +23,6 @@ from ..training import parallel
 from ..training.data import transitions
 from ..worlds.ahead import imagine
 from ..worlds.ahead import plans as alternatives
-from ..worlds.envs import Environment
 from ..worlds.world import Dream
 from .statistics import auc, correlation, r2, ridge
 

@@ -13,8 +13,7 @@ import numpy as np
 from ..core.arrays import Params
 from ..settings.config import Config, flat, from_flat
 from ..settings.tasks import bring, find, kept
-from ..system.files import DataError, is_empty, read_arrays, read_records, write
-from ..system.process import temporary_folder
+from ..system.files import DataError, read_arrays, write
 from .controller import Controller, controller_size
 from .mdnrnn import MDNRNN
 from .vae import VAE
@@ -139,29 +138,3 @@ def read_weights(path: Path, params: Params, **shapes: tuple[int, ...]) -> dict[
     arrays = read_arrays(path, weights=params.flat.shape, **shapes)
     params.flat[:] = arrays["weights"]
     return arrays
-
-
-def export(run: str | Path, folder: Path) -> None:
-    """Write a run's configuration and its weights, in float16, for `load`: a third of the space."""
-    Agent.load(run)  # raises if it is damaged
-    source = run_folder(run)
-    if not is_empty(folder):
-        raise DataError(f"{folder} is not empty: choose another folder")
-    names = ("vae.npz", "mdnrnn.npz", "controller.npz", "adapted.npz")
-    files = {name: read_arrays(source / name) for name in names if (source / name).exists()}
-    paths = sorted(source.glob("recorded/*.npy")) or sorted(source.glob("series/*/*.npy"))[-100:]
-    series = [read_records(path, "reward") for path in paths]
-    folder.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(folder) as beside:  # all of it, or nothing
-        new = Path(beside)
-        for name, x in files.items():
-            x = {k: v.astype(np.float16) if v.dtype.kind == "f" else v for k, v in x.items()}
-            if not all(np.isfinite(v).all() for v in x.values()):
-                raise DataError(f"{source / name} holds weights too large for float16")
-            write(new / name, x)
-        if series:  # the best of the newest, for `play` to start dreams from
-            best = max(series, key=lambda episode: episode["reward"].sum())
-            write(new / "recorded" / "000000.npy", best)
-        save_config(new, load_config(source))
-        for path in list(new.iterdir()):
-            path.replace(folder / path.name)

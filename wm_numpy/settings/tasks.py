@@ -1,6 +1,6 @@
 """The declaration of a world to learn, and how one is found by its name.
 
-doom, carracing      a file of worlds/ that declares TASK
+doom, carracing      a file of envs/ that declares TASK
 mine.py:CATCH        a file of your own and a name in it: a Task, or what makes a Gymnasium environment
 gym:CartPole-v1      an id that is registered with Gymnasium; gym:MODULE:ID imports MODULE first
 """
@@ -18,7 +18,7 @@ from traceback import extract_tb
 
 import numpy as np
 
-WORLDS = Path(__file__).parents[1] / "worlds"
+WORLDS = Path(__file__).parents[1] / "envs"
 # What of a declaration a run folder keeps, so that a dream needs neither the world's file nor its packages.
 KEPT = (
     "actions", "discrete", "size", "max_steps", "fps", "reward", "reward_range", "keys", "rest",
@@ -166,9 +166,9 @@ def _found(name: str) -> Task:
     """A world is a plug-in: the module that declares it is imported only here."""
     path, colon, attribute = name.rpartition(":")
     if name in known():
-        task = import_module(f"..worlds.{name}", __package__).TASK
+        task = import_module(f"..envs.{name}", __package__).TASK
     elif name.startswith("gym:"):
-        task = import_module("..worlds.unknown", __package__).registered(name)
+        task = import_module("..envs.unknown", __package__).registered(name)
     elif colon and path.endswith(".py"):
         task = _of_file(Path(path), attribute)
     else:
@@ -179,7 +179,7 @@ def _found(name: str) -> Task:
     task = replace(task, name=name, title=task.title or name.rpartition(":")[2])
     may_be_none = {"act", "explore", "lengths", "solved_at"}
     if any(getattr(task, f.name) is None for f in fields(Task) if f.name not in may_be_none):
-        task = import_module("..worlds.unknown", __package__).completed(task)
+        task = import_module("..envs.unknown", __package__).completed(task)
     for words in ("labels", "rest"):
         if len(given := getattr(task, words)) != task.actions:
             fault = f"{name} declares {len(given)} {words}"
@@ -191,7 +191,7 @@ def suggested(task: Task, episodes: int) -> list[str]:
     """Settings that a world of one's own asks for beyond a preset, which has so many random episodes."""
     if task.name in known():
         return []
-    return import_module("..worlds.unknown", __package__).suggested(task, episodes)
+    return import_module("..envs.unknown", __package__).suggested(task, episodes)
 
 
 def _of_file(path: Path, attribute: str) -> Task:

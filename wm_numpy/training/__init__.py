@@ -1,1 +1,1 @@
-"""From an empty folder to an agent: episodes, batches, the loops, the stages. It imports worlds and the rooms above."""
+"""From an empty folder to an agent: episodes, batches, the loops, the stages. It imports envs and the rooms above."""

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..envs.policies import Policy, random_policy
 from ..models.agent import Agent
 from ..settings.config import Config
 from ..settings.tasks import find
 from ..worlds.ahead import LookAhead
-from ..worlds.policies import Policy, random_policy
 from ..worlds.rollout import Rollouts, joined, rollout
 from ..worlds.world import RealWorld, World
 from . import parallel
@@ -156,7 +156,7 @@ def blind_rollouts(
 
 def _play_all(play, jobs: list[tuple], shared: tuple, paths, log, progress) -> list[Rollouts]:
     """play(*shared, *job) of every job, in order, on all processes; what died is played again."""
-    from ..worlds.envs import EnvironmentDied
+    from ..envs.environment import EnvironmentDied
 
     pool = parallel.Local if paths else None  # recorded to a disk that the next stage can read
     results = [None] * len(jobs)
@@ -174,7 +174,7 @@ def _play_all(play, jobs: list[tuple], shared: tuple, paths, log, progress) -> l
 @contextmanager
 def _environments(task: str, repeat: int, n: int, keep: bool) -> Iterator[list[Recorder]]:
     """n environments of this process; those that died are replaced for the next job."""
-    from ..worlds.envs import Environment, EnvironmentDied
+    from ..envs.environment import Environment, EnvironmentDied
 
     envs = _kept(task, repeat)
     # One after the other: started on threads, 8 engines need half the time, but ViZDoom has crashed at that.

@@ -1,4 +1,4 @@
-"""A run folder: which run it holds, how far that has come, and how much disk it needs.
+"""A run folder: which run it holds, how far that has come, how much disk it needs; and its export.
 
 config.json, world.json; episodes/; series/ROUND/; vae.npz, mdnrnn.npz, controller.npz, and *.ROUND.state.npz to resume
 them from; finalists/ROUND/; adapted.npz; results.json; log.jsonl
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models.agent import load_config, save_config, theta_size
+from ..envs.unknown import lengths
+from ..models.agent import Agent, load_config, run_folder, save_config, theta_size
 from ..settings.config import Config, flat
 from ..settings.tasks import find
-from ..system.files import DataError, is_empty, read_arrays, write
-from ..worlds.unknown import lengths
+from ..system.files import DataError, is_empty, read_arrays, read_records, write
+from ..system.process import temporary_folder
 from .data import Records, frame_dtype, series_dtype
 from .log import Log
 from .loops import RunError
@@ -147,3 +148,29 @@ def read_results(path: Path) -> dict:
         raise DataError(f"{path} is missing: `train` has not reached its last stage yet") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it and repeat `train`") from None
+
+
+def export(run: str | Path, folder: Path) -> None:
+    """Write a run's configuration and its weights, in float16, for `load`: a third of the space."""
+    Agent.load(run)  # raises if it is damaged
+    source = run_folder(run)
+    if not is_empty(folder):
+        raise DataError(f"{folder} is not empty: choose another folder")
+    names = ("vae.npz", "mdnrnn.npz", "controller.npz", "adapted.npz")
+    files = {name: read_arrays(source / name) for name in names if (source / name).exists()}
+    paths = sorted(source.glob("recorded/*.npy")) or sorted(source.glob("series/*/*.npy"))[-100:]
+    series = [read_records(path, "reward") for path in paths]
+    folder.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(folder) as beside:  # all of it, or nothing
+        new = Path(beside)
+        for name, x in files.items():
+            x = {k: v.astype(np.float16) if v.dtype.kind == "f" else v for k, v in x.items()}
+            if not all(np.isfinite(v).all() for v in x.values()):
+                raise DataError(f"{source / name} holds weights too large for float16")
+            write(new / name, x)
+        if series:  # the best of the newest, for `play` to start dreams from
+            best = max(series, key=lambda episode: episode["reward"].sum())
+            write(new / "recorded" / "000000.npy", best)
+        save_config(new, load_config(source))
+        for path in list(new.iterdir()):
+            path.replace(folder / path.name)

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from ..core.arrays import Params
+from ..envs.policies import blind_baseline
 from ..models.agent import Agent, new_mdnrnn, new_vae, read_weights, save_config, theta_size
 from ..models.cmaes import CMAES
 from ..models.mdnrnn import MDNRNN
 from ..settings.config import Config, Training
 from ..settings.tasks import find
 from ..system.files import read_arrays, write
-from ..worlds.policies import blind_baseline
 from ..worlds.rollout import dream_rollouts
 from . import episodes
 from .data import FrameBatches, Records, SeriesBatches, encoded

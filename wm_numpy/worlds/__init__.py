@@ -1,1 +1,1 @@
-"""Declared worlds, reality and dream behind one interface, the rollout. They import models and the rooms above."""
+"""Reality and dream behind one interface, the rollout, looking ahead. They import models and the rooms above."""

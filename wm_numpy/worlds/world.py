@@ -128,7 +128,7 @@ class World:
 
 
 class RealWorld(World):
-    """n environments, such as those of envs.py, seen through V and remembered by M."""
+    """n environments, such as those of environment.py, seen through V and remembered by M."""
 
     def __init__(self, agent: Agent, envs: Sequence):
         super().__init__(agent, len(envs))

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env
 
 from ..settings.tasks import Task, TaskError, find, known
-from .envs import Environment, EnvironmentFailed, failure, made, seen
+from .environment import Environment, EnvironmentFailed, failure, made, seen
 from .policies import random_policy
 
 ENOUGH = 100  # frames of a random episode, for as many of them as a preset has

@@ -12,8 +12,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ..models.agent import Agent
-from . import envs  # noqa: F401  registers the games
-from .world import Dream, RealWorld, World
+from ..worlds.world import Dream, RealWorld, World
+from . import environment  # noqa: F401  registers the games
 
 
 class VectorWorld(World, VectorEnv):
