@@ -28,4 +28,5 @@ class Catch(gym.Env):  # catch 14 falling balls: go left, stay or go right
         return frame
 
 
-CATCH = Task(make=Catch, labels=("left", "stay", "right"), rest=(0, 1, 0))  # rest: no key is held
+BALL = "evolve.horizon=15 evolve.episodes=64"  # 15 steps: M cannot know where the next ball appears
+CATCH = Task(make=Catch, labels=("left", "stay", "right"), rest=(0, 1, 0), settings=BALL)

@@ -81,9 +81,9 @@ class Visit:
             self._send({"says": str(error)})
         except Exception as error:
             self.stuck = True
-            what = f"{type(error).__name__}: {error}"
-            print(f"play: {what}", file=sys.stderr, flush=True)
-            self._send({"says": f"The server made a mistake ({what}): begin again."})
+            fault = f"{type(error).__name__}: {error}"
+            print(f"play: {fault}", file=sys.stderr, flush=True)
+            self._send({"says": f"The server made a mistake ({fault}): begin again."})
 
     def obey(self, orders: list[dict]) -> None:
         """Carry out orders that `read` has read."""
@@ -262,8 +262,8 @@ def server(run: str | Path, host: str = "127.0.0.1", port: int = 0) -> Server:
     try:
         return Server(host, port, page, partial(read, agent), visit)
     except (OSError, OverflowError) as error:
-        what = f"port {port} of {host} cannot be had ({error})"
-        raise DataError(f"{what}: choose another by --port") from None
+        fault = f"port {port} of {host} cannot be had ({error})"
+        raise DataError(f"{fault}: choose another by --port") from None
 
 
 def serve(run: str, host: str = "127.0.0.1", port: int = 0, **start: float | None) -> None:

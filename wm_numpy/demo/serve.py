@@ -110,8 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not fits or "Transfer-Encoding" in self.headers:
             return self.send_error(413, explain="This is longer than an order of the page.")
         if not self._is_own():
-            what = "This server answers its own page alone"
-            return self.send_error(403, explain=f"{what}: open its address, or name it by --host.")
+            fault = "This server answers its own page alone"
+            return self.send_error(403, explain=f"{fault}: open its address, or name it by --host.")
         match self.command, self.path.partition("?")[0]:
             case "GET", "/":
                 self._answer(200, self.server.headers, self.server.page)

@@ -132,8 +132,8 @@ def dream_on(
     """n dreams on from the first row of a moment, cut after so many steps; 0: at the task's limit."""
     z, state, begun = moment
     start = z[:1].repeat(n, axis=0), tuple(part[:1].repeat(n, axis=0) for part in state), begun
-    how = {"horizon": begun + steps if steps else 0, "memories": 0}
-    return Dream.as_evolved(agent, n, tau=tau, start=start, **how)
+    limits = {"horizon": begun + steps if steps else 0, "memories": 0}
+    return Dream.as_evolved(agent, n, tau=tau, start=start, **limits)
 
 
 def lead(agent: Agent, series: np.ndarray) -> tuple:

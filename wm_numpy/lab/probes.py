@@ -255,9 +255,9 @@ def _compare(agent: Agent, env, seed: int, actions: np.ndarray, moment: tuple) -
     """The plans that change the last of these actions, from this moment on -> dreamt, true, ended (K, T) each."""
     T = STEPS[-1]
     first, hold = alternatives(actions[-1:], T, [T], find(agent.config.task).discrete)
-    how = AheadConfig(horizon=T, samples=SAMPLES)
+    settings = AheadConfig(horizon=T, samples=SAMPLES)
     act = agent.controller()
-    rewards, _ = imagine(agent, act, moment, first, hold, np.array([seed]), how)
+    rewards, _ = imagine(agent, act, moment, first, hold, np.array([seed]), settings)
     dreamt = rewards[:, 0].T  # (K, T)
     true = np.zeros(dreamt.shape)
     ended = np.zeros(dreamt.shape, bool)

@@ -25,7 +25,6 @@ from ..system import threads
 
 PIECE = 50  # frames for one thread at a time; fixed, so that no result depends on the threads
 OUTPUTS = 400  # outputs of deconv1, likewise
-CLEAR = -1  # logvar at the start "clear": else the noise of z may hide for 1,000 updates what mu says of a bare scene
 CONVS = ("conv1", "conv2", "conv3", "conv4")  # each before a ReLU
 DECONVS = ("deconv2", "deconv3", "deconv4")  # each after a ReLU
 
@@ -56,8 +55,6 @@ class VAE:
         if rng is not None:
             for name, shape in weights.items():
                 self.params[name + ".w"][...] = self._initial(name, shape, rng)
-            if config.start == "clear":
-                self.params["logvar.b"][...] = CLEAR
 
     def _initial(self, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """Initial weights of a layer: Glorot's, TensorFlow's default and so the authors', or half of He's variance."""
@@ -76,13 +73,21 @@ class VAE:
     def centre(self, frames: np.ndarray) -> None:
         """Keep the mean of frames (N, 64, 64, 3) uint8: the foreground is what differs from it.
 
-        Unless the start is "glorot", conv1 is set to give zero for the mean colour: V learns faster from there.
+        Unless the start is "glorot", conv1 is set to give zero for the mean colour: V learns faster from there. If it
+        is "clear", mu is set to have the prior's mean and variance over these frames: in a bare scene it would begin
+        with a standard deviation near 0.02, and the noise of z could hide for all of the training what it says.
         """
         self.mean_frame = _unit(frames.mean(axis=0, dtype=np.float32), np.float32)
         if self.config.start != "glorot":
             colour = self.mean_frame.mean(axis=(0, 1))
             w = self.params["conv1.w"]  # (4, 4, 3, 32)
             self.params["conv1.b"][...] = -(w * colour[:, None]).sum(axis=(0, 1, 2))
+        if self.config.start == "clear":
+            mu, _ = self.encode(frames)
+            spread = mu.std(axis=0)
+            scale = 1 / np.where(spread > 1e-6, spread, 1)
+            self.params["mu.w"][...] *= scale
+            self.params["mu.b"][...] = -(mu * scale).mean(axis=0)
 
     # ---------------------------------------------------------------------------------------------- inference
 
