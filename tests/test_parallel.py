@@ -84,9 +84,22 @@ def facts():
     return os.getpid(), threads.workers()
 
 
+def engine(marker: Path):
+    """A process that a game starts, as C does: it inherits every open file that can be."""
+    sleep = subprocess.Popen(["sleep", "20"], close_fds=False)
+    (marker / str(sleep.pid)).touch()
+
+
 def sleep_long(marker: Path):
+    engine(marker)
     (marker / str(os.getpid())).touch()
     time.sleep(60)
+
+
+def die_once_with_an_engine(marker: Path):
+    if not any(marker.iterdir()):
+        engine(marker)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 # ------------------------------------------------------------------------------------------------- threads
@@ -308,6 +321,16 @@ def test_a_killed_worker_is_replaced(tmp_path, workers):
     assert len(lines) == 1 and "died" in lines[0] and "repeated" in lines[0]
 
 
+def test_a_killed_worker_is_noticed_though_its_game_lives(tmp_path, workers):
+    """And what it started is ended."""
+    workers(1)
+    start = time.monotonic()
+    list(parallel.processes(die_once_with_an_engine, [(tmp_path,)], log=lambda line: None))
+    assert time.monotonic() - start < 15
+    (engine,) = tmp_path.iterdir()
+    wait_until(lambda: not running(engine.name), 5)
+
+
 @pytest.mark.parametrize("others", [0, 12])
 def test_a_job_that_always_dies_ends_it(others, tmp_path, workers):
     """Also when other jobs do come back in between: a few attempts, not one for every other job."""
@@ -343,7 +366,7 @@ def test_an_error_does_not_wait_for_other_jobs(tmp_path, workers):
     with pytest.raises(KeyError, match="boom"):
         list(parallel.processes(boom_or_sleep, [(tmp_path, False), (tmp_path, True)]))
     assert time.monotonic() - start < 30
-    assert not any(running(path.name) for path in tmp_path.iterdir())
+    wait_until(lambda: not any(running(path.name) for path in tmp_path.iterdir()), 5)
 
 
 # ------------------------------------------------------------------------------------------------- signals
@@ -566,7 +589,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     (tmp_path / "pids").mkdir()
     (tmp_path / "main.py").write_text(code)
     parent = subprocess.Popen([sys.executable, tmp_path / "main.py", tmp_path / "pids"])
-    wait_until(lambda: len(list((tmp_path / "pids").iterdir())) == 2, 30)
+    wait_until(lambda: len(list((tmp_path / "pids").iterdir())) == 4, 30)
     parent.kill()
     parent.wait()
     pids = [p.name for p in (tmp_path / "pids").iterdir()]

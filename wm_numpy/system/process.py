@@ -1,4 +1,4 @@
-"""A process: its standard streams, its end by a signal, and what killed ones leave behind for the next to remove."""
+"""A process: its streams, its end by a signal, what it started, and what killed ones leave for the next to remove."""
 
 import multiprocessing
 import os
@@ -46,6 +46,7 @@ def stop_on_signals(quiet: bool) -> None:
             signal.signal(each, signal.SIG_DFL)
         for child in multiprocessing.active_children():
             child.kill()
+            kill_group(child.pid)
         time.sleep(0.1)
         sweep(own=True)
         os.kill(os.getpid(), number)
@@ -54,6 +55,24 @@ def stop_on_signals(quiet: bool) -> None:
     for number in STOPS:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
             signal.signal(number, stop)
+
+
+def lead_group() -> None:
+    """Make a group of this process and all that it will start, such as the engine of a game.
+
+    Those do not inherit its open files: its death is noticed when no other process holds its end of a pipe.
+    """
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)
+        for name in os.listdir("/dev/fd"):
+            with suppress(OSError):  # the listing's own
+                os.set_inheritable(int(name), int(name) < 3)
+
+
+def kill_group(leader: int) -> None:
+    """Kill what is left of the group that a process led."""
+    with suppress(OSError, AttributeError):  # nothing; Windows
+        os.killpg(leader, signal.SIGKILL)
 
 
 # ------------------------------------------------------------------------------------------- leftovers

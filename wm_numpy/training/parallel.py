@@ -96,15 +96,20 @@ class Local(cf.ProcessPoolExecutor):
         self._scratch = process.temporary_folder()
         self._shared = Path(self._scratch.name, "shared")
         self._shared.write_bytes(pickle.dumps(shared))
+        self._numbers = set()  # of all workers, the dead ones too
         super().__init__(count, multiprocessing.get_context("spawn"), _begin)
 
     def submit(self, function: Callable, *job) -> cf.Future:
-        return super().submit(_call, self._shared, function, *job)
+        future = super().submit(_call, self._shared, function, *job)
+        self._numbers |= set(self._processes)
+        return future
 
     def kill(self) -> None:
-        """End all workers at once."""
+        """End all workers at once, and what they have started."""
         for worker in list((self._processes or {}).values()):
             worker.kill()
+        for number in self._numbers:
+            process.kill_group(number)
         if sys.version_info < (3, 11, 5):  # later ones close it themselves
             self._call_queue._reader.close()  # else shutdown waits until there is room in a full queue
         self.shutdown(cancel_futures=True)
@@ -122,8 +127,15 @@ _pool: Callable = Local  # where `processes` runs by default: (number of workers
 def _begin() -> None:
     """In a new process: Ctrl-C is its parent's business, and it ends when that ends, even by kill -9."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it cannot be blocked
+    process.lead_group()
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def follow() -> None:
+        parent.join()
+        process.kill_group(os.getpid())
+        os._exit(1)  # Windows
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 _one_at_a_time = threading.Lock()  # a Dask worker has threads, but one set of environments
