@@ -8,7 +8,7 @@ import pytest
 from tests.fixtures import make_vae
 from wm_numpy.core.adam import Adam
 from wm_numpy.core.gradcheck import check_vector, relative_error
-from wm_numpy.models.vae import VAE
+from wm_numpy.models.vae import LOGVAR, VAE, WIDTH
 from wm_numpy.settings.config import VAEConfig
 from wm_numpy.system import threads
 
@@ -240,9 +240,9 @@ def test_a_clear_start(rng):
         v.centre(frames)
         mu, logvar = v.encode(frames)
         spread[start] = mu.std(axis=0)
-        assert np.exp(logvar).mean() == pytest.approx(1, rel=0.1)
+        assert logvar.mean() == pytest.approx({"he": 0, "clear": LOGVAR}[start], abs=0.1)
     assert spread["he"].max() < 0.1
-    np.testing.assert_allclose(spread["clear"], 1, rtol=1e-4)
+    np.testing.assert_allclose(spread["clear"], WIDTH, rtol=1e-4)
     np.testing.assert_allclose(mu.mean(axis=0), 0, atol=1e-4)
     v.centre(np.zeros((3, 64, 64, 3), np.uint8))  # where nothing varies
     assert np.isfinite(v.params.flat).all()

@@ -25,6 +25,9 @@ from ..system import threads
 
 PIECE = 50  # frames for one thread at a time; fixed, so that no result depends on the threads
 OUTPUTS = 400  # outputs of deconv1, likewise
+# At the start "clear". Wider, and V spreads what it sees over all numbers of z; narrower, and the noise of z hides it.
+WIDTH = 0.25  # standard deviation of mu over frames
+LOGVAR = -1
 CONVS = ("conv1", "conv2", "conv3", "conv4")  # each before a ReLU
 DECONVS = ("deconv2", "deconv3", "deconv4")  # each after a ReLU
 
@@ -74,8 +77,8 @@ class VAE:
         """Keep the mean of frames (N, 64, 64, 3) uint8: the foreground is what differs from it.
 
         Unless the start is "glorot", conv1 is set to give zero for the mean colour: V learns faster from there. If it
-        is "clear", mu is set to have the prior's mean and variance over these frames: in a bare scene it would begin
-        with a standard deviation near 0.02, and the noise of z could hide for all of the training what it says.
+        is "clear", mu is scaled to the same width in every scene: in a bare one it would begin near 0.02, and the noise
+        of z could hide for all of the training what it says.
         """
         self.mean_frame = _unit(frames.mean(axis=0, dtype=np.float32), np.float32)
         if self.config.start != "glorot":
@@ -85,9 +88,10 @@ class VAE:
         if self.config.start == "clear":
             mu, _ = self.encode(frames)
             spread = mu.std(axis=0)
-            scale = 1 / np.where(spread > 1e-6, spread, 1)
+            scale = WIDTH / np.where(spread > 1e-6, spread, 1)
             self.params["mu.w"][...] *= scale
             self.params["mu.b"][...] = -(mu * scale).mean(axis=0)
+            self.params["logvar.b"][...] = LOGVAR
 
     # ---------------------------------------------------------------------------------------------- inference
 

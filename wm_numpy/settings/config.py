@@ -65,7 +65,7 @@ class VAEConfig(Training):
     kl_tolerance: float = setting(0.5, "free nats per latent dimension, summed over all", 0)
     kl_weight: float = setting(1.0, "weight of the KL: twice the pixel variance V assumes", 0)
     foreground: float = setting(0.0, "a pixel counts 1 + this * (distance from mean frame)^2", 0)
-    starts = "initial weights; he: larger ones; clear: and mu as wide as the prior"
+    starts = "initial weights; he: larger ones; clear: and mu of one width, less noise"
     start: str = setting("glorot", starts, choices=("glorot", "he", "clear"))
 
 
