@@ -101,7 +101,7 @@ class Local(cf.ProcessPoolExecutor):
 
     def submit(self, function: Callable, *job) -> cf.Future:
         future = super().submit(_call, self._shared, function, *job)
-        self._numbers |= set(self._processes)
+        self._numbers |= set(self._processes or ())
         return future
 
     def kill(self) -> None:
