@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -399,10 +400,11 @@ def test_the_first_round_dreams_by_its_own_settings(doom_run, copy_of):
     assert last["stage"] == "evolve" and last["max"] > 9
 
 
-def test_a_later_round_may_keep_v_and_what_it_encoded(doom_run, copy_of):
+def test_a_later_round_may_keep_v_and_what_it_encoded(doom_run, copy_of, capsys):
     folder = copy_of(doom_run)
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "series" / "1").iterdir()}
     Experiment(tiny_config("doom", "rounds=2", "later.vae.learning_rate=0"), folder).run()
+    assert re.search(r"\d+ of \d+ +vae +stays as it is", capsys.readouterr().out)
     old = files.read_arrays(doom_run / "vae.npz")
     new = files.read_arrays(folder / "vae.npz")
     assert np.array_equal(old["weights"], new["weights"]) and int(new["round"]) == 2

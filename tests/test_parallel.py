@@ -327,8 +327,8 @@ def test_a_killed_worker_is_noticed_though_its_game_lives(tmp_path, workers):
     start = time.monotonic()
     list(parallel.processes(die_once_with_an_engine, [(tmp_path,)], log=lambda line: None))
     assert time.monotonic() - start < 15
-    (engine,) = tmp_path.iterdir()
-    wait_until(lambda: not running(engine.name), 5)
+    (left,) = tmp_path.iterdir()
+    wait_until(lambda: not running(left.name), 5)
 
 
 @pytest.mark.parametrize("others", [0, 12])

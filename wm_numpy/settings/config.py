@@ -111,7 +111,7 @@ class EvolveConfig:
     penalty: float = setting(0.01, "fitness = mean return - penalty * mean(w^2) (authors' code)", 0)
     check_every: int = setting(25, "generations between checks of the mean in reality; 0: none", 0)
     check_episodes: int = setting(100, "episodes of a check; the agent of the best is kept", 1)
-    finalists: int = setting(0, "re-evaluate the best N rounds, keep the winner; 0: the last", 0)
+    finalists: int = setting(0, "the best N rounds and the last compete in new games; 0: last", 0)
 
 
 @dataclass(frozen=True)
