@@ -142,7 +142,9 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="variants whose names contain one of these, comma-separated"
     )
-    parser.add_argument("--set", action="append", default=[], help="such as horizon=16, of ahead.*")
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], help="such as horizon=16, of ahead.*"
+    )
     options = parser.parse_args()
     agent = with_ahead(Agent.load(options.run), **pairs(options.set))
     task = agent.config.task

@@ -149,6 +149,11 @@ def test_help_and_settings(capsys):
     assert error.value.code == 0 and all(f"\n    {command} " in out for command in commands.split())
 
 
+def test_several_settings():
+    argv = "train doom --set rounds=2 evolve.tau=1 --seed 1 --set repeat=3"
+    assert run.parser().parse_args(argv.split()).set == ["rounds=2", "evolve.tau=1", "repeat=3"]
+
+
 def test_debug_shows_where():
     with pytest.raises(files.DataError):
         run.main(["evaluate", "nowhere", "--debug"])
