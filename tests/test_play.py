@@ -32,7 +32,7 @@ from wm_numpy.system import files
 from wm_numpy.training.experiment import STAGES, Experiment
 from wm_numpy.training.runfolder import export
 from wm_numpy.worlds.ahead import LookAhead
-from wm_numpy.worlds.world import Dream
+from wm_numpy.worlds.world import Dream, mortal
 
 
 @contextmanager
@@ -240,7 +240,7 @@ def ahead():
 @pytest.mark.parametrize("world", ["dream", "reality"])
 def test_an_agent_that_looks_ahead_acts_as_when_it_is_evaluated(ahead, world):
     """Step by step the same life; beside each picture what M expects of every plan, before the action."""
-    agent = film.mortal(Agent.load("doom"))
+    agent = mortal(Agent.load("doom"))
     seen = ahead.life(12, seed=7, player="ahead", tau=1.0, world=world)
     with contextlib.closing(film.Worlds(agent, None)) as worlds:
         life = film.Life(worlds.go(world, 7, 1.0), 7)

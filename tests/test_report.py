@@ -19,7 +19,7 @@ from wm_numpy.lab import film, lecture, pictures, plots, report
 from wm_numpy.models.agent import run_folder
 from wm_numpy.settings.tasks import find
 from wm_numpy.training.log import Log
-from wm_numpy.worlds.world import Dream
+from wm_numpy.worlds.world import Dream, mortal
 
 # ------------------------------------------------------------------------------------------------------ in words
 
@@ -303,8 +303,8 @@ def test_dreams_that_only_discount_come_to_an_end():
     """C may be evolved where an end is but a discount; who plays must be able to die."""
     agent = tiny_agent("doom", "evolve.ending=weighted")
     agent.m.params["done.b"][...] = 3.0  # nearly every step
-    for mortal, over in ((False, ""), (True, "died")):
-        life = film.Life(Dream.as_evolved(film.mortal(agent) if mortal else agent, 1, horizon=0), 0)
+    for ends, over in ((False, ""), (True, "died")):
+        life = film.Life(Dream.as_evolved(mortal(agent) if ends else agent, 1, horizon=0), 0)
         for _ in range(10):
             if not life.over:
                 life.step(np.zeros((1, 1), np.float32))

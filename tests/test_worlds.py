@@ -754,6 +754,20 @@ def test_gymnasium_accepts_the_dream(run, request):
     assert gym.make("wm_numpy/Dream-v0", run=str(folder)).unwrapped.render() is None
 
 
+def test_a_dream_for_others_ends():
+    """C of the shipped Doom agent was evolved in dreams that never end; another learner has to see death."""
+    world = gym.make_vec("wm_numpy/Dream-v0", num_envs=8, run="doom").unwrapped
+    world.reset(seed=0)
+    terminated = np.zeros(8, bool)
+    for _ in range(60):
+        alive = len(world.rows)
+        _, reward, terminated, _, _ = world.advance(np.zeros((8, 1), np.float32))
+        assert reward.sum() == pytest.approx(4 * alive)  # whole: 4 frames a decision
+        if terminated.any():
+            return
+    pytest.fail("nobody died")
+
+
 def test_the_dream_of_no_run():
     with pytest.raises(DataError, match="not a run folder"):
         gym.make("wm_numpy/Dream-v0", run="nowhere")

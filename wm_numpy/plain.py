@@ -70,7 +70,7 @@ def conv_transpose_backward(dy, cache):  # and dx is conv's y
     return dx, dw, dy.sum(axis=(0, 1, 2))
 
 
-def reparameterize_forward(mu, logvar, noise):  # -> z; Kingma & Welling 2013, equation (10)
+def reparameterize_forward(mu, logvar, noise):  # -> z; Kingma & Welling 2014, (10)
     std = np.exp(logvar / 2)
     return mu + std * noise, std * noise
 
@@ -80,7 +80,7 @@ def reparameterize_backward(dz, cache):
 
 
 def gaussian_kl_forward(mu, logvar, floor=0.0):  # (B, Z): of N(mu, exp(logvar)) from N(0, 1)
-    kl = (mu**2 + np.exp(logvar) - 1 - logvar).sum(axis=1) / 2  # (B,); Kingma & Welling, appendix B
+    kl = (mu**2 + np.exp(logvar) - 1 - logvar).sum(axis=1) / 2  # (B,); Kingma & Welling 2014, (10)
     return np.maximum(kl, floor).mean(), (mu, logvar, kl > floor)
 
 

@@ -1,4 +1,4 @@
-"""LSTM over sequences (Hochreiter & Schmidhuber 1997), with carried state and restarts, forward and backward.
+"""LSTM over sequences (Graves 2013, (7)-(11), without peepholes), with carried state and restarts.
 
     [i f o g] = [x_t h_{t-1}] w + b                         gates in this order, each H wide
     c_t = sigmoid(f + 1) c_{t-1} + sigmoid(i) tanh(g)       forget bias +1, a constant (authors' rnn.py)

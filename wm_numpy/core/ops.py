@@ -84,7 +84,7 @@ def sigmoid_backward(dy: Array, cache: tuple) -> tuple[Array]:
 
 
 def reparameterize_forward(mu: Array, logvar: Array, noise: Array) -> tuple[Array, tuple]:
-    """z = mu + exp(logvar / 2) noise ~ N(mu, exp(logvar)), for a given noise (section 2.4). All of one shape."""
+    """z = mu + exp(logvar / 2) noise ~ N(mu, exp(logvar)), for a given noise (10). All of one shape."""
     fits = mu.shape == logvar.shape == noise.shape
     require(fits, "reparameterize", mu=mu, logvar=logvar, noise=noise)
     std = np.exp(logvar / 2)

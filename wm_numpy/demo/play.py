@@ -19,13 +19,14 @@ import numpy as np
 
 from ..envs.environment import EnvironmentDied, EnvironmentFailed
 from ..envs.policies import blind_baseline
-from ..lab.film import Life, Worlds, ends, mortal, pack, period, to_picture, unpack, unpack_actions
+from ..lab.film import Life, Worlds, ends, pack, period, to_picture, unpack, unpack_actions
 from ..models.agent import Agent, run_folder
 from ..settings.tasks import TaskError, find
 from ..system.files import DataError
 from ..training.data import Records, series_dtype
 from ..training.runfolder import read_results
 from ..worlds.ahead import LookAhead
+from ..worlds.world import mortal
 from .serve import Line, Server
 
 IN_FLIGHT = 8  # pictures sent but not shown yet: how far a slow line may lag behind
@@ -171,7 +172,7 @@ class Visit:
     def ends(self, most: int) -> None:
         """Send what the strongest numbers of z do to the picture on the page."""
         z = self.life.features[0, : self.agent.config.vae.z_size]
-        order, pictures = ends(self.agent, z, beat=self.line.beat)
+        order, pictures = ends(self.agent, z)
         self._send({"ends": order[:most].tolist(), "side": pictures.shape[-2]}, pictures[:most])
 
     def share(self) -> None:

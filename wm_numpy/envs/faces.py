@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ..models.agent import Agent
-from ..worlds.world import Dream, RealWorld, World
+from ..worlds.world import Dream, RealWorld, World, mortal
 from . import environment  # noqa: F401  registers the games
 
 
@@ -80,7 +80,8 @@ class DreamEnv(gym.Env):
     Observation Space: Box(-inf, inf, (F,)): what the run's C sees, z, [z h] or [z c h]. `render()` decodes z.
     Rewards: what M expects of the step, if it has a reward head (for CarRacing, tiles); otherwise 1 per frame.
     Starting State: a recorded first frame, drawn by the seed, and zero memory; or a recorded moment (`memories`).
-    Episode End: terminated if M's done head says so, by the rule `evolve.ending`; truncated at the step limit.
+    Episode End: terminated if M's done head says so, by the rule `evolve.ending` (drawn, where C's dreams never end and
+    are weighted); truncated at the step limit.
     Arguments: run: a run folder, or the name of weights that come with the package; tau, horizon: those of `Dream`.
     """
 
@@ -113,7 +114,7 @@ class DreamEnv(gym.Env):
 
 def dream_vec(run: str, num_envs: int = 1, **arguments) -> VectorDream:
     """`gymnasium.make_vec("wm_numpy/Dream-v0", num_envs, run="runs/doom")`: one batch, not n environments."""
-    return VectorDream.as_evolved(Agent.load(run), num_envs, **arguments)
+    return VectorDream.as_evolved(mortal(Agent.load(run)), num_envs, **arguments)
 
 
 gym.register(

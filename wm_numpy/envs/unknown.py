@@ -15,7 +15,7 @@ from ..settings.tasks import Task, TaskError, find, known
 from .environment import Environment, EnvironmentFailed, failure, made, seen
 from .policies import random_policy
 
-ENOUGH = 100  # frames of a random episode, for as many of them as a preset has
+ENOUGH = 100  # frames; where random episodes are shorter, more of them are collected
 
 
 def registered(name: str) -> Task:

@@ -1,9 +1,7 @@
 """A life in one of the worlds, step by step, and what there is to see; a film of C in reality and in a dream."""
 
 import threading
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 
 import numpy as np
 
@@ -13,7 +11,7 @@ from ..models.agent import Agent
 from ..settings.tasks import find
 from ..system.files import DataError
 from ..training.data import Records
-from ..worlds.world import Dream, RealWorld, World
+from ..worlds.world import Dream, RealWorld, World, mortal
 from .pictures import animation
 
 SECONDS = 8  # of a film
@@ -106,21 +104,15 @@ class Life:
         return thoughts | {"mixture": [i, *parts]}
 
 
-def ends(
-    agent: Agent, z: np.ndarray, far: float = 3.0, beat: Callable = lambda: None
-) -> tuple[np.ndarray, np.ndarray]:
-    """What each number of z (Z,) does to the picture, the others as they are; beat() is called now and then.
+def ends(agent: Agent, z: np.ndarray, far: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    """What each number of z (Z,) does to the picture, the others as they are.
 
     -> the numbers, the strongest first (Z,); in that order the pictures at -far and far (Z, 2, 32, 32, 3) uint8
     """
     n = len(z)
     both = np.tile(z.astype(np.float32), (n, 2, 1))
     both[np.arange(n), :, np.arange(n)] = [-far, far]
-    images = []
-    for some in np.array_split(both.reshape(2 * n, n), n // 4 + 1):
-        images.append(agent.v.decode(some))
-        beat()
-    images = np.concatenate(images).reshape(n, 2, 32, 2, 32, 2, 3).mean(axis=(3, 5))
+    images = agent.v.decode(both.reshape(2 * n, n)).reshape(n, 2, 32, 2, 32, 2, 3).mean(axis=(3, 5))
     change = np.square(images[:, 1] - images[:, 0]).mean(axis=(1, 2, 3))
     order = np.argsort(-change)
     return order, to_picture(images[order])
@@ -213,14 +205,6 @@ class Worlds:
 def to_picture(image: np.ndarray) -> np.ndarray:
     """Floats in [0, 1] -> uint8."""
     return np.round(image * 255).astype(np.uint8)
-
-
-def mortal(agent: Agent) -> Agent:
-    """The same agent, but its dreams end: where C's only discounted rewards by the odds of an end, it is drawn."""
-    evolve = agent.config.evolve
-    if evolve.ending == "weighted":
-        evolve = replace(evolve, ending="drawn")
-    return replace(agent, config=replace(agent.config, evolve=evolve))
 
 
 def film(agent: Agent, seed: int = 0, tau: float | None = None) -> list[dict[str, np.ndarray]]:

@@ -1,7 +1,8 @@
 """Curves, bars and boxes as SVG: text that every browser draws, sharp at any size, on paper too."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 
 import numpy as np
@@ -60,25 +61,15 @@ def beside(panels: Sequence[str], columns: int = 2) -> str:
     return svg(min(columns, len(panels)) * WIDTH, rows * HEIGHT, *moved)
 
 
-class Axis:
-    """Values from low to high, and a margin (a share of that) on both sides, on pixels from start to stop."""
-
-    def __init__(self, low: float, high: float, start: float, stop: float, margin: float):
-        margin *= max(high - low, 1e-9 + 1e-3 * abs(high))
-        self.low, self.high, self.start, self.stop = low - margin, high + margin, start, stop
-
-    def __call__(self, values: Sequence[float] | float) -> np.ndarray:
-        """Values -> pixels; what is beyond the axis is drawn at its end."""
-        share = (np.clip(values, self.low, self.high) - self.low) / (self.high - self.low)
-        return self.start + share * (self.stop - self.start)
-
-    def ticks(self) -> np.ndarray:
-        """About five round values."""
-        length = self.high - self.low
-        step = 10 ** np.floor(np.log10(length / 4))
-        step *= next(k for k in (1, 2, 5, 10) if length / (k * step) <= 6)
-        values = np.arange(np.ceil(self.low / step), np.floor(self.high / step) + 1) * step
-        return np.round(values, 10) + 0.0  # no -0
+def axis(low: float, high: float, start: float, stop: float, margin: float) -> tuple:
+    """-> values, clipped to low ... high and a margin (a share) beyond, to pixels; about five round values."""
+    margin *= max(high - low, 1e-9 + 1e-3 * abs(high))
+    low, high = low - margin, high + margin
+    step = 10 ** np.floor(np.log10((high - low) / 4))
+    step *= next(k for k in (1, 2, 5, 10) if (high - low) / (k * step) <= 6)
+    ticks = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
+    pixels = partial(np.interp, xp=(low, high), fp=(start, stop))
+    return pixels, np.round(ticks, 10) + 0.0  # no -0
 
 
 def chart(
@@ -95,13 +86,14 @@ def chart(
     # the first few values of a loss would flatten all the rest
     high = max(*levels.values(), *(np.quantile(y, 0.98, method="higher") for y in ys), -np.inf)
     low = min(*levels.values(), *(y.min() for y in ys), np.inf)
-    x, y = Axis(xs.min(), xs.max(), LEFT, right, 0.02), Axis(low, high, bottom, TOP, 0.06)
+    x, x_ticks = axis(xs.min(), xs.max(), LEFT, right, 0.02)
+    y, y_ticks = axis(low, high, bottom, TOP, 0.06)
     parts = [text((LEFT + right) / 2, 18, title, size=15), text(right, HEIGHT - 8, x_name, "end")]
     parts.append(text(LEFT - 50, 18, y_name, "start", fill="#666"))
-    for value in y.ticks():
+    for value in y_ticks:
         parts.append(stroke((LEFT, right), (y(value), y(value)), "#e4e4e4", 1))
         parts.append(text(LEFT - 6, y(value) + 4, f"{value:g}", "end", 11))
-    parts += [text(x(value), bottom + 16, f"{value:g}", size=11) for value in x.ticks()]
+    parts += [text(x(value), bottom + 16, f"{value:g}", size=11) for value in x_ticks]
     for k, (name, level) in enumerate(levels.items()):
         dashed = 'stroke-dasharray="5 4"'
         parts.append(stroke((LEFT, right), (y(level), y(level)), "#555", 1, dashed))
@@ -116,7 +108,7 @@ def chart(
     return svg(WIDTH, HEIGHT, *parts, frame)
 
 
-def _drawn(line: Line, x: Axis, y: Axis, colour: str) -> list[str]:
+def _drawn(line: Line, x: Callable, y: Callable, colour: str) -> list[str]:
     """A line with its dots and bars."""
     parts, xs, ys = [], x(line.x), y(line.y)
     if line.low is not None:
@@ -137,7 +129,7 @@ def _drawn(line: Line, x: Axis, y: Axis, colour: str) -> list[str]:
 def bars(rows: dict[str, tuple[float, float, float]], colours: int = 1) -> str:
     """A bar for each name: its value, written beside it, and the ends of its interval; so many colours in turn."""
     low, high = min(0, np.nanmin([*rows.values()])), max(1e-9, np.nanmax([*rows.values()]))
-    place = Axis(low, high, 230, 640, 0)
+    place, _ = axis(low, high, 230, 640, 0)
     parts = []
     for k, (name, ends) in enumerate(rows.items()):
         y = 26 * k

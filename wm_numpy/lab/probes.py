@@ -10,7 +10,7 @@ Letters: n moments, T steps, K plans, Z latent, F features.
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from ..envs.environment import Environment
 from ..models.agent import Agent
 from ..settings.config import AheadConfig
-from ..settings.tasks import Task, find
+from ..settings.tasks import find
 from ..training import parallel
 from ..training.data import transitions
 from ..worlds.ahead import imagine
@@ -210,19 +210,13 @@ def plans(games: list[Replay]) -> list[dict]:
     return rows
 
 
-def telling(name: str) -> Task:
-    """The world of that name, with games that tell their truth if there are any."""
-    task = find(name)
-    if not task.telling:
-        return task
-    module, _, kind = task.telling.partition(":")
-    return replace(task, make=getattr(import_module(module), kind))
-
-
 def _replay(agent: Agent, seed: int, series: np.ndarray) -> Replay:
     """An episode, in a worker process."""
     c = agent.config
-    env = Environment(telling(c.task), repeat=c.repeat)
+    task = find(c.task)
+    if task.telling:
+        task = replace(task, make=resolve_name(task.telling))
+    env = Environment(task, repeat=c.repeat)
     truth = getattr(env.game.unwrapped, "truth", dict)
     rng = np.random.default_rng(seed)
     episode = transitions(series, rng, restart=True)

@@ -43,7 +43,7 @@ class Constants:
         positive, negative = raw / raw[raw > 0].sum(), alpha * raw / -raw[raw < 0].sum()
         self.weights = np.where(raw >= 0, positive, negative)  # (53)
 
-        # Every 25 generations at n = 867, P = 64 (the tutorial: 3), in which cov changes by about 1 / n. Rotated
+        # Every 25 generations at n = 867, P = 64 (the tutorial: 2), in which cov changes by about 1 / n. Rotated
         # ellipsoids (n = 10, 40, 100) need no more evaluations for it; Rosenbrock (n = 5) 1.6 x at a LAZINESS of 30.
         self.interval = max(1, int(LAZINESS / (10 * n * (c_1 + c_mu))))
 

@@ -60,7 +60,7 @@ class VAE:
                 self.params[name + ".w"][...] = self._initial(name, shape, rng)
 
     def _initial(self, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-        """Initial weights of a layer: Glorot's, TensorFlow's default and so the authors', or half of He's variance."""
+        """Initial weights: Glorot's, TensorFlow's default and so the authors', or LeCun's, half of He's variance."""
         *kernel, I, O = shape
         taps = math.prod(kernel)
         if self.config.start == "glorot" or name in ("mu", "logvar"):
@@ -80,7 +80,7 @@ class VAE:
         is "clear", mu is scaled to the same width in every scene: in a bare one it would begin near 0.02, and the noise
         of z could hide for all of the training what it says.
         """
-        self.mean_frame = _unit(frames.mean(axis=0, dtype=np.float32), np.float32)
+        self.mean_frame = frames.mean(axis=0, dtype=np.float32) / np.float32(255)
         if self.config.start != "glorot":
             colour = self.mean_frame.mean(axis=(0, 1))
             w = self.params["conv1.w"]  # (4, 4, 3, 32)
@@ -113,7 +113,7 @@ class VAE:
         """Frames as encode takes them -> floats in [0, 1]."""
         dtype = self.params.flat.dtype
         if frames.dtype == np.uint8:
-            return _unit(frames, dtype)
+            return np.divide(frames, 255, dtype=dtype)
         return frames.astype(dtype, copy=False)
 
     # ----------------------------------------------------------------------------------------------- training
@@ -133,11 +133,8 @@ class VAE:
         if noise.shape != (n, self.config.z_size):
             raise ValueError(f"noise {noise.shape} is not of shape {(n, self.config.z_size)}")
         noise = noise.astype(p.flat.dtype, copy=False)
-
-        def piece(s: slice) -> tuple:
-            return self._piece(frames[s], noise[s], n)
-
-        pieces = threads.run(piece, threads.cut(n, PIECE))
+        cut = threads.cut(n, PIECE)
+        pieces = threads.run(lambda s: self._piece(frames[s], noise[s], n), cut)
         losses, parts, rows = zip(*pieces, strict=True)
         error, reconstruction, kl = (float(sum(shares)) for shares in zip(*losses, strict=True))
         loss = error + self.config.kl_weight * kl
@@ -242,11 +239,6 @@ class VAE:
         dz, g["dense.w"], g["dense.b"] = linear_backward(dh, dense)
         h, _ = deconv1
         return dz, (h, da)
-
-
-def _unit(pixels: np.ndarray, dtype: type) -> np.ndarray:
-    """0 to 255 -> [0, 1]."""
-    return np.divide(pixels, 255, dtype=dtype)
 
 
 def _check(frames: np.ndarray) -> None:

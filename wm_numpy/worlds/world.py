@@ -7,6 +7,7 @@ Letters: n environments, Z latent, F features, A action, H hidden.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import index
 
 import numpy as np
@@ -175,6 +176,14 @@ def weighted(logit: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 ENDINGS = {"cutoff": cutoff, "drawn": drawn, "weighted": weighted}
+
+
+def mortal(agent: Agent) -> Agent:
+    """The same agent, for spectators and other learners: where its dreams only weight rewards, ends are `drawn`."""
+    evolve = agent.config.evolve
+    if evolve.ending == "weighted":
+        evolve = replace(evolve, ending="drawn")
+    return replace(agent, config=replace(agent.config, evolve=evolve))
 
 
 class Dream(World):
