@@ -1,4 +1,4 @@
-"""The stages of a run (paper, section 3.4): collect, V, encode, M, C, select, reality, evaluate.
+"""The stages of a run (paper, "Procedure" in sections 3 and 4): collect, V, encode, M, C, select, reality, evaluate.
 
 A stage is a function of a run folder and a round; it does what is missing there. Its random numbers depend on the
 seed, the round and its own place in that list, never on what happened before.
