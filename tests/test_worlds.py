@@ -758,7 +758,6 @@ def test_a_dream_for_others_ends():
     """C of the shipped Doom agent was evolved in dreams that never end; another learner has to see death."""
     world = gym.make_vec("wm_numpy/Dream-v0", num_envs=8, run="doom").unwrapped
     world.reset(seed=0)
-    terminated = np.zeros(8, bool)
     for _ in range(60):
         alive = len(world.rows)
         _, reward, terminated, _, _ = world.advance(np.zeros((8, 1), np.float32))
