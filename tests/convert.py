@@ -59,6 +59,7 @@ def settings(old: dict) -> dict:
     for name, lost in {
         "evolve.bootstrap": new.pop("evolve.bootstrap", False),
         "mdnrnn.clip": new.pop("mdnrnn.clip", 1) != 1,
+        "mdnrnn.gamma": new.pop("mdnrnn.gamma", 0.95) != 0.95,
         "vae.fair": fair,
         "vae.rounds": v_rounds > 1,
     }.items():

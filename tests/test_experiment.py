@@ -389,6 +389,20 @@ def test_a_later_round_may_be_smaller(doom_run, copy_of):
     assert Agent.load(folder).config == load_config(folder).phase(2)
 
 
+def test_the_noise_of_z_grows_to_its_size(collected, monkeypatch):
+    spread, loss_and_grad = [], vae.VAE.loss_and_grad
+
+    def noted(v, frames, noise):
+        spread.append(noise.std())
+        return loss_and_grad(v, frames, noise)
+
+    monkeypatch.setattr(vae.VAE, "loss_and_grad", noted)
+    changed = tiny_config("doom", "vae.updates=6", "vae.noise_warmup=4")
+    files.write(collected / "config.json", config.flat(changed))
+    stages.train_v(Experiment(changed, collected), 1)
+    np.testing.assert_allclose(spread, [0, 0.25, 0.5, 0.75, 1, 1], rtol=0.15)
+
+
 def test_the_first_round_dreams_by_its_own_settings(doom_run, copy_of):
     """However later ones will: its dreams of 20 steps pay more than 9, theirs of 9 steps could not."""
     folder = copy_of(doom_run)
@@ -597,7 +611,7 @@ def test_half_a_round_is_no_agent(doom_run, copy_of):
     "setting",
     ["vae.kl_tolerance=5", "rounds=1", "collect.episodes=9", "repeat=4", "later.evolve.sigma=1"]
     + ["real.evolve.generations=2", "real.evolve.sigma=1"]
-    + ["mdnrnn.gamma=0.5", "mdnrnn.value_weight=1"],
+    + ["mdnrnn.value_weight=1"],
 )
 def test_a_branch_refuses_what_it_would_ignore(doom_run, tmp_path, setting):
     settings = dict([setting.split("=")])

@@ -25,9 +25,6 @@ from ..system import threads
 
 PIECE = 50  # frames for one thread at a time; fixed, so that no result depends on the threads
 OUTPUTS = 400  # outputs of deconv1, likewise
-# At the start "clear". Wider, and V spreads what it sees over all numbers of z; narrower, and the noise of z hides it.
-WIDTH = 0.25  # standard deviation of mu over frames
-LOGVAR = -1
 CONVS = ("conv1", "conv2", "conv3", "conv4")  # each before a ReLU
 DECONVS = ("deconv2", "deconv3", "deconv4")  # each after a ReLU
 
@@ -76,22 +73,13 @@ class VAE:
     def centre(self, frames: np.ndarray) -> None:
         """Keep the mean of frames (N, 64, 64, 3) uint8: the foreground is what differs from it.
 
-        Unless the start is "glorot", conv1 is set to give zero for the mean colour: V learns faster from there. If it
-        is "clear", mu is scaled to the same width in every scene: in a bare one it would begin near 0.02, and the noise
-        of z could hide for all of the training what it says.
+        Unless the start is "glorot", conv1 is set to give zero for the mean colour: V learns faster from there.
         """
         self.mean_frame = frames.mean(axis=0, dtype=np.float32) / np.float32(255)
         if self.config.start != "glorot":
             colour = self.mean_frame.mean(axis=(0, 1))
             w = self.params["conv1.w"]  # (4, 4, 3, 32)
             self.params["conv1.b"][...] = -(w * colour[:, None]).sum(axis=(0, 1, 2))
-        if self.config.start == "clear":
-            mu, _ = self.encode(frames)
-            spread = mu.std(axis=0)
-            scale = WIDTH / np.where(spread > 1e-6, spread, 1)
-            self.params["mu.w"][...] *= scale
-            self.params["mu.b"][...] = -(mu * scale).mean(axis=0)
-            self.params["logvar.b"][...] = LOGVAR
 
     # ---------------------------------------------------------------------------------------------- inference
 

@@ -65,8 +65,8 @@ class VAEConfig(Training):
     kl_tolerance: float = setting(0.5, "free nats per latent dimension, summed over all", 0)
     kl_weight: float = setting(1.0, "weight of the KL: twice the pixel variance V assumes", 0)
     foreground: float = setting(0.0, "a pixel counts 1 + this * (distance from mean frame)^2", 0)
-    starts = "initial weights; he: larger ones; clear: and mu of one width, less noise"
-    start: str = setting("glorot", starts, choices=("glorot", "he", "clear"))
+    start: str = setting("glorot", "initial weights; he: larger ones", choices=("glorot", "he"))
+    noise_warmup: int = setting(0, "updates over which the noise of z grows to its size", 0)
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class MDNRNNConfig(Training):
     done_weight: float = setting(0.0, "M predicts ends, an end weighs this much; 0: it does not", 0)
     reward_weight: float = setting(0.0, "M predicts rewards, their loss weighs this; 0: not", 0)
     value_weight: float = setting(0.0, "and the discounted reward to come, the value", 0)
-    gamma: float = setting(0.95, "discount of the value, per step", 0, 1)
     window: int = setting(1000, "steps per window", 2)
     clip: ClassVar[float | None] = 1.0  # authors' code
+    gamma: ClassVar[float] = 0.95  # the value's discount, per step
     fair: bool = setting(False, "a batch draws from all rounds equally, not from all steps")
     epochs: int = setting(20, "passes over all steps, if updates is 0", 1)
     learning_rate: float = setting(1e-3, "Adam's, at the start; 0: nothing is learnt", 0)
@@ -183,8 +183,8 @@ SETTINGS = {key: f for key, f in _FIELDS.items() if key not in ARGUMENTS}  # suc
 # What cannot differ in later rounds; and all that can differ when C evolves on in reality.
 SAME = (
     "rounds", "repeat", "collect.min_length", "collect.hold", "collect.long_hold", "vae.z_size",
-    "vae.start", "mdnrnn.hidden", "mdnrnn.mixtures", "mdnrnn.restart_input", "mdnrnn.gamma",
-    "mdnrnn.fair", "evolve.features", "evolve.bias", "evolve.hidden", "evolve.finalists",
+    "vae.start", "mdnrnn.hidden", "mdnrnn.mixtures", "mdnrnn.restart_input", "mdnrnn.fair",
+    "evolve.features", "evolve.bias", "evolve.hidden", "evolve.finalists",
     "evaluate.episodes", "collect.swing", *(f"ahead.{f.name}" for f in fields(AheadConfig)),
 )  # fmt: skip
 REAL = (

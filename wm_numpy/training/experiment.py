@@ -48,7 +48,7 @@ def branch(run: str | Path, folder: Path, settings: dict) -> Experiment:
     before = load_config(parent).phase("first")
     fixed = {"rounds": 1, "evolve.finalists": 0}
     config = from_flat(flat(before) | fixed | settings)
-    of_series = ("vae.", "collect.", "repeat", "mdnrnn.gamma", "mdnrnn.value_weight")
+    of_series = ("vae.", "collect.", "repeat", "mdnrnn.value_weight")
     for key in settings:  # refuse what would be written down, and ignored
         changed = key.startswith(of_series) and flat(config)[key] != flat(before)[key]
         if changed or key in fixed or key.startswith(("later.", "real.")):
