@@ -229,6 +229,14 @@ def test_the_better_start(rng):
     assert not plain.params["conv1.b"].any()
 
 
+def test_a_clear_start_has_less_noise_and_the_weights_of_he():
+    he, clear = (VAE(VAEConfig(start=start), np.random.default_rng(0)) for start in ("he", "clear"))
+    _, logvar = clear.encode(np.zeros((3, 64, 64, 3), np.uint8))
+    np.testing.assert_array_equal(logvar, -1)
+    clear.params["logvar.b"][...] = 0
+    np.testing.assert_array_equal(clear.params.flat, he.params.flat)
+
+
 def test_initial_weights(rng):
     v = VAE(VAEConfig(z_size=32), rng)
     for name, w in v.params.items():

@@ -55,6 +55,8 @@ class VAE:
         if rng is not None:
             for name, shape in weights.items():
                 self.params[name + ".w"][...] = self._initial(name, shape, rng)
+            if config.start == "clear":
+                self.params["logvar.b"][...] = -1  # a noise of 0.6, the prior's being 1
 
     def _initial(self, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """Initial weights: Glorot's, TensorFlow's default and so the authors', or LeCun's, half of He's variance."""

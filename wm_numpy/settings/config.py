@@ -65,7 +65,8 @@ class VAEConfig(Training):
     kl_tolerance: float = setting(0.5, "free nats per latent dimension, summed over all", 0)
     kl_weight: float = setting(1.0, "weight of the KL: twice the pixel variance V assumes", 0)
     foreground: float = setting(0.0, "a pixel counts 1 + this * (distance from mean frame)^2", 0)
-    start: str = setting("glorot", "initial weights; he: larger ones", choices=("glorot", "he"))
+    starts = "initial weights; he: larger ones; clear: and less noise of z"
+    start: str = setting("glorot", starts, choices=("glorot", "he", "clear"))
     noise_warmup: int = setting(0, "updates over which the noise of z grows to its size", 0)
 
 
