@@ -365,7 +365,7 @@ def test_what_random_play_asks_for(tmp_path):
         "        return np.zeros((64, 64, 3), np.uint8), -100.0 * end, end, False, {}",
     ])  # fmt: skip
     long = find(f"{write(tmp_path, text)}:Long")
-    assert suggested(long, 400)[0].endswith("1e-1")  # what comes at the end counts
+    assert suggested(long, 400)[0].endswith("1e-2")  # what comes at the end counts
     config = resolve("gym:CartPole-v1")
     run = RunFolder(config, tmp_path / "run")
     assert run.disk_needed() < 1.5e9  # not 2,000 episodes of 500 frames

@@ -143,11 +143,12 @@ def _opening(task: Task) -> bytes:
 def suggested(task: Task, episodes: int) -> list[str]:
     """Settings that follow from some random play, where a preset has so many random episodes.
 
-    Large rewards weigh less, in powers of ten: beside them M would learn nothing else. Where random play is short, as
+    Rewards weigh less, in powers of ten, the farther one of them lies from their mean: so no single step, such as a
+    death, makes a gradient far above 1, beside which M would learn nothing else. Where random play is short, as
     CartPole's 20 frames, there are up to five times as many episodes.
     """
-    length, variance, _ = _random_play(task.name)
-    weight = f"mdnrnn.reward_weight=1e-{round(np.log10(max(1, variance)))}"
+    length, farthest, _ = _random_play(task.name)
+    weight = f"mdnrnn.reward_weight=1e-{round(np.log10(max(1, farthest)))}"
     return [weight, f"collect.episodes={round(episodes * np.clip(ENOUGH / length, 1, 5))}"]
 
 
@@ -158,7 +159,7 @@ def lengths(task: Task) -> tuple[float, int]:
 
 @lru_cache
 def _random_play(name: str, frames: int = 300, most: int = 3000) -> tuple[float, float, int]:
-    """At least one episode, if it ends in time -> the frames of an episode, the variance of a frame's reward.
+    """At least one episode, if it ends in time -> the frames of an episode, the farthest of a reward from their mean.
 
     And the frames after which the longest one that the world itself truncated was cut, before its limit; or 0.
     """
@@ -175,4 +176,4 @@ def _random_play(name: str, frames: int = 300, most: int = 3000) -> tuple[float,
                     cut = max(cut, env.frames)
                 env.reset()
     length = len(rewards) / ends if ends else limit
-    return length, float(np.var(rewards)), cut
+    return length, float(np.abs(rewards - np.mean(rewards)).max()), cut
