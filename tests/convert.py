@@ -29,6 +29,9 @@ ARRAYS = {"starts": "initial_latents", "vector": "theta"}
 def settings(old: dict) -> dict:
     """config.json of an older version -> of this one; ValueError: it says what cannot be said any more."""
     new = {key: value for key, value in old.items() if key not in GONE}
+    gamma = new.pop("mdnrnn.gamma", 0.95)
+    if "vae.schedule" in new and gamma == 0.95:
+        return flat(from_flat(new))  # the names are today's already
     if "vae.kl_floor" in new:
         new["vae.kl_tolerance"] = new.pop("vae.kl_floor")
     v_rounds = new.pop("vae.rounds", 0)
@@ -59,7 +62,7 @@ def settings(old: dict) -> dict:
     for name, lost in {
         "evolve.bootstrap": new.pop("evolve.bootstrap", False),
         "mdnrnn.clip": new.pop("mdnrnn.clip", 1) != 1,
-        "mdnrnn.gamma": new.pop("mdnrnn.gamma", 0.95) != 0.95,
+        "mdnrnn.gamma": gamma != 0.95,
         "vae.fair": fair,
         "vae.rounds": v_rounds > 1,
     }.items():

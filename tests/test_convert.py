@@ -7,7 +7,7 @@ import pytest
 
 from tests import convert
 from wm_numpy.models.agent import Agent
-from wm_numpy.settings.config import resolve
+from wm_numpy.settings.config import flat, resolve
 from wm_numpy.system import files
 from wm_numpy.system.files import DataError
 
@@ -36,11 +36,19 @@ def test_settings_of_an_older_version():
 
 
 @pytest.mark.parametrize(
-    "lost", [{"evolve.bootstrap": True}, {"mdnrnn.clip": 2}, {"vae.rounds": 2}]
+    "lost",
+    [{"evolve.bootstrap": True}, {"mdnrnn.clip": 2}, {"vae.rounds": 2}, {"mdnrnn.gamma": 0.9}],
 )
 def test_what_cannot_be_said_any_more_is_refused(lost):
     with pytest.raises(ValueError, match=f"{next(iter(lost))} is no setting any more"):
         convert.settings(OLD | lost)
+
+
+def test_the_last_version_but_one_and_this_one_keep_their_settings():
+    now = flat(resolve("carracing", "laptop"))
+    assert convert.settings(now | {"mdnrnn.gamma": 0.95}) == now == convert.settings(now)
+    with pytest.raises(ValueError, match="mdnrnn.gamma is no setting any more"):
+        convert.settings(now | {"mdnrnn.gamma": 0.9})
 
 
 def test_an_older_folder(doom_run, copy_of):

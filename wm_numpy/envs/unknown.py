@@ -159,7 +159,7 @@ def lengths(task: Task) -> tuple[float, int]:
 
 @lru_cache
 def _random_play(name: str, frames: int = 300, most: int = 3000) -> tuple[float, float, int]:
-    """At least one episode, if it ends in time -> the frames of an episode, the farthest of a reward from their mean.
+    """At least one episode, if it ends in time -> frames of an episode, largest distance of a reward from the mean.
 
     And the frames after which the longest one that the world itself truncated was cut, before its limit; or 0.
     """
