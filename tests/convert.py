@@ -31,7 +31,7 @@ def settings(old: dict) -> dict:
     new = {key: value for key, value in old.items() if key not in GONE}
     gamma = new.pop("mdnrnn.gamma", 0.95)
     if "vae.schedule" in new and gamma == 0.95:
-        return flat(from_flat(new))  # the names are today's already
+        return flat(from_flat(new))  # the others have today's names
     if "vae.kl_floor" in new:
         new["vae.kl_tolerance"] = new.pop("vae.kl_floor")
     v_rounds = new.pop("vae.rounds", 0)

@@ -44,7 +44,7 @@ def test_what_cannot_be_said_any_more_is_refused(lost):
         convert.settings(OLD | lost)
 
 
-def test_the_last_version_but_one_and_this_one_keep_their_settings():
+def test_settings_with_todays_names_are_kept():
     now = flat(resolve("carracing", "laptop"))
     assert convert.settings(now | {"mdnrnn.gamma": 0.95}) == now == convert.settings(now)
     with pytest.raises(ValueError, match="mdnrnn.gamma is no setting any more"):

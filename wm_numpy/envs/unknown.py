@@ -143,9 +143,9 @@ def _opening(task: Task) -> bytes:
 def suggested(task: Task, episodes: int) -> list[str]:
     """Settings that follow from some random play, where a preset has so many random episodes.
 
-    Rewards weigh less, in powers of ten, the farther one of them lies from their mean: so no single step, such as a
-    death, makes a gradient far above 1, beside which M would learn nothing else. Where random play is short, as
-    CartPole's 20 frames, there are up to five times as many episodes.
+    All rewards weigh less, in powers of ten, the farther one of them lies from their mean: so the gradient of no single
+    step, such as a death, is much above 1, and M learns the rest better. Where random play is short, as CartPole's 20
+    frames, there are up to five times as many episodes.
     """
     length, farthest, _ = _random_play(task.name)
     weight = f"mdnrnn.reward_weight=1e-{round(np.log10(max(1, farthest)))}"

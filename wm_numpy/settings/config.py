@@ -67,7 +67,7 @@ class VAEConfig(Training):
     foreground: float = setting(0.0, "a pixel counts 1 + this * (distance from mean frame)^2", 0)
     starts = "initial weights; he: larger ones; clear: and less noise of z"
     start: str = setting("glorot", starts, choices=("glorot", "he", "clear"))
-    noise_warmup: int = setting(0, "updates over which the noise of z grows to its size", 0)
+    noise_warmup: int = setting(0, "first updates of a round, over which the noise of z grows", 0)
 
 
 @dataclass(frozen=True)
